@@ -1,0 +1,74 @@
+# Every target makes what it needs: from a fresh clone, `make test` or `make demo` is the only command to type.
+
+# The interpreter that founds the environment, e.g. `make test PYTHON=python3.12`.
+PYTHON ?= python3
+# Torch is installed first and pinned: left to pip, plain `torch` means the newest CUDA build and gigabytes of CUDA
+# libraries, which the tests do not need. Where pip can see a CPU build of this version (2.13.0+cpu), it takes that one.
+# On a machine with a GPU, say which build you want: `make env TORCH=torch`.
+TORCH ?= torch==2.13.0
+# Test processes. Each computes on one thread (tests/conftest.py), which is faster for tiny models than one process
+# on many threads, and adds the same numbers in the same order on every machine.
+WORKERS ?= 2
+# What `make test-oldest` runs: everything, or e.g. OLDEST_TESTS=tests/test_cache_sleep.py.
+OLDEST_TESTS ?= tests
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := pytest -n $(WORKERS) --dist worksteal
+# The lower bound of our dependency on transformers, e.g. 5.14.0.
+OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+OVERLAY := .venv-oldest
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test slow test-oldest style check bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+env: $(VENV)/.stamp ## make or refresh the environment in .venv
+
+# The stamp makes the second call instant, and the environment anew when the dependencies change.
+$(VENV)/.stamp: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "[env] $(TORCH)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(TORCH)
+	@echo "[env] modeling-sleep[dev], editable"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: env ## watch a small model sleep, on a CPU
+	$(BIN)/python examples/demo.py
+
+test: env ## run the tests
+	$(BIN)/$(PYTEST)
+
+slow: env ## run the tests that take minutes
+	$(BIN)/$(PYTEST) -m slow
+
+# The oldest transformers is laid over the environment, with the dependencies it asks for, so that torch is not
+# installed twice. The version that is really imported is checked first, and pytest's header repeats it.
+test-oldest: env $(OVERLAY)/.stamp ## run the tests with the oldest supported transformers
+	@PYTHONPATH=$(OVERLAY) $(BIN)/python -c 'import transformers as t; print("transformers", t.__version__, *t.__path__); \
+		assert t.__version__ == "$(OLDEST)", "expected $(OLDEST)"'
+	PYTHONPATH=$(CURDIR)/$(OVERLAY) $(BIN)/$(PYTEST) $(OLDEST_TESTS)
+
+$(OVERLAY)/.stamp: pyproject.toml | $(VENV)/.stamp
+	@echo "[env] transformers==$(OLDEST), laid over $(VENV)"
+	@rm -rf $(OVERLAY)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --target $(OVERLAY) transformers==$(OLDEST)
+	@touch $@
+
+style: env ## format the code and fix what can be fixed
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+check: env ## lint without changing anything
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+
+bench: env ## measure the latency of wake and the cost of sleep
+	$(BIN)/python examples/benchmark.py
+
+clean: ## remove the environments and everything built
+	rm -rf $(VENV) $(OVERLAY) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

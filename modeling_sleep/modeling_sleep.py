@@ -1,0 +1,874 @@
+"""Language models that sleep: read this file and know the paper (arXiv 2605.26099, "Do Language Models Need Sleep?").
+
+A hybrid of attention and Gated DeltaNet layers reads in windows. When the attention cache is full, the model sleeps:
+it passes several times over the window, each pass fed by the hidden states of the one before, and each pass rewrites
+the fast weights. Then the cache is cleared.
+
+    L       `window_size`       tokens that the attention cache holds
+    N       `sleep_passes`      passes over a window in all: one awake, N - 1 asleep
+    S       `recurrent_state`   fast weights, one matrix per head of a Gated DeltaNet layer
+    alpha   `log_decay`         how much of S a token keeps, exp(-A softplus(dt))
+    beta    `beta`              how strongly a token rewrites S
+    h       `hidden_states`     features of the window; those of pass 1 are kept as `kept_hidden_states`
+
+Algorithm 1 of the paper, and where it stands here (all in `SleepModel`):
+
+    1. zero-initialise S                                        `SleepState.empty`
+    2. split the tokens into windows of at most L               `forward`
+    3. pass 1 over the window, which is also the prediction     `_wake`
+    4. before the next window: passes 2 ... N                   `_sleep`, `_consolidate`
+    5. drop keys, values and h; S alone goes on                 `_sleep`
+
+Sleep is lazy: it begins when a token arrives and the window is full. Nothing sleeps after the last window, whose
+consolidation would serve nobody, so windows that are only predicted from take one pass, as in the paper.
+
+Notable:
+- one code path: `forward` walks over window boundaries, so one call, chunked prefill, token by token, training and
+  generation cannot differ;
+- functional core: layers take their states and return new ones. Only `forward` reads and writes the cache, at its
+  edge. So gradients flow through all passes and windows, and through gradient checkpointing;
+- positions count from the window's start; masked tokens leave S exactly as it was.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple, is_torchdynamo_compiling, logging
+from transformers.utils.output_capturing import capture_outputs
+
+from .cache_sleep import SleepState, read_state, write_state
+from .configuration_sleep import SleepConfig
+from .gated_delta_rule import gated_delta_rule
+from .generation_sleep import SleepEvent, SleepGenerationMixin, SleepMixin, raise_if_not_finite
+
+
+logger = logging.get_logger(__name__)
+
+
+def rotary_embedding(
+    config: SleepConfig, start: int, length: int, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Cosines and sines of the positions `start, ..., start + length - 1` of a window, each (length, head_dim).
+
+    Stateless, so that no cast of the model can round the frequencies: float32 or better whatever its dtype.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    parameters = config.rope_parameters
+    if parameters["rope_type"] == "default":
+        exponents = torch.arange(0, config.head_dim, 2, dtype=dtype, device=device) / config.head_dim
+        frequencies, scaling = parameters["rope_theta"] ** -exponents, 1.0
+    else:
+        frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, device)
+    positions = torch.arange(start, start + length, dtype=dtype, device=device)
+    angles = (positions[:, None] * frequencies.to(dtype)).repeat(1, 2)
+    return angles.cos() * scaling, angles.sin() * scaling
+
+
+def apply_rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate `x`, (batch, heads, length, head_dim), by its positions' angles, (length, head_dim)."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as it is written, with its weights: the reference of the attention interface."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    weights = query @ key.mT * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SleepAttention(nn.Module):
+    """
+    Causal attention within the current window, with grouped queries and rotary positions.
+
+    Differs from [`LlamaAttention`] in that keys and values of the window so far come in and go out as tensors.
+    """
+
+    is_causal = True
+
+    def __init__(self, config: SleepConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        query_dim = config.num_attention_heads * config.head_dim
+        key_value_dim = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_dim, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_dim, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_dim, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_dim, config.hidden_size, bias=config.attention_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
+        past_keys: torch.Tensor | None,  # (batch, key_value_heads, stored, head_dim)
+        past_values: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        batch, length, _ = hidden_states.shape
+        query, key, value = (
+            projection(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query = apply_rotary_embedding(query, *position_embeddings)
+        key = apply_rotary_embedding(key, *position_embeddings)
+        if past_keys is not None:
+            key = torch.cat([past_keys, key], dim=2)
+            value = torch.cat([past_values, value], dim=2)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(batch, length, -1)), weights, key, value
+
+
+class SleepGatedDeltaNet(nn.Module):
+    """
+    The layer that holds the fast weights: short convolution, gated delta rule, gated norm.
+
+    Differs from [`OlmoHybridGatedDeltaNet`] in that S and the convolution's inputs come in and go out as tensors, in
+    that masked tokens are exact no-ops for S (there only their input is zeroed, so S still decays), and in that S is
+    initialised to outlive many windows.
+    """
+
+    def __init__(self, config: SleepConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.key_head_dim = config.linear_key_head_dim
+        self.value_head_dim = config.linear_value_head_dim
+        self.beta_max = 2.0 if config.linear_allow_neg_eigval else 1.0
+        key_dim = config.linear_num_key_heads * config.linear_key_head_dim
+        value_dim = config.linear_num_value_heads * config.linear_value_head_dim
+        self.split_sizes = [key_dim, key_dim, value_dim]
+
+        self.q_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
+        self.a_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
+        self.b_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
+        self.g_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
+        self.o_proj = nn.Linear(value_dim, config.hidden_size, bias=False)
+        self.conv1d = nn.Conv1d(
+            sum(self.split_sizes),
+            sum(self.split_sizes),
+            config.linear_conv_kernel_dim,
+            groups=sum(self.split_sizes),
+            bias=False,
+        )
+        self.A_log = nn.Parameter(torch.empty(config.linear_num_value_heads))
+        self.dt_bias = nn.Parameter(torch.empty(config.linear_num_value_heads))
+        self.o_norm = nn.RMSNorm(config.linear_value_head_dim, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
+        recurrent_state: torch.Tensor | None,  # S, (batch, value_heads, key_dim, value_dim)
+        conv_state: torch.Tensor | None,  # (batch, conv_kernel - 1, conv_dim)
+        padding_mask: torch.Tensor | None,  # (batch, length), False at padding
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if padding_mask is not None:
+            masked = ~padding_mask.unsqueeze(-1)
+            hidden_states = hidden_states.masked_fill(masked, 0)
+
+        mixed = torch.cat([self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1)
+        mixed, conv_state = self._convolve(mixed, conv_state)
+        query, key, value = mixed.split(self.split_sizes, dim=-1)
+        query = query.unflatten(-1, (-1, self.key_head_dim))
+        key = key.unflatten(-1, (-1, self.key_head_dim))
+        value = value.unflatten(-1, (-1, self.value_head_dim))
+
+        # The gates in float32 or better: 1 - alpha is small where S is to live long.
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        dt = F.softplus(self.a_proj(hidden_states).to(dtype) + self.dt_bias.to(dtype))
+        log_decay = -self.A_log.to(dtype).exp() * dt
+        beta = self.b_proj(hidden_states).to(dtype).sigmoid() * self.beta_max
+        if padding_mask is not None:
+            log_decay = log_decay.masked_fill(masked, 0)
+            beta = beta.masked_fill(masked, 0)
+
+        output, recurrent_state = gated_delta_rule(query, key, value, log_decay, beta, recurrent_state)
+        gate = self.g_proj(hidden_states).unflatten(-1, (-1, self.value_head_dim))
+        output = self.o_norm(output) * F.silu(gate)
+        return self.o_proj(output.flatten(-2)), recurrent_state, conv_state
+
+    def _convolve(self, mixed, conv_state):
+        """Causal convolution of (batch, length, conv_dim); before a window's first token there are zeros."""
+        kept = self.conv1d.kernel_size[0] - 1
+        if conv_state is None:
+            conv_state = mixed.new_zeros(mixed.shape[0], kept, mixed.shape[2])
+        mixed = torch.cat([conv_state, mixed], dim=1)
+        # A copy, as a view would keep the whole window alive.
+        conv_state = mixed[:, mixed.shape[1] - kept :].clone()
+        return F.silu(self.conv1d(mixed.mT)).mT, conv_state
+
+
+class SleepMLP(nn.Module):
+    """Gated MLP, as [`LlamaMLP`]."""
+
+    def __init__(self, config: SleepConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class SleepDecoderLayer(nn.Module):
+    """
+    Norm, mixer, residual, norm, MLP, residual. Memory layers have no MLP.
+
+    Differs from in-tree layers in that the mixer's two states are positional arguments and results: `(keys, values)`
+    of an attention layer, `(recurrent_state, conv_state)` of a Gated DeltaNet layer.
+    """
+
+    def __init__(self, config: SleepConfig, layer_idx: int):
+        super().__init__()
+        self.layer_type = config.layer_types[layer_idx]
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if self.layer_type == "linear_attention":
+            self.linear_attn = SleepGatedDeltaNet(config, layer_idx)
+        else:
+            self.self_attn = SleepAttention(config, layer_idx)
+        self.mlp = None
+        if layer_idx not in config.memory_layers:
+            self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.mlp = SleepMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
+        first_state: torch.Tensor | None,
+        second_state: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        residual = hidden_states
+        hidden_states = self.input_layernorm(hidden_states)
+        if self.layer_type == "linear_attention":
+            hidden_states, first_state, second_state = self.linear_attn(
+                hidden_states, first_state, second_state, padding_mask
+            )
+        else:
+            hidden_states, _, first_state, second_state = self.self_attn(
+                hidden_states, first_state, second_state, position_embeddings, attention_mask, **kwargs
+            )
+        hidden_states = residual + hidden_states
+        if self.mlp is not None:
+            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states, first_state, second_state
+
+
+class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
+    """Weights: how they are initialised, loaded and saved."""
+
+    config_class = SleepConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SleepDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _is_stateful = True  # S cannot be rewound: no assisted decoding
+    _can_record_outputs = {"hidden_states": SleepDecoderLayer, "attentions": SleepAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        config = self.config
+        if isinstance(module, SleepGatedDeltaNet):
+            bound = config.linear_conv_kernel_dim**-0.5
+            init.uniform_(module.conv1d.weight, -bound, bound)
+            init.copy_(
+                module.A_log,
+                torch.empty_like(module.A_log).uniform_(config.linear_a_min, config.linear_a_max).log(),
+            )
+            log_dt = torch.tensor([config.linear_dt_min, config.linear_dt_max]).log().tolist()
+            dt = torch.empty_like(module.dt_bias).uniform_(*log_dt).exp()
+            init.copy_(module.dt_bias, dt + (-torch.expm1(-dt)).log())  # the inverse of softplus
+            if module.layer_idx in config.memory_layers:
+                init.zeros_(module.o_proj.weight)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """
+        Save the model with its code, so that the folder loads anywhere with `trust_remote_code=True`.
+
+        As [`PreTrainedModel.save_pretrained`]; the `auto_map` names all classes whichever of them is saved.
+        """
+        self.config.auto_map = {
+            **(getattr(self.config, "auto_map", None) or {}),
+            "AutoConfig": "configuration_sleep.SleepConfig",
+            "AutoModel": "modeling_sleep.SleepModel",
+            "AutoModelForCausalLM": "modeling_sleep.SleepForCausalLM",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+
+@dataclass
+class SleepWindowOutput(ModelOutput):
+    """What one wake pass gives: its last hidden states, and the layers' new states."""
+
+    last_hidden_state: torch.Tensor | None = None
+    kept_hidden_states: torch.Tensor | None = None
+    layers: list | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+
+
+class SleepModel(SleepPreTrainedModel):
+    """
+    The stack of layers that wakes and sleeps (arXiv 2605.26099, Algorithm 1), without a head.
+
+    Parameters
+    ----------
+    config : SleepConfig
+    """
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(SleepDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        sleep_passes: int | None = None,
+        sleep_callback: Callable[[SleepEvent], None] | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """
+        Read tokens, sleeping whenever one arrives and the window is full.
+
+        Parameters
+        ----------
+        input_ids : torch.LongTensor, optional
+            (batch, length).
+        attention_mask : torch.Tensor, optional
+            (batch, past + length), 0 at padding, on either side.
+        position_ids : torch.LongTensor, optional
+            Taken for compatibility. Positions count from the window's start, whatever these say; ids that do not run
+            on by one (packed sequences) are refused.
+        past_key_values : Cache, optional
+            A `DynamicCache(config=config)`; what earlier calls returned.
+        inputs_embeds : torch.FloatTensor, optional
+            (batch, length, hidden_size), instead of `input_ids`.
+        use_cache : bool, optional
+            Whether to return `past_key_values`. Default: `config.use_cache`, but never under gradient checkpointing.
+        sleep_passes : int, optional
+            N, all passes over a window, the wake one included. Default: `config.sleep_passes`.
+        sleep_callback : callable, optional
+            Called with a [`SleepEvent`] after every sleep.
+
+        Returns
+        -------
+        BaseModelOutputWithPast
+            `last_hidden_state` is (batch, length, hidden_size). With `output_attentions`, a token's weights over other
+            windows are the zeros that they are: (batch, heads, length, keys of the window so far + length).
+
+        Raises
+        ------
+        ValueError
+            If the input is not what it must be; the message says what to do.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        passes = self.check_sleep_passes(sleep_passes)
+        if inputs_embeds is None:
+            if input_ids.device.type == "cpu":  # elsewhere the check would wait for the device; it has its own assert
+                self.check_input_ids(input_ids)
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not (self.gradient_checkpointing and self.training)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        state = read_state(past_key_values, self.config)
+        self._check_batch(state, inputs_embeds.shape[0])
+        mask = self._mask_of_new_tokens(attention_mask, inputs_embeds, state.seen)
+        self._check_position_ids(position_ids, mask, inputs_embeds.shape[:2])
+        _check_unpacked(kwargs)
+
+        windows = self._split_into_windows(inputs_embeds.shape[1], state.stored)
+        outputs, begin = [], 0
+        for i, length in enumerate(windows):
+            if state.stored == self.config.window_size:
+                state = self._sleep(state, passes, sleep_callback)
+            if i > 0 and self.config.bptt_windows and (len(windows) - i) % self.config.bptt_windows == 0:
+                state = _detach(state)
+            window = slice(begin, begin + length)
+            output, state = self._wake_window(
+                inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs
+            )
+            outputs.append(output)
+            begin += length
+        if use_cache:
+            write_state(past_key_values, state, self.config)
+
+        return BaseModelOutputWithPast(
+            last_hidden_state=_concatenate([output.last_hidden_state for output in outputs]),
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=_concatenate_layers([output.hidden_states for output in outputs], _concatenate),
+            attentions=_concatenate_layers([output.attentions for output in outputs], _block_diagonal),
+        )
+
+    # Wake: pass 1, which is also the prediction.
+
+    def _wake_window(self, inputs_embeds, mask, state: SleepState, **kwargs) -> tuple[SleepWindowOutput, SleepState]:
+        """Read tokens that fit into the current window."""
+        length = inputs_embeds.shape[1]
+        kept_mask = _append_mask(state.kept_mask, mask, state.stored, inputs_embeds)
+        output = self._wake(inputs_embeds, state, mask, kept_mask, return_dict=True, **kwargs)
+
+        window_start_states = state.window_start_states
+        if state.stored == 0:
+            window_start_states = list(window_start_states)
+            for i in range(self.config.looped_layers[1], self.config.num_hidden_layers):
+                if self.config.layer_types[i] == "linear_attention":
+                    window_start_states[i] = state.layers[i][0]
+        kept = output.kept_hidden_states
+        if state.stored > 0:
+            kept = torch.cat([state.kept_hidden_states, kept], dim=1)
+        return output, state._replace(
+            layers=output.layers,
+            window_start_states=window_start_states,
+            kept_hidden_states=kept,
+            kept_mask=kept_mask,
+            stored=state.stored + length,
+            seen=state.seen + length,
+        )
+
+    @capture_outputs
+    def _wake(self, hidden_states, state: SleepState, mask, kept_mask, **kwargs) -> SleepWindowOutput:
+        """One pass through all layers. `output_hidden_states` and `output_attentions` record here, never asleep."""
+        kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
+        context = self._window_context(hidden_states, kept_mask, state.stored, padding_mask=mask, **kwargs)
+        num_layers, (_, end) = self.config.num_hidden_layers, self.config.looped_layers
+
+        def wake_pass(hidden_states, *states):
+            hidden_states, looped = self._run_layers(0, end, hidden_states, states[: 2 * end], context)
+            if end == num_layers:
+                return hidden_states, *looped
+            last, after = self._run_layers(end, num_layers, hidden_states, states[2 * end :], context)
+            return hidden_states, *looped, *after, last
+
+        states = [tensor for pair in state.layers for tensor in pair]
+        kept, *results = self._checkpoint(wake_pass, hidden_states, *states)
+        last = kept if end == num_layers else results.pop()
+        return SleepWindowOutput(last_hidden_state=self.norm(last), kept_hidden_states=kept, layers=_in_pairs(results))
+
+    # Sleep: passes 2 ... N, then nothing of the window is left but S.
+
+    def _sleep(self, state: SleepState, passes: int, callback=None) -> SleepState:
+        """Consolidate the current window into S and clear it."""
+        began, bytes_before = time.perf_counter(), state.nbytes()
+        changes = None
+        if passes > 1 and state.stored > 0:
+            start, num_layers = self.config.looped_layers[0], self.config.num_hidden_layers
+            recurrent = [i for i in range(start, num_layers) if self.config.layer_types[i] == "linear_attention"]
+            coda = self.config.looped_layers[1]
+            # Layers behind the span have seen pass 1 only; they go back to where the window found them.
+            before = [state.window_start_states[i] if i >= coda else state.layers[i][0] for i in recurrent]
+            context = self._window_context(state.kept_hidden_states, state.kept_mask, 0, padding_mask=state.kept_mask)
+
+            def consolidate(hidden_states, *recurrent_states):
+                return self._consolidate(hidden_states, recurrent, recurrent_states, passes, context, callback)
+
+            *after, changes = self._checkpoint(consolidate, state.kept_hidden_states, *before)
+            layers = list(state.layers)
+            for i, recurrent_state in zip(recurrent, after, strict=True):
+                layers[i] = (recurrent_state, None)
+            state = state._replace(layers=layers)
+
+        state = self._clear_window(state)
+        if not torch.is_grad_enabled():
+            raise_if_not_finite(state, self.config)
+        if callback is not None:
+            callback(
+                SleepEvent(
+                    window_index=state.sleeps - 1,
+                    passes=passes,
+                    seconds=time.perf_counter() - began,
+                    relative_change=[] if changes is None else changes.tolist(),
+                    freed_bytes=bytes_before - state.nbytes(),
+                )
+            )
+        return state
+
+    def _consolidate(self, hidden_states, recurrent, recurrent_states, passes, context, callback):
+        """
+        Passes 2 ... N over `hidden_states`, (batch, stored, hidden_size): h, S <- Blocks(h, S) over the looped span.
+
+        The last pass goes on into the layers behind the span, and ends with the last layer that has an S: what comes
+        after it would be read by nobody.
+
+        Parameters
+        ----------
+        recurrent : list[int]
+            The Gated DeltaNet layers from the span's start on.
+        recurrent_states : sequence[torch.Tensor | None]
+            S of each at the beginning.
+
+        Returns
+        -------
+        tuple[torch.Tensor, ...]
+            S of each of these layers, and the relative change of S in each pass, (passes - 1,), or None.
+        """
+        start, end = self.config.looped_layers
+        recurrent_states, changes = list(recurrent_states), []
+        looped = [i for i in recurrent if i < end]
+        for number in range(2, passes + 1):
+            stop = end if number < passes else recurrent[-1] + 1
+            here = [i for i in recurrent if i < stop]
+            before = recurrent_states[: len(here)]
+
+            def one_pass(hidden_states, *states_here, here=here, stop=stop):
+                # Keys, values and the convolution's inputs are made anew from the refined features.
+                states = [None] * (2 * (stop - start))
+                for i, recurrent_state in zip(here, states_here, strict=True):
+                    states[2 * (i - start)] = recurrent_state
+                hidden_states, states = self._run_layers(start, stop, hidden_states, states, context)
+                return hidden_states, *(states[2 * (i - start)] for i in here)
+
+            hidden_states, *after = self._checkpoint(one_pass, hidden_states, *before)
+            recurrent_states[: len(here)] = after
+            if callback is not None:
+                changes.append(_relative_change(before[: len(looped)], after[: len(looped)]))
+        return *recurrent_states, torch.stack(changes) if changes else None
+
+    def _clear_window(self, state: SleepState) -> SleepState:
+        """Drop everything but S. New empties, not views, which would keep the window's memory."""
+        layers = []
+        for layer_type, (first, second) in zip(self.config.layer_types, state.layers, strict=True):
+            if layer_type == "linear_attention":
+                layers.append((first, None))
+            elif first is None:
+                layers.append((None, None))
+            else:
+                layers.append(tuple(x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (first, second)))
+        return SleepState.empty(len(layers))._replace(layers=layers, seen=state.seen, sleeps=state.sleeps + 1)
+
+    # What both share.
+
+    def _run_layers(self, start, end, hidden_states, states, context):
+        """
+        Layers `start, ..., end - 1` on `hidden_states`, (batch, length, hidden_size).
+
+        `states` holds two tensors per layer, flat, as gradient checkpointing wants them; so does the result.
+        """
+        new_states = []
+        for layer, pair in zip(self.layers[start:end], _in_pairs(states), strict=True):
+            hidden_states, *pair = layer(hidden_states, *pair, **context)
+            new_states += pair
+        return hidden_states, new_states
+
+    def _window_context(self, hidden_states, kept_mask, stored, padding_mask, **kwargs) -> dict:
+        """Positions and masks of `hidden_states` behind `stored` tokens of the window; the same for every pass."""
+        length = hidden_states.shape[1]
+        return {
+            "position_embeddings": rotary_embedding(
+                self.config, stored, length, hidden_states.dtype, hidden_states.device
+            ),
+            "attention_mask": create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=kept_mask,
+                past_key_values=_WindowSizes(stored) if stored else None,
+                position_ids=None,
+            ),
+            "padding_mask": padding_mask,
+            **kwargs,
+        }
+
+    def _checkpoint(self, function, *tensors):
+        """
+        Call `function`, with gradient checkpointing if it is on.
+
+        It is on per window, wake and sleep apart, and within a sleep once more per pass: while back-propagating
+        through a window, only its own passes are in memory, as their hidden states and S, and one pass in full.
+        """
+        # Without gradients (also: within the first run of an enclosing reentrant checkpoint) there is nothing to save.
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(function, *tensors)
+        return function(*tensors)
+
+    def _split_into_windows(self, length: int, stored: int) -> list[int]:
+        """Lengths of the pieces of `length` new tokens: first what the current window still takes."""
+        window_size = self.config.window_size
+        first = min(window_size - stored, length) if stored < window_size else 0
+        full, rest = divmod(length - first, window_size)
+        return [piece for piece in (first, *[window_size] * full, rest) if piece > 0]
+
+    # What is refused, before any work is done.
+
+    def check_sleep_passes(self, sleep_passes: int | None) -> int:
+        """N for this call: `sleep_passes`, or the config's."""
+        if sleep_passes is None:
+            return self.config.sleep_passes
+        if not isinstance(sleep_passes, int) or sleep_passes < 1:
+            raise ValueError(
+                "`sleep_passes` (N) counts all passes over a window, the one awake included, so it must be an integer "
+                f"of at least 1, got {sleep_passes!r}."
+            )
+        return sleep_passes
+
+    def check_input_ids(self, input_ids: torch.Tensor) -> None:
+        """Raise if an id is not in the vocabulary."""
+        if input_ids.numel() == 0 or is_torchdynamo_compiling():
+            return
+        low, high = (int(x) for x in input_ids.aminmax())
+        if low < 0 or high >= self.embed_tokens.num_embeddings:
+            raise ValueError(
+                f"`input_ids` must lie between 0 and {self.embed_tokens.num_embeddings - 1} (the vocabulary of this "
+                f"model), got values from {low} to {high}. Is this the model's own tokenizer?"
+            )
+
+    def _check_batch(self, state: SleepState, batch: int) -> None:
+        tensor = next((tensor for pair in state.layers for tensor in pair if tensor is not None), None)
+        if tensor is not None and tensor.shape[0] != batch:
+            raise ValueError(
+                f"`past_key_values` holds {tensor.shape[0]} rows, the new tokens have {batch}. To continue each row "
+                "several times, call `past_key_values.batch_repeat_interleave(times)` first."
+            )
+
+    def _mask_of_new_tokens(self, attention_mask, inputs_embeds, seen: int) -> torch.Tensor | None:
+        """(batch, length) of bool for the new tokens, None if there is no padding. Past ones are known already."""
+        if attention_mask is None:
+            return None
+        batch, length = inputs_embeds.shape[:2]
+        shape = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask)
+        if shape != (batch, seen + length):
+            raise ValueError(
+                f"`attention_mask` must have shape (batch, past + new tokens) = ({batch}, {seen + length}), got "
+                f"{shape}. Masks that are more than padding (4-D, block masks) have no meaning asleep."
+            )
+        mask = attention_mask[:, seen:].to(device=inputs_embeds.device, dtype=torch.bool)
+        if not is_torchdynamo_compiling() and mask.all():
+            return None
+        return mask
+
+    def _check_position_ids(self, position_ids, mask, shape) -> None:
+        if position_ids is None or is_torchdynamo_compiling():
+            return
+        batch, length = shape
+        if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
+            raise ValueError(f"`position_ids` must have shape ({batch}, {length}), got {tuple(position_ids.shape)}.")
+        steps = position_ids.diff(dim=-1)
+        consecutive = steps == 1
+        if mask is not None:
+            consecutive = consecutive | ~(mask[:, 1:] & mask[:, :-1]).to(steps.device)
+        if not consecutive.all():
+            raise ValueError(
+                "`position_ids` do not run on by one: packed sequences are not supported, as the fast weights of one "
+                "document would leak into the next. Give every document a row of its own, padded with an "
+                "`attention_mask`."
+            )
+
+
+class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMixin):
+    """
+    [`SleepModel`] with a language modeling head: predicts while awake, sleeps when its cache is full.
+
+    Parameters
+    ----------
+    config : SleepConfig
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        self.model = SleepModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        sleep_passes: int | None = None,
+        sleep_callback: Callable[[SleepEvent], None] | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """
+        Read tokens and predict the next. Parameters are those of [`SleepModel.forward`], and:
+
+        Parameters
+        ----------
+        labels : torch.LongTensor, optional
+            (batch, length), aligned with `input_ids` and shifted inside; -100 is not predicted.
+        logits_to_keep : int or torch.Tensor, optional
+            Compute logits of the last so many tokens, or of these indices. 0: of all.
+
+        Returns
+        -------
+        CausalLMOutputWithPast
+            `logits` is (batch, length or `logits_to_keep`, vocab_size).
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            sleep_passes=sleep_passes,
+            sleep_callback=sleep_callback,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class _WindowSizes:
+    """The few numbers that the mask functions ask a cache for."""
+
+    is_compileable = False
+
+    def __init__(self, stored: int):
+        self.stored = stored
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.stored
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.stored + query_length, 0
+
+
+def _check_unpacked(kwargs: dict) -> None:
+    packed = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if kwargs.get(name) is not None]
+    if packed:
+        raise ValueError(
+            f"Packed sequences ({', '.join(packed)}) are not supported, as the fast weights of one document would "
+            "leak into the next. Turn packing (`padding_free`) off."
+        )
+
+
+def _append_mask(kept_mask, mask, stored: int, inputs_embeds) -> torch.Tensor | None:
+    """(batch, stored + length) of bool: the padding of the window so far with that of new tokens, None if none."""
+    if kept_mask is None and mask is None:
+        return None
+    batch, length = inputs_embeds.shape[:2]
+    parts = [
+        torch.ones(batch, size, dtype=torch.bool, device=inputs_embeds.device) if part is None else part
+        for part, size in ((kept_mask, stored), (mask, length))
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _in_pairs(flat) -> list:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _detach(state: SleepState) -> SleepState:
+    layers = [tuple(None if x is None else x.detach() for x in pair) for pair in state.layers]
+    return state._replace(layers=layers)
+
+
+def _relative_change(before, after) -> torch.Tensor:
+    """|S_j - S_{j-1}| / |S_{j-1}| of one pass, over all matrices together."""
+    before = [torch.zeros_like(y) if x is None else x.detach() for x, y in zip(before, after, strict=True)]
+    difference = sum((y.detach() - x).square().sum() for x, y in zip(before, after, strict=True))
+    return (difference / sum(x.square().sum() for x in before)).sqrt()
+
+
+def _concatenate(pieces: list) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+
+def _block_diagonal(pieces: list) -> torch.Tensor:
+    """Attention weights of all windows in one (batch, heads, length, keys): zeros across windows."""
+    if len(pieces) == 1:
+        return pieces[0]
+    rows, columns = (sum(piece.shape[i] for piece in pieces) for i in (2, 3))
+    weights = pieces[0].new_zeros(*pieces[0].shape[:2], rows, columns)
+    row = column = 0
+    for piece in pieces:
+        weights[:, :, row : row + piece.shape[2], column : column + piece.shape[3]] = piece
+        row, column = row + piece.shape[2], column + piece.shape[3]
+    return weights
+
+
+def _concatenate_layers(windows: list, concatenate) -> tuple | None:
+    """Per window a tuple over layers; returns one tuple over layers."""
+    if windows[0] is None:
+        return None
+    return tuple(None if pieces[0] is None else concatenate(list(pieces)) for pieces in zip(*windows, strict=True))
+
+
+__all__ = ["SleepForCausalLM", "SleepModel", "SleepPreTrainedModel"]

@@ -1,0 +1,47 @@
+"""What holds for every test: offline, one seed, one thread per parallel worker, hypothesis without surprises."""
+
+import os
+
+
+# Before the first import of torch or transformers: both read their environment at import, and processes started by
+# a test inherit it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if XDIST_WORKER:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+
+if XDIST_WORKER:
+    torch.set_num_threads(1)
+
+# HYPOTHESIS_PROFILE=thorough looks for new counter-examples; "ci" tries the same few examples every time.
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=300)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+class TorchRandom:
+    """Torch's generator as hypothesis sees it: reseeded before every example, so that a failure can be replayed."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+TORCH_RANDOM = TorchRandom()  # hypothesis keeps a weak reference only
+hypothesis.register_random(TORCH_RANDOM)
+
+
+def pytest_report_header():
+    return f"torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
