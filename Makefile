@@ -3,7 +3,7 @@
 # The interpreter that founds the environment, e.g. `make test PYTHON=python3.12`.
 PYTHON ?= python3
 # Torch is installed first and pinned: left to pip, plain `torch` means the newest CUDA build and gigabytes of CUDA
-# libraries, which the tests do not need. Where pip can see a CPU build of this version (2.13.0+cpu), it takes that one.
+# libraries, which the tests do not need. Where pip is offered a CPU build of this version (2.13.0+cpu), it prefers it.
 # On a machine with a GPU, say which build you want: `make env TORCH=torch`.
 TORCH ?= torch==2.13.0
 # Test processes. Each computes on one thread (tests/conftest.py), which is faster for tiny models than one process
@@ -48,8 +48,8 @@ slow: env ## run the tests that take minutes
 # The oldest transformers is laid over the environment, with the dependencies it asks for, so that torch is not
 # installed twice. The version that is really imported is checked first, and pytest's header repeats it.
 test-oldest: env $(OVERLAY)/.stamp ## run the tests with the oldest supported transformers
-	@PYTHONPATH=$(OVERLAY) $(BIN)/python -c 'import transformers as t; print("transformers", t.__version__, *t.__path__); \
-		assert t.__version__ == "$(OLDEST)", "expected $(OLDEST)"'
+	@PYTHONPATH=$(CURDIR)/$(OVERLAY) $(BIN)/python -c 'import transformers as t; print("[env] imports", t.__file__); \
+		assert t.__version__ == "$(OLDEST)", f"transformers {t.__version__} instead of $(OLDEST)"'
 	PYTHONPATH=$(CURDIR)/$(OVERLAY) $(BIN)/$(PYTEST) $(OLDEST_TESTS)
 
 $(OVERLAY)/.stamp: pyproject.toml | $(VENV)/.stamp
@@ -70,5 +70,5 @@ bench: env ## measure the latency of wake and the cost of sleep
 	$(BIN)/python examples/benchmark.py
 
 clean: ## remove the environments and everything built
-	rm -rf $(VENV) $(OVERLAY) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OVERLAY) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,6 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 SLEEP_LAYER_TYPES = ("sleep_attention", "linear_attention")
+SAVED_LAYER_TYPES = "sleep_layer_types"
 # RoPE variants whose frequencies do not depend on the length of the text: windows are all alike.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -167,6 +168,8 @@ class SleepConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
 
     def __post_init__(self, **kwargs):
+        if (layer_types := kwargs.pop(SAVED_LAYER_TYPES, None)) is not None:
+            self.layer_types = layer_types
         if self.intermediate_size is None:
             self.intermediate_size = -(-8 * self.hidden_size // (3 * 64)) * 64
         if self.layer_types is None:
@@ -188,6 +191,14 @@ class SleepConfig(PreTrainedConfig):
         if self.loop_span is not None:
             self.loop_span = list(self.loop_span)  # as JSON gives it back
         super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict:
+        """What is saved. `layer_types` goes by another name there: transformers reads every `config.json` also as a
+        plain [`PreTrainedConfig`] (`AutoTokenizer`, `Trainer` on resuming), whose list of layer types is closed."""
+        saved = super().to_diff_dict()
+        if "layer_types" in saved:
+            saved[SAVED_LAYER_TYPES] = saved.pop("layer_types")
+        return saved
 
     @property
     def looped_layers(self) -> tuple[int, int]:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from progress import use_loss_bar
 from tasks.rule110 import (
+    CELL_ID,
     answer,
     answer_start,
     build_tokenizer,
@@ -73,7 +74,7 @@ def load(checkpoint: Path):
     if not (checkpoint / "config.json").is_file():
         sys.exit(f"No checkpoint in {checkpoint}. Train one: python examples/train_rule110.py --output {checkpoint}")
     model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     if tokenizer.get_vocab() != build_tokenizer().get_vocab():
         sys.exit(f"The checkpoint in {checkpoint} has another vocabulary than the Rule 110 task.")
     config = model.config
@@ -112,12 +113,12 @@ def draw_problem(model, seed: int, width: int, t: int = 4):
     """Show the automaton's rows and what the model says comes t steps later."""
     example = make_examples([0], t=t, width=width, seed=seed, split="eval")["input_ids"]
     prompt, target = np.split(example, [answer_start(width=width)], axis=1)
-    cells = example[0, 1 : width + 1] - 2  # the token of a cell is 2 more than the cell
+    cells = example[0, 1 : width + 1] - CELL_ID
 
     print(f"\n   One of them, t = {t}:\n")
     for step in range(t + 1):
         name = "read, then forgotten" if step == 0 else "the right answer" if step == t else "never shown"
-        print(f"     {'step ' + str(step):<8}{render(evolve(cells, step) + 2)}   {name}")
+        print(f"     {'step ' + str(step):<8}{render(evolve(cells, step) + CELL_ID)}   {name}")
     print()
     for n in PASSES:
         answered = answer(model, torch.from_numpy(prompt), width, sleep_passes=n)[0].numpy()
@@ -206,13 +207,13 @@ def outgrow_window(model, seed: int, windows: int = 20):
 
     attention_layers = config.layer_types.count("sleep_attention")
     token_bytes = 2 * attention_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
-    print(
-        f"\n   {'tokens seen':>14}{'bytes in cache':>18}{'largest so far':>18}{'had it kept all keys and values':>35}"
-    )
-    for multiple in (1, 2, 5, 10, windows // 2 + 5, windows + 1):
-        seen = multiple * config.window_size
-        largest = max(size for tokens, size in watch.sizes.items() if tokens <= seen)
-        print(f"   {seen:>14,}{watch.sizes[seen]:>18,}{largest:>18,}{seen * token_bytes:>35,}")
+    print(f"\n   {'':>14}{'bytes in the cache':>36}{'had all keys and':>20}")
+    print(f"   {'tokens seen':>14}{'window full':>18}{'after the sleep':>18}{'values been kept':>20}")
+    for seen in (window * config.window_size for window in (1, 2, 5, 10, 15, windows)):
+        # The sleep comes with the next token, which is then all that the window holds.
+        full, slept = watch.sizes[seen], watch.sizes[seen + 1]
+        print(f"   {seen:>14,}{full:>18,}{slept:>18,}{seen * token_bytes:>20,}")
+    print(f"\n   never more than {max(watch.sizes.values()):,} bytes")
     print(f"   {len(watch.sizes) / seconds:.0f} tokens per second, sleeps included")
 
 
@@ -261,7 +262,12 @@ def reload(model, tokenizer, seed: int, folder: Path):
     with tempfile.TemporaryDirectory() as elsewhere:
         # -I: neither PYTHONPATH nor the working directory is searched. An own cache for remote code, so that the
         # code that runs can only be the folder's.
-        environment = {**os.environ, "HF_MODULES_CACHE": elsewhere, "HF_HUB_OFFLINE": "1"}
+        environment = {
+            **os.environ,
+            "HF_MODULES_CACHE": elsewhere,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        }
         arguments = [str(folder.resolve()), json.dumps(prompt.tolist()), json.dumps(options)]
         process = subprocess.run(
             [sys.executable, "-I", "-c", RELOAD, *arguments],
@@ -289,10 +295,14 @@ def main():
     parser.add_argument("--seed", type=int, help="of the problems (default: another one every time)")
     parser.add_argument("--examples", type=int, default=500, help="problems per t")
     parser.add_argument("--finetune-steps", type=int, default=60)
+    # For a model this small, threads wait for each other longer than they save; on a busy machine, much longer.
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     args = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
+    sys.stdout.reconfigure(line_buffering=True)  # in step with the bars on stderr, also in a pipe
+    torch.set_num_threads(args.threads)
     start = time.perf_counter()
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     set_seed(seed)

@@ -191,6 +191,8 @@ def model_card(args: argparse.Namespace, results: dict) -> str:
     """The README of the checkpoint, rendered from its results."""
     rows = "one row" if args.layout == "dense" else "four rows"
     answer = "the whole row after t steps" if args.layout == "dense" else "cell 0 of each row after t steps"
+    passes = sorted(set(args.passes))
+    drawn = f"Training drew N from {passes} for every step." if len(passes) > 1 else f"Training had N = {passes[0]}."
     return f"""---
 library_name: transformers
 license: apache-2.0
@@ -202,8 +204,8 @@ tags: [sleep, fast-weights, rule-110]
 
 A language model that sleeps ([arXiv 2605.26099](https://arxiv.org/abs/2605.26099)), trained on the cellular automaton
 Rule 110. It reads {rows} of {args.width} cells in windows of L = {results["config"]["window_size"]} tokens. When a
-window is full, the model replays it N - 1 more times into the fast weights of its Gated DeltaNet layers and forgets it.
-Only then is it asked for {answer}.
+window is full, the model replays it N - 1 more times into the fast weights of its Gated DeltaNet layers, then forgets
+it. Only after that is it asked for {answer}.
 
 {results["parameters"]:,} parameters; {args.max_steps:,} steps of {args.batch_size} examples took
 {results["train_seconds"] / 60:.1f} minutes ({results["device"]}, {results["threads"]} threads).
@@ -211,8 +213,7 @@ Only then is it asked for {answer}.
 ## Accuracy
 
 Share of problems whose whole answer is right, by greedy decoding; {args.eval_examples:,} problems per column, one
-seed. No evaluation row, nor a rotation of one, was ever an initial row in training. This is one checkpoint for every N:
-training drew N from {{{", ".join(map(str, sorted(set(args.passes))))}}} for each step.
+seed. No evaluation row, nor a rotation of one, was ever an initial row in training. {drawn}
 
 {accuracy_table(results["accuracy"])}
 
@@ -221,8 +222,9 @@ training drew N from {{{", ".join(map(str, sorted(set(args.passes))))}}} for eac
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+folder = "path/to/this/folder"
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 problem = "{results["example"]}"
 inputs = tokenizer(problem, return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens={results["answer_tokens"]}, sleep_passes=4)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import modeling_sleep
+
 
 REPOSITORY = Path(__file__).parents[1]
 PRESETS = {f"modeling_sleep/configuration/presets/{p.name}" for p in REPOSITORY.glob("configuration/presets/*.json")}
-NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "outputs", "runs", "*.egg-info")
+NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "demo", "outputs", "runs", "*.egg-info")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,8 @@ def test_wheel_contains_the_configuration_and_every_preset(files):
 
 
 def test_wheel_installs_one_top_level_package(files):
-    assert {name.split("/")[0] for name in files} == {"modeling_sleep", "modeling_sleep-0.1.0.dist-info"}
+    metadata = f"modeling_sleep-{modeling_sleep.__version__}.dist-info"
+    assert {name.split("/")[0] for name in files} == {"modeling_sleep", metadata}
     assert all(name.endswith((".py", ".json")) for name in files if name.startswith("modeling_sleep/"))
 
 

@@ -130,9 +130,9 @@ def make_examples(
     dict[str, np.ndarray]
         `input_ids` and `labels`, int64, shape (n, tokens) with 2 L tokens (dense) or 4 L + 5 (paper).
     """
-    width = width or DEFAULT_WIDTH[layout]
     if layout not in LAYOUTS or split not in SPLITS:
         raise ValueError(f"layout must be one of {LAYOUTS} and split one of {SPLITS}, got {layout!r} and {split!r}")
+    width = width or DEFAULT_WIDTH[layout]
     if not MIN_WIDTH <= width <= 64:
         raise ValueError(f"width must be in {MIN_WIDTH}..64, got {width}")
     if not 1 <= (t or t_max) <= MAX_STEPS:

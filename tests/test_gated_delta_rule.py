@@ -1,0 +1,161 @@
+"""The gated delta rule: its fast form against its definition."""
+
+import logging
+
+import pytest
+import torch
+
+from modeling_sleep import gated_delta_rule as dispatched
+from modeling_sleep.gated_delta_rule import chunked_gated_delta_rule, recurrent_gated_delta_rule
+
+
+def make_inputs(seq_len, batch=2, key_heads=2, value_heads=4, key_dim=8, value_dim=6, dtype=torch.float64, state=True):
+    tensors = dict(
+        query=torch.randn(batch, seq_len, key_heads, key_dim),
+        key=torch.randn(batch, seq_len, key_heads, key_dim),
+        value=torch.randn(batch, seq_len, value_heads, value_dim),
+        log_decay=-torch.rand(batch, seq_len, value_heads) * 0.3,
+        beta=2 * torch.rand(batch, seq_len, value_heads),
+    )
+    if state:
+        tensors["initial_state"] = torch.randn(batch, value_heads, key_dim, value_dim)
+    return {name: tensor.to(dtype).requires_grad_() for name, tensor in tensors.items()}
+
+
+def run(rule, inputs, **kwargs):
+    """Outputs and gradients of a loss that depends on all of them."""
+    output, state = rule(**inputs, **kwargs)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    loss = (output * weights).sum() + state.square().sum().to(output.dtype)
+    return [output, state, *torch.autograd.grad(loss, list(inputs.values()))]
+
+
+def test_definition():
+    """One head by hand: S = alpha S (I - beta k k^T) + beta v k^T, o = S q, with S transposed."""
+    inputs = make_inputs(3, batch=1, key_heads=1, value_heads=1)
+    query, key, value, log_decay, beta = (inputs[n][0, :, 0] for n in ("query", "key", "value", "log_decay", "beta"))
+    S = inputs["initial_state"][0, 0].T
+    for t in range(3):
+        k = key[t] / (key[t] @ key[t] + 1e-6).sqrt()
+        q = query[t] / (query[t] @ query[t] + 1e-6).sqrt() / 8**0.5
+        S = log_decay[t].exp() * S @ (torch.eye(8) - beta[t] * torch.outer(k, k)) + beta[t] * torch.outer(value[t], k)
+        output = S @ q
+    ours, state = recurrent_gated_delta_rule(**inputs)
+    torch.testing.assert_close(ours[0, -1, 0], output)
+    torch.testing.assert_close(state[0, 0], S.T)
+
+
+@pytest.mark.parametrize("dtype, atol", [(torch.float64, 1e-9), (torch.float32, 2e-4)], ids=str)
+@pytest.mark.parametrize("state", [True, False], ids=["with state", "from zeros"])
+@pytest.mark.parametrize("seq_len", [1, 2, 13, 64, 65, 150])
+def test_chunked_equals_recurrent(seq_len, state, dtype, atol):
+    inputs = make_inputs(seq_len, dtype=dtype, state=state)
+    expected = run(recurrent_gated_delta_rule, inputs)
+    for result, reference in zip(run(chunked_gated_delta_rule, inputs), expected, strict=True):
+        torch.testing.assert_close(result, reference, atol=atol, rtol=atol)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 7, 32])
+def test_chunk_size_does_not_matter(chunk_size):
+    inputs = make_inputs(29)
+    for result, reference in zip(
+        run(chunked_gated_delta_rule, inputs, chunk_size=chunk_size),
+        run(chunked_gated_delta_rule, inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(result, reference, atol=1e-9, rtol=1e-9)
+
+
+def test_state_carries_over_a_split():
+    inputs = make_inputs(20)
+    initial_state = inputs.pop("initial_state")
+    whole, final = chunked_gated_delta_rule(**inputs, initial_state=initial_state)
+    pieces, state = [], initial_state
+    for begin, end in ((0, 7), (7, 8), (8, 20)):
+        output, state = dispatched(**{n: x[:, begin:end] for n, x in inputs.items()}, initial_state=state)
+        pieces.append(output)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole)
+    torch.testing.assert_close(state, final)
+
+
+def test_gradients_are_right():
+    inputs = make_inputs(5, batch=1, key_heads=1, value_heads=2, key_dim=3, value_dim=2)
+    assert torch.autograd.gradcheck(lambda *args: chunked_gated_delta_rule(*args, chunk_size=2), list(inputs.values()))
+
+
+@pytest.mark.parametrize("rule", [chunked_gated_delta_rule, recurrent_gated_delta_rule])
+def test_no_step_and_no_decay_leave_the_state_exactly(rule):
+    inputs = make_inputs(9, dtype=torch.float32)
+    inputs["log_decay"] = torch.zeros_like(inputs["log_decay"])
+    inputs["beta"] = torch.zeros_like(inputs["beta"])
+    assert torch.equal(rule(**inputs)[1], inputs["initial_state"])
+
+
+def test_strong_decay_neither_overflows_nor_loses_gradients():
+    inputs = make_inputs(64, dtype=torch.float32)
+    inputs["log_decay"] = torch.full_like(inputs["log_decay"], -20.0).requires_grad_()
+    assert all(result.isfinite().all() for result in run(chunked_gated_delta_rule, inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_computes_in_float32_or_better(dtype):
+    inputs = {name: tensor.detach() for name, tensor in make_inputs(33, dtype=dtype).items()}
+    output, state = dispatched(**inputs)
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    assert output.dtype == dtype and state.dtype == precise
+    expected, expected_state = recurrent_gated_delta_rule(**{n: x.double() for n, x in inputs.items()})
+    # The inputs are rounded already, the computation adds nothing to that.
+    atol = 1e-9 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(state.double(), expected_state, atol=atol, rtol=atol)
+    torch.testing.assert_close(output, expected.to(dtype), atol=atol, rtol=2e-2 if output.itemsize == 2 else atol)
+
+
+def test_in_tree_rule_agrees():
+    from transformers.models.olmo_hybrid import modeling_olmo_hybrid as in_tree
+
+    rule = in_tree.torch_chunk_gated_delta_rule
+    inputs = {name: tensor.detach() for name, tensor in make_inputs(70, dtype=torch.float32).items()}
+    ours, state = chunked_gated_delta_rule(**inputs)
+    # In-tree code of some releases does not repeat the key heads itself.
+    query, key = (inputs[name].repeat_interleave(2, dim=2) for name in ("query", "key"))
+    theirs, their_state = rule(
+        query,
+        key,
+        inputs["value"],
+        g=inputs["log_decay"],
+        beta=inputs["beta"],
+        initial_state=inputs["initial_state"],
+        output_final_state=True,
+        use_qk_l2norm_in_kernel=True,
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(state, their_state, atol=1e-4, rtol=1e-4)
+
+
+def test_says_once_which_kernel_runs(caplog):
+    from transformers.utils import logging as transformers_logging
+
+    from modeling_sleep.gated_delta_rule import logger
+
+    logger.info_once.cache_clear()
+    transformers_logging.enable_propagation()
+    with caplog.at_level(logging.INFO, logger=logger.name):
+        for _ in range(3):
+            dispatched(**make_inputs(4))
+    transformers_logging.disable_propagation()
+    assert [record.message for record in caplog.records] == ["The gated delta rule on cpu runs in plain torch."]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels of fla run on CUDA")
+@pytest.mark.parametrize("seq_len", [1, 13, 200])
+def test_fla_kernels_agree(seq_len):
+    pytest.importorskip("fla")
+    inputs = {
+        n: x.detach().cuda() for n, x in make_inputs(seq_len, dtype=torch.bfloat16, key_dim=64, value_dim=64).items()
+    }
+    inputs["initial_state"] = inputs["initial_state"].float()
+    with torch.no_grad():
+        output, state = dispatched(**inputs)
+        expected, expected_state = recurrent_gated_delta_rule(**{n: x.double() for n, x in inputs.items()})
+    torch.testing.assert_close(output.double(), expected, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(state.double(), expected_state, atol=2e-2, rtol=2e-2)

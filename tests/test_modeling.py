@@ -1,0 +1,357 @@
+"""The model against a naive transcription of Algorithm 1, and every way through it against every other."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from algorithm_1 import algorithm_1
+from transformers import DynamicCache
+
+from modeling_sleep import SleepConfig, SleepForCausalLM
+
+
+L = 5
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+SPANS = {"all layers": None, "prelude and coda": [1, 4], "coda": [0, 2]}
+
+
+def make_model(dtype=torch.float64, **overrides):
+    """A small model of all kinds of layers, its parameters large enough that nothing is lost in rounding."""
+    options = dict(
+        vocab_size=23,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=6,
+        layer_types=["sleep_attention", "linear_attention"] * 3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=6,
+        linear_value_head_dim=5,
+        window_size=L,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(0)
+    return SleepForCausalLM(SleepConfig(**{**options, **overrides})).to(dtype)
+
+
+def make_ids(batch, length, seed=1):
+    return torch.randint(0, 23, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def cross_entropy(logits, labels):
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def gradients(model):
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def largest_difference(first, second):
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def fast_weights(cache):
+    return [layer.recurrent_states[0] for layer in cache.layers if hasattr(layer, "recurrent_states")]
+
+
+@pytest.mark.parametrize("length", [3 * L + 1, 2 * L, 2 * L + 3])
+@pytest.mark.parametrize("passes", [1, 2, 4])
+@pytest.mark.parametrize("span", SPANS.values(), ids=SPANS)
+def test_equals_algorithm_1(span, passes, length):
+    model = make_model(loop_span=span)
+    ids = make_ids(2, length)
+    labels = ids.masked_fill(torch.arange(length) < L, -100)
+
+    output = model(ids, labels=labels, sleep_passes=passes, use_cache=True)
+    cross_entropy(output.logits, labels).backward()
+    ours = gradients(model)
+    model.zero_grad()
+
+    expected, memories = zip(*(algorithm_1(model, row, passes) for row in ids), strict=True)
+    expected = torch.stack(expected)
+    loss = cross_entropy(expected, labels)
+    loss.backward()
+
+    torch.testing.assert_close(output.logits, expected, atol=1e-9, rtol=0)
+    # transformers' loss is float32 whatever the logits are.
+    torch.testing.assert_close(output.loss.double(), loss, atol=1e-6, rtol=0)
+    for i, layer in enumerate(output.past_key_values.layers):
+        if model.config.layer_types[i] == "linear_attention":
+            paper = torch.stack([torch.stack(S[i]) for S in memories]).mT
+            torch.testing.assert_close(layer.recurrent_states[0], paper, atol=1e-9, rtol=0)
+    assert largest_difference(ours, gradients(model)) < 1e-9
+    assert all(grad.abs().max() > 0 for grad in ours.values())
+
+
+def test_equals_algorithm_1_in_float32():
+    model = make_model(torch.float32)
+    ids = make_ids(1, 3 * L + 2)
+    expected, _ = algorithm_1(model, ids[0], 3)
+    torch.testing.assert_close(model(ids, sleep_passes=3).logits[0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["memory layers", "biases and tied embeddings", "beta below 1", "wide convolution"])
+def test_equals_algorithm_1_for_every_option(kind):
+    options = {
+        "memory layers": dict(memory_layers=[1, 5]),
+        "biases and tied embeddings": dict(attention_bias=True, tie_word_embeddings=True),
+        "beta below 1": dict(linear_allow_neg_eigval=False),
+        "wide convolution": dict(linear_conv_kernel_dim=L + 2, rope_parameters={"rope_theta": 100.0}),
+    }[kind]
+    model = make_model(**options)
+    with torch.no_grad():  # what starts at zero or one would hide a mistake
+        for name, parameter in model.named_parameters():
+            if "bias" in name or "norm" in name or "o_proj" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    ids = make_ids(1, 2 * L + 3)
+    expected, _ = algorithm_1(model, ids[0], 3)
+    torch.testing.assert_close(model(ids, sleep_passes=3).logits[0], expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("chunks", [[1] * 18, [L] * 3 + [3], [7, 1, 10], [17, 1], [2, 2, 14]], ids=str)
+def test_every_chunking_gives_the_same(chunks, attention, dtype):
+    model = make_model(dtype, loop_span=[1, 4], sleep_passes=3).eval()
+    model.set_attn_implementation(attention)
+    ids = make_ids(2, 18)
+    with torch.no_grad():
+        whole = model(ids, use_cache=True)
+        cache, pieces = None, []
+        for piece in ids.split(chunks, dim=1):
+            output = model(piece, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            pieces.append(output.logits)
+    atol = TOLERANCE[dtype]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole.logits, atol=atol, rtol=0)
+    assert cache.get_seq_length() == 18
+    for ours, expected in zip(fast_weights(cache), fast_weights(whole.past_key_values), strict=True):
+        torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
+
+
+def test_gradients_flow_from_call_to_call():
+    model = make_model(sleep_passes=2)
+    ids = make_ids(2, 3 * L)
+    F.cross_entropy(model(ids).logits[:, -1], ids[:, 0]).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    cache = None
+    for piece in ids.split([4, 7, 4], dim=1):
+        output = model(piece, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+    F.cross_entropy(output.logits[:, -1], ids[:, 0]).backward()
+    assert largest_difference(gradients(model), expected) < 1e-9
+
+
+def test_one_pass_in_a_window_longer_than_the_text_is_a_plain_hybrid():
+    ids = make_ids(2, 17)
+    long_window, short_window = make_model(window_size=100), make_model(window_size=17)
+    expected = short_window(ids, sleep_passes=1).logits
+    torch.testing.assert_close(long_window(ids, sleep_passes=4).logits, expected, atol=0, rtol=0)
+    evicted = make_model(window_size=L)(ids, sleep_passes=1).logits
+    torch.testing.assert_close(evicted[:, :L], expected[:, :L], atol=1e-9, rtol=0)
+    assert (evicted[:, L:] - expected[:, L:]).abs().max() > 1e-2
+
+
+def test_more_passes_change_what_comes_after_a_sleep_and_nothing_before():
+    model, ids = make_model(), make_ids(1, 2 * L)
+    once, twice = (model(ids, sleep_passes=n).logits for n in (1, 2))
+    assert torch.equal(once[:, :L], twice[:, :L])
+    assert (once[:, L:] - twice[:, L:]).abs().max() > 1e-3
+
+
+def test_attention_sees_its_own_window_alone():
+    model = make_model(sleep_passes=1).eval()
+    model.set_attn_implementation("eager")
+    output = model(make_ids(2, 2 * L + 2), output_attentions=True, output_hidden_states=True)
+    assert len(output.attentions) == 3 and len(output.hidden_states) == 7
+    assert all(hidden.shape == (2, 2 * L + 2, 16) for hidden in output.hidden_states)
+    torch.testing.assert_close(model.lm_head(output.hidden_states[-1]), output.logits)
+    torch.testing.assert_close(output.hidden_states[0], model.model.embed_tokens(make_ids(2, 2 * L + 2)))
+    window = torch.arange(2 * L + 2) // L
+    outside = window[:, None] != window[None]
+    for weights in output.attentions:
+        assert weights.shape == (2, 4, 2 * L + 2, 2 * L + 2)
+        assert weights[:, :, outside].abs().max() == 0
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+
+
+def test_recorded_outputs_do_not_depend_on_the_number_of_passes():
+    model, ids = make_model(), make_ids(1, 2 * L)
+    lengths = {len(model(ids, sleep_passes=n, output_hidden_states=True).hidden_states) for n in (1, 3)}
+    assert lengths == {7}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("windows_of_padding", [1, 2])
+def test_left_padding_by_whole_windows_changes_nothing(windows_of_padding, attention):
+    model = make_model(sleep_passes=3, loop_span=[1, 4]).eval()
+    model.set_attn_implementation(attention)
+    ids, padding = make_ids(2, 2 * L + 3), windows_of_padding * L
+    padded = torch.cat([make_ids(2, padding, seed=2), ids], dim=1)
+    mask = torch.ones_like(padded)
+    mask[0, :padding] = 0  # the other row is a text of its own
+    output = model(padded, attention_mask=mask, use_cache=True)
+    expected = model(ids, use_cache=True)
+    torch.testing.assert_close(output.logits[0, padding:], expected.logits[0], atol=1e-9, rtol=0)
+    for ours, theirs in zip(fast_weights(output.past_key_values), fast_weights(expected.past_key_values), strict=True):
+        torch.testing.assert_close(ours[0], theirs[0], atol=1e-9, rtol=0)
+    other = model(padded[1:], use_cache=True).logits
+    torch.testing.assert_close(output.logits[1:], other, atol=1e-9, rtol=0)
+
+
+def test_masked_tokens_leave_the_fast_weights_exactly_as_they_were():
+    model = make_model(sleep_passes=3).eval()
+    cache = model(make_ids(2, L - 2), use_cache=True).past_key_values
+    before = [state.clone() for state in fast_weights(cache)]
+    mask = torch.cat([torch.ones(2, L - 2), torch.zeros(2, 2)], dim=1)
+    model(make_ids(2, 2, seed=3), attention_mask=mask, past_key_values=cache)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(fast_weights(cache), before, strict=True))
+
+    nothing = model(make_ids(2, 2 * L), attention_mask=torch.zeros(2, 2 * L), use_cache=True).past_key_values
+    assert all(torch.equal(state, torch.zeros_like(state)) for state in fast_weights(nothing))
+
+
+def test_right_padding_changes_neither_logits_nor_what_is_remembered_asleep():
+    model, ids = make_model(sleep_passes=3).eval(), make_ids(1, L - 2)
+    expected = model(ids, use_cache=True)
+    padded = torch.cat([ids, make_ids(1, 2, seed=5)], dim=1)
+    mask = torch.tensor([[1] * (L - 2) + [0] * 2])
+    output = model(padded, attention_mask=mask, use_cache=True)
+    torch.testing.assert_close(output.logits[:, : L - 2], expected.logits, atol=1e-9, rtol=0)
+    for result in (expected, output):
+        model.sleep(result.past_key_values)
+    for ours, theirs in zip(fast_weights(output.past_key_values), fast_weights(expected.past_key_values), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
+
+
+def test_padding_holds_no_number_that_is_not_finite():
+    for attention in ("eager", "sdpa"):
+        model = make_model(torch.float32, sleep_passes=2)
+        model.set_attn_implementation(attention)
+        ids = make_ids(2, 3 * L)
+        mask = torch.ones_like(ids)
+        mask[0, : L + 2] = 0
+        output = model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100))
+        output.loss.backward()
+        assert output.logits.isfinite().all()
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("span", SPANS.values(), ids=SPANS)
+def test_gradient_checkpointing_changes_nothing(span, use_reentrant):
+    model = make_model(loop_span=span, sleep_passes=3).train()
+    ids = make_ids(2, 2 * L + 2)
+    model(ids, labels=ids).loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    output = model(ids, labels=ids)
+    output.loss.backward()
+    assert output.past_key_values is None
+    assert largest_difference(gradients(model), expected) < 1e-9
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_training_steps_give_every_parameter_a_gradient(checkpointing):
+    model = make_model(torch.float32, sleep_passes=3, loop_span=[1, 4], memory_layers=[3]).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ids = make_ids(2, 4 * L)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_loss_is_divided_by_the_number_of_items_of_the_whole_batch():
+    model, ids = make_model(), make_ids(4, 2 * L)
+    whole = model(ids, labels=ids).loss
+    items = 4 * (2 * L - 1)
+    parts = [model(half, labels=half, num_items_in_batch=items).loss for half in ids.split(2)]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("kept", [1, 3, torch.tensor([0, 7])], ids=str)
+def test_logits_to_keep(kept):
+    model, ids = make_model(), make_ids(2, 2 * L)
+    everything = model(ids).logits
+    expected = everything[:, kept] if isinstance(kept, torch.Tensor) else everything[:, -kept:]
+    torch.testing.assert_close(model(ids, logits_to_keep=kept).logits, expected)
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3])
+def test_bptt_windows_counts_from_the_end(windows):
+    """Gradients at the embeddings show how far back the loss of the last token reaches."""
+    model = make_model(sleep_passes=2, bptt_windows=windows)
+    embeds = model.model.embed_tokens(make_ids(1, 5 * L)).detach().requires_grad_()
+    model(inputs_embeds=embeds).logits[:, -1].sum().backward()
+    reached = embeds.grad.abs().amax(dim=(0, 2)).view(5, L).amax(dim=1) > 0
+    assert reached.tolist() == [window >= 5 - windows for window in range(5)]
+
+
+def test_bptt_windows_keeps_the_loss():
+    ids = make_ids(2, 4 * L)
+    losses = [make_model(sleep_passes=2, bptt_windows=n)(ids, labels=ids).loss for n in (None, 1, 2)]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_fast_weights_live_through_several_windows_from_the_start():
+    """A fresh model's loss on the last window must reach back to the first: design, section 4."""
+    torch.manual_seed(0)
+    model = SleepForCausalLM(SleepConfig.from_preset("rule110-mini", window_size=8)).double()
+    embeds = model.model.embed_tokens(torch.randint(2, 36, (4, 40))).detach().requires_grad_()
+    model(inputs_embeds=embeds, sleep_passes=4).logits[:, -8:].logsumexp(-1).sum().backward()
+    reach = embeds.grad.norm(dim=-1).view(4, 5, 8).mean(dim=(0, 2))
+    assert (reach[:4] > 1e-3 * reach[4]).all(), reach
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_follows_float32(dtype):
+    model, ids = make_model(torch.float32, sleep_passes=3).eval(), make_ids(2, 3 * L)
+    with torch.no_grad():
+        expected = model(ids, use_cache=True)
+        output = model.to(dtype)(ids, use_cache=True)
+    assert output.logits.dtype == dtype
+    assert all(state.dtype == torch.float32 for state in fast_weights(output.past_key_values))
+    # Loose, as 3 windows of 3 passes amplify the rounding of the weights; what matters is that they agree in kind.
+    agreement = F.cosine_similarity(output.logits.float().flatten(), expected.logits.flatten(), dim=0)
+    assert agreement > (0.999 if dtype == torch.float16 else 0.98)
+
+
+def test_dynamic_cache_from_the_config_is_ours_and_bounded():
+    model = make_model(sleep_passes=2, loop_span=[1, 4]).eval()
+    cache = DynamicCache(config=model.config)
+    sizes = set()
+    with torch.no_grad():
+        for _ in range(12):
+            model(make_ids(2, L), past_key_values=cache)
+            tensors = [
+                tensor
+                for layer in cache.layers
+                for value in vars(layer).values()
+                for tensor in (value.values() if isinstance(value, dict) else [value])
+                if isinstance(tensor, torch.Tensor)
+            ]
+            sizes.add(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
+            assert all(layer.keys.shape[2] <= L for layer in cache.layers if hasattr(layer, "keys"))
+    assert cache.get_seq_length() == 12 * L
+    assert len(sizes) <= 2, sizes  # the first window has nothing to rewind the coda to
+
+
+def test_flex_attention_gives_the_same():
+    model, ids = make_model(torch.float32, head_dim=16, sleep_passes=2).eval(), make_ids(2, 2 * L + 1)
+    mask = torch.ones_like(ids)
+    mask[0, :L] = 0
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).logits
+        model.set_attn_implementation("flex_attention")
+        output = model(ids, attention_mask=mask).logits
+    torch.testing.assert_close(output[0, L:], expected[0, L:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(output[1], expected[1], atol=1e-5, rtol=0)
