@@ -217,14 +217,21 @@ def check_cache(cache: Cache, config) -> None:
                 f"Layer {i} of `past_key_values` ({type(cache).__name__}) is a {type(layer).__name__}, which cannot "
                 f"serve a {layer_type!r} layer: static, quantised and foreign caches do not know how to sleep. {hint}"
             )
-    for i, layer in enumerate(cache.layers):
-        state = None if config.layer_types[i] == "sleep_attention" else layer.recurrent_states[0]
-        expected = (config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
-        if state is not None and tuple(state.shape[1:]) != expected:
-            raise ValueError(
-                f"The fast weights of layer {i} of `past_key_values` have shape {tuple(state.shape[1:])} per row, "
-                f"this model's have {expected}: the cache was made by another model. {hint}"
-            )
+        if layer_type == "sleep_attention":
+            # Not the number of heads, which tensor parallelism divides.
+            _check_shape(f"keys of layer {i}", layer.keys, (config.head_dim,), hint)
+            _check_shape(f"kept hidden states of layer {i}", layer.kept_hidden_states, (config.hidden_size,), hint)
+        else:
+            expected = (config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
+            _check_shape(f"fast weights of layer {i}", layer.recurrent_states[0], expected, hint)
+
+
+def _check_shape(name: str, tensor: torch.Tensor | None, expected: tuple[int, ...], hint: str) -> None:
+    if tensor is not None and tuple(found := tensor.shape[-len(expected) :]) != expected:
+        raise ValueError(
+            f"The {name} of `past_key_values` end in dimensions {tuple(found)}, this model's in {expected}: the cache "
+            f"was made by another model. {hint}"
+        )
 
 
 def _is_unused(layer) -> bool:

@@ -114,13 +114,14 @@ class SleepGenerationMixin:
         """
         model = getattr(self, self.base_model_prefix, self)
         model.check_sleep_passes(sleep_passes)
-        _refuse_what_cannot_work(generation_config, kwargs)
+        _refuse_what_cannot_work(kwargs, generation_config, self.generation_config)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
         if input_ids is not None and not input_ids.is_floating_point():
             model.check_input_ids(input_ids)
         if (cache := kwargs.get("past_key_values")) is not None:
             check_cache(cache, model.config)
             raise_if_not_finite(read_state(cache, model.config), model.config)
+            _check_continuation(input_ids, kwargs, cache.get_seq_length())
 
         for name, value in (("sleep_passes", sleep_passes), ("sleep_callback", sleep_callback)):
             if value is not None:
@@ -129,10 +130,10 @@ class SleepGenerationMixin:
         return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
 
 
-def _refuse_what_cannot_work(generation_config, kwargs: dict) -> None:
+def _refuse_what_cannot_work(kwargs: dict, *generation_configs) -> None:
     def option(name):
-        value = kwargs.get(name)
-        return value if value is not None else getattr(generation_config, name, None)
+        values = (kwargs.get(name), *(getattr(config, name, None) for config in generation_configs))
+        return next((value for value in values if value is not None), None)
 
     for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
         if option(name):
@@ -151,6 +152,19 @@ def _refuse_what_cannot_work(generation_config, kwargs: dict) -> None:
         raise ValueError(
             "`attention_mask` ends in padding, so the first new token would follow a padding token. Pad on the left: "
             "`tokenizer.padding_side = 'left'`."
+        )
+
+
+def _check_continuation(input_ids, kwargs: dict, seen: int) -> None:
+    """`generate` of transformers takes ids that are as long as their mask for the whole text, and cuts off the past."""
+    embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+    name, new = ("input_ids", input_ids) if embeds is None else ("inputs_embeds", embeds)
+    if new is None or (embeds is None and mask is not None and mask.shape[1] != new.shape[1]):
+        return
+    if new.shape[1] <= seen:
+        raise ValueError(
+            f"`past_key_values` has seen {seen} tokens already, but `{name}` holds {new.shape[1]}. Give the whole "
+            "text, past and new, or new `input_ids` alone with an `attention_mask` of shape (batch, past + new)."
         )
 
 

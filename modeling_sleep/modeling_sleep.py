@@ -197,7 +197,7 @@ class SleepModel(SleepPreTrainedModel):
         windows = self._split_into_windows(inputs_embeds.shape[1], state.stored)
         outputs, begin = [], 0
         for i, length in enumerate(windows):
-            if state.stored == self.config.window_size:
+            if state.stored >= self.config.window_size:
                 state = self._sleep(state, passes, sleep_callback)
             if i > 0 and self.config.bptt_windows and (len(windows) - i) % self.config.bptt_windows == 0:
                 state = _detach(state)
@@ -595,7 +595,9 @@ def _relative_change(before, after) -> torch.Tensor:
     """|S_j - S_{j-1}| / |S_{j-1}| of one pass, over all matrices together."""
     before = [torch.zeros_like(y) if x is None else x.detach() for x, y in zip(before, after, strict=True)]
     difference = sum((y.detach() - x).square().sum() for x, y in zip(before, after, strict=True))
-    return (difference / sum(x.square().sum() for x in before)).sqrt()
+    # A window of padding leaves S at zero: 0 / 0 would be NaN, but nothing has changed.
+    size = sum(x.square().sum() for x in before)
+    return (difference / size.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
 
 
 def _concatenate(pieces: list) -> torch.Tensor:

@@ -113,7 +113,8 @@ def test_equals_algorithm_1_for_every_option(kind):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("chunks", [[1] * 18, [L] * 3 + [3], [7, 1, 10], [17, 1], [2, 2, 14]], ids=str)
 def test_every_chunking_gives_the_same(chunks, attention, dtype):
-    model = make_model(dtype, loop_span=[1, 4], sleep_passes=3).eval()
+    # Each pass multiplies the rounding of the one before by about 3, in whatever form the rule is computed.
+    model = make_model(dtype, loop_span=[1, 4], sleep_passes=2 if dtype == torch.float32 else 4).eval()
     model.set_attn_implementation(attention)
     ids = make_ids(2, 18)
     with torch.no_grad():
@@ -123,11 +124,10 @@ def test_every_chunking_gives_the_same(chunks, attention, dtype):
             output = model(piece, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             pieces.append(output.logits)
-    atol = TOLERANCE[dtype]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), whole.logits, atol=atol, rtol=0)
     assert cache.get_seq_length() == 18
-    for ours, expected in zip(fast_weights(cache), fast_weights(whole.past_key_values), strict=True):
-        torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
+    ours = [torch.cat(pieces, dim=1), *fast_weights(cache)]
+    for result, expected in zip(ours, [whole.logits, *fast_weights(whole.past_key_values)], strict=True):
+        assert (result - expected).abs().max() < TOLERANCE[dtype] * expected.abs().max()
 
 
 def test_gradients_flow_from_call_to_call():
