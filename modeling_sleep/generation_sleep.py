@@ -156,7 +156,7 @@ def _refuse_what_cannot_work(kwargs: dict, *generation_configs) -> None:
 
 
 def _check_continuation(input_ids, kwargs: dict, seen: int) -> None:
-    """`generate` of transformers takes ids that are as long as their mask for the whole text, and cuts off the past."""
+    """transformers takes ids as long as their mask for the whole text, and cuts off what the cache has seen."""
     embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
     name, new = ("input_ids", input_ids) if embeds is None else ("inputs_embeds", embeds)
     if new is None or (embeds is None and mask is not None and mask.shape[1] != new.shape[1]):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -259,3 +260,32 @@ class SleepDecoderLayer(nn.Module):
         if self.mlp is not None:
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states, first_state, second_state
+
+
+class SleepLayers(GradientCheckpointingLayer, nn.ModuleList):
+    """
+    The stack of decoder layers, which can run any span of itself. One call is one pass over one window.
+
+    Being a [`GradientCheckpointingLayer`], a pass is the unit of gradient checkpointing: with it on, a pass keeps its
+    hidden states and the states of its layers, and computes the rest again.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, *states: torch.Tensor | None, **kwargs) -> tuple[torch.Tensor, ...]:
+        """`run`, with gradient checkpointing if it is on."""
+        return self.run(hidden_states, *states, **kwargs)
+
+    def run(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
+        *states: torch.Tensor | None,  # two per layer of the span, flat, as gradient checkpointing wants them
+        start: int,
+        end: int,
+        **context,
+    ) -> tuple[torch.Tensor, ...]:
+        """Layers `start, ..., end - 1`; `context` is what every layer gets. Returns what it takes, anew."""
+        new_states = []
+        for i in range(start, end):
+            first = 2 * (i - start)
+            hidden_states, *pair = self[i](hidden_states, *states[first : first + 2], **context)
+            new_states += pair
+        return hidden_states, *new_states

@@ -33,6 +33,7 @@ Notable:
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .cache_sleep import SleepState, read_state, write_state
 from .configuration_sleep import SleepConfig
 from .generation_sleep import SleepEvent, SleepGenerationMixin, SleepMixin, raise_if_not_finite
-from .layers_sleep import SleepAttention, SleepDecoderLayer, SleepGatedDeltaNet, rotary_embedding
+from .layers_sleep import SleepAttention, SleepDecoderLayer, SleepGatedDeltaNet, SleepLayers, rotary_embedding
 
 
 logger = logging.get_logger(__name__)
@@ -124,7 +125,7 @@ class SleepModel(SleepPreTrainedModel):
     def __init__(self, config: SleepConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList(SleepDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = SleepLayers(SleepDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
@@ -249,18 +250,17 @@ class SleepModel(SleepPreTrainedModel):
         kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
         context = self._window_context(hidden_states, kept_mask, state.stored, padding_mask=mask, **kwargs)
         num_layers, (_, end) = self.config.num_hidden_layers, self.config.looped_layers
-
-        def wake_pass(hidden_states, *states):
-            hidden_states, looped = self._run_layers(0, end, hidden_states, states[: 2 * end], context)
-            if end == num_layers:
-                return hidden_states, *looped
-            last, after = self._run_layers(end, num_layers, hidden_states, states[2 * end :], context)
-            return hidden_states, *looped, *after, last
-
         states = [tensor for pair in state.layers for tensor in pair]
-        kept, *results = self._checkpoint(wake_pass, hidden_states, *states)
-        last = kept if end == num_layers else results.pop()
-        return SleepWindowOutput(last_hidden_state=self.norm(last), kept_hidden_states=kept, layers=_in_pairs(results))
+        kept, *looped = self.layers(hidden_states, *states[: 2 * end], start=0, end=end, **context)
+        last, after = kept, []
+        if end < num_layers:
+            last, *after = self.layers(kept, *states[2 * end :], start=end, end=num_layers, **context)
+        states = looped + after
+        return SleepWindowOutput(
+            last_hidden_state=self.norm(last),
+            kept_hidden_states=kept,
+            layers=list(zip(states[::2], states[1::2], strict=True)),
+        )
 
     # Sleep: passes 2 ... N, then nothing of the window is left but S.
 
@@ -279,7 +279,11 @@ class SleepModel(SleepPreTrainedModel):
             def consolidate(hidden_states, *recurrent_states):
                 return self._consolidate(hidden_states, recurrent, recurrent_states, passes, context, callback)
 
-            *after, changes = self._checkpoint(consolidate, state.kept_hidden_states, *before)
+            # A checkpoint around those of the single passes: while back-propagating through a window, only its own
+            # passes are in memory, as their hidden states and S, and one of them in full.
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                consolidate = partial(self._gradient_checkpointing_func, consolidate)
+            *after, changes = consolidate(state.kept_hidden_states, *before)
             layers = list(state.layers)
             for i, recurrent_state in zip(recurrent, after, strict=True):
                 layers[i] = (recurrent_state, None)
@@ -322,20 +326,19 @@ class SleepModel(SleepPreTrainedModel):
         start, end = self.config.looped_layers
         recurrent_states, changes = list(recurrent_states), []
         looped = [i for i in recurrent if i < end]
+        # Without gradients, as in the first run of a reentrant checkpoint, there is nothing to checkpoint.
+        one_pass = self.layers if torch.is_grad_enabled() else self.layers.run
         for number in range(2, passes + 1):
             stop = end if number < passes else recurrent[-1] + 1
             here = [i for i in recurrent if i < stop]
             before = recurrent_states[: len(here)]
 
-            def one_pass(hidden_states, *states_here, here=here, stop=stop):
-                # Keys, values and the convolution's inputs are made anew from the refined features.
-                states = [None] * (2 * (stop - start))
-                for i, recurrent_state in zip(here, states_here, strict=True):
-                    states[2 * (i - start)] = recurrent_state
-                hidden_states, states = self._run_layers(start, stop, hidden_states, states, context)
-                return hidden_states, *(states[2 * (i - start)] for i in here)
-
-            hidden_states, *after = self._checkpoint(one_pass, hidden_states, *before)
+            # Keys, values and the convolution's inputs are made anew from the refined features.
+            states = [None] * (2 * (stop - start))
+            for i, recurrent_state in zip(here, before, strict=True):
+                states[2 * (i - start)] = recurrent_state
+            hidden_states, *states = one_pass(hidden_states, *states, start=start, end=stop, **context)
+            after = [states[2 * (i - start)] for i in here]
             recurrent_states[: len(here)] = after
             if callback is not None:
                 changes.append(_relative_change(before[: len(looped)], after[: len(looped)]))
@@ -355,18 +358,6 @@ class SleepModel(SleepPreTrainedModel):
 
     # What both share.
 
-    def _run_layers(self, start, end, hidden_states, states, context):
-        """
-        Layers `start, ..., end - 1` on `hidden_states`, (batch, length, hidden_size).
-
-        `states` holds two tensors per layer, flat, as gradient checkpointing wants them; so does the result.
-        """
-        new_states = []
-        for layer, pair in zip(self.layers[start:end], _in_pairs(states), strict=True):
-            hidden_states, *pair = layer(hidden_states, *pair, **context)
-            new_states += pair
-        return hidden_states, new_states
-
     def _window_context(self, hidden_states, kept_mask, stored, padding_mask, **kwargs) -> dict:
         """Positions and masks of `hidden_states` behind `stored` tokens of the window; the same for every pass."""
         length = hidden_states.shape[1]
@@ -384,18 +375,6 @@ class SleepModel(SleepPreTrainedModel):
             "padding_mask": padding_mask,
             **kwargs,
         }
-
-    def _checkpoint(self, function, *tensors):
-        """
-        Call `function`, with gradient checkpointing if it is on.
-
-        It is on per window, wake and sleep apart, and within a sleep once more per pass: while back-propagating
-        through a window, only its own passes are in memory, as their hidden states and S, and one pass in full.
-        """
-        # Without gradients (also: within the first run of an enclosing reentrant checkpoint) there is nothing to save.
-        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(function, *tensors)
-        return function(*tensors)
 
     def _split_into_windows(self, length: int, stored: int) -> list[int]:
         """Lengths of the pieces of `length` new tokens: first what the current window still takes."""
@@ -580,10 +559,6 @@ def _append_mask(kept_mask, mask, stored: int, inputs_embeds) -> torch.Tensor | 
         for part, size in ((kept_mask, stored), (mask, length))
     ]
     return torch.cat(parts, dim=1)
-
-
-def _in_pairs(flat) -> list:
-    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _detach(state: SleepState) -> SleepState:
