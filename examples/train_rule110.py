@@ -88,7 +88,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights, data and passes")
     parser.add_argument("--eval-passes", type=int, nargs="+", default=[1, 2, 4, 8], help="N to evaluate with")
     parser.add_argument("--eval-examples", type=int, default=1000, help="fresh problems per t")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch (default: its own choice)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of torch; more than one seldom helps a small model"
+    )
     parser.add_argument("--cpu", action="store_true", help="leave accelerators alone")
     parser.add_argument("--save-steps", type=int, default=0, help="steps between checkpoints, 0 for none")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
@@ -279,6 +281,7 @@ def main():
         "settings": {name: value for name, value in vars(args).items() if name not in ("output", "resume")},
         "losses": [[log["step"], round(log["loss"], 5)] for log in trainer.state.log_history if "loss" in log],
     }
+    model.config.use_cache = True  # Trainer turned it off for training
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

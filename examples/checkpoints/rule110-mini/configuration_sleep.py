@@ -1,0 +1,344 @@
+"""The configuration of a model that sleeps.
+
+This file is self-contained: it is copied into every saved folder and loaded there as remote code.
+"""
+
+import json
+from pathlib import Path
+
+from huggingface_hub.dataclasses import strict
+from transformers.configuration_utils import PreTrainedConfig
+
+
+PRESETS_FOLDER = Path(__file__).parent / "presets"
+SLEEP_LAYER_TYPES = ("sleep_attention", "linear_attention")
+SAVED_LAYER_TYPES = "sleep_layer_types"
+# RoPE variants whose frequencies do not depend on the length of the text: windows are all alike.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@strict
+class SleepConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`SleepModel`] and [`SleepForCausalLM`]: a hybrid of attention and Gated DeltaNet layers that
+    reads in windows of `window_size` tokens and sleeps between them (arXiv 2605.26099, Algorithm 1).
+
+    Args:
+        vocab_size (`int`, *optional*, defaults to 32000):
+            Size of the vocabulary.
+        hidden_size (`int`, *optional*, defaults to 256):
+            Dimension of the hidden states.
+        intermediate_size (`int`, *optional*):
+            Dimension of the gated MLP. Defaults to 8/3 of `hidden_size`, rounded up to a multiple of 64.
+        num_hidden_layers (`int`, *optional*, defaults to 4):
+            Number of decoder layers.
+        layer_types (`list[str]`, *optional*):
+            The mixer of every layer: `"sleep_attention"` (attention within the current window) or `"linear_attention"`
+            (Gated DeltaNet, whose state is the fast weights S). Defaults to the two in turn, attention first. At least
+            one of each is needed.
+        memory_layers (`list[int]`, *optional*):
+            Indices of `"linear_attention"` layers that have no MLP and whose output projection starts at zero, so
+            that they can be inserted into a pretrained model without changing it. Defaults to none.
+        num_attention_heads (`int`, *optional*, defaults to 4):
+            Number of query heads of the attention layers.
+        num_key_value_heads (`int`, *optional*):
+            Number of key and value heads of the attention layers (grouped-query attention). Defaults to
+            `num_attention_heads`.
+        head_dim (`int`, *optional*):
+            Dimension of an attention head. Defaults to `hidden_size // num_attention_heads`.
+        attention_bias (`bool`, *optional*, defaults to `False`):
+            Whether the projections of the attention layers have biases.
+        attention_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout of the attention weights in training.
+        rope_parameters (`dict`, *optional*):
+            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"`, `"linear"`,
+            `"llama3"` or `"yarn"`). Positions count from the start of the window. Defaults to theta = 10000.
+        linear_num_key_heads (`int`, *optional*):
+            Number of query and key heads of the Gated DeltaNet layers. Defaults to `num_attention_heads`.
+        linear_num_value_heads (`int`, *optional*):
+            Number of value heads of the Gated DeltaNet layers, a multiple of `linear_num_key_heads`; each has a matrix
+            S of its own. Defaults to `linear_num_key_heads`.
+        linear_key_head_dim (`int`, *optional*):
+            Number of rows of S. Defaults to `hidden_size // linear_num_key_heads`.
+        linear_value_head_dim (`int`, *optional*):
+            Number of columns of S. Defaults to `linear_key_head_dim`.
+        linear_conv_kernel_dim (`int`, *optional*, defaults to 4):
+            Width of the short causal convolution before queries, keys and values.
+        linear_allow_neg_eigval (`bool`, *optional*, defaults to `True`):
+            Whether beta lies in (0, 2) instead of (0, 1), so that a token can turn what S holds for its key around.
+        linear_a_min (`float`, *optional*, defaults to 0.1):
+            Lower end of the uniform distribution from which A is drawn. S keeps alpha = exp(-A softplus(dt)) of itself
+            per token.
+        linear_a_max (`float`, *optional*, defaults to 1.0):
+            Upper end of the distribution of A.
+        linear_dt_min (`float`, *optional*, defaults to 0.0001):
+            Lower end of the log-uniform distribution from which softplus(dt) is drawn. With the defaults, half-lives
+            of S lie between 7 and 70,000 tokens: some heads outlive many windows of several passes.
+        linear_dt_max (`float`, *optional*, defaults to 0.1):
+            Upper end of the distribution of softplus(dt).
+        window_size (`int`, *optional*, defaults to 512):
+            L, the number of tokens that the attention cache holds before the model sleeps.
+        sleep_passes (`int`, *optional*, defaults to 1):
+            N, the number of passes over a window *in all*: one awake and N - 1 asleep. 1 is the vanilla hybrid whose
+            cache is evicted. Any call of `forward` or `generate` can choose another N.
+        loop_span (`tuple[int, int]`, *optional*):
+            `(start, end)`: the layers `start, ..., end - 1` are passed N times. Layers before the span run awake only,
+            layers behind it once more at the end of a sleep. Defaults to all layers.
+        bptt_windows (`int`, *optional*):
+            Back-propagate through at most this many windows: S is detached between groups of `bptt_windows` windows,
+            counted from the end of the sequence. Defaults to all windows.
+        hidden_act (`str`, *optional*, defaults to `"silu"`):
+            Activation of the MLP.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weight matrices.
+        rms_norm_eps (`float`, *optional*, defaults to 1e-06):
+            Epsilon of the RMS norms.
+        use_cache (`bool`, *optional*, defaults to `True`):
+            Whether to return `past_key_values`.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether `lm_head` shares the weights of `embed_tokens`.
+        pad_token_id (`int`, *optional*): Index of the padding token.
+        bos_token_id (`int`, *optional*): Index of the token that begins a text.
+        eos_token_id (`int` or `list[int]`, *optional*): Index or indices of the tokens that end a text.
+
+    Raises:
+        `StrictDataclassError` (of `huggingface_hub.errors`) or `ValueError`: if a field is of the wrong type or out
+        of its range, or the fields contradict each other.
+
+    Example:
+
+    ```python
+    >>> from modeling_sleep import SleepConfig, SleepForCausalLM
+
+    >>> config = SleepConfig(hidden_size=256, num_hidden_layers=4, window_size=24, sleep_passes=4)
+    >>> model = SleepForCausalLM(config)
+    ```
+    """
+
+    model_type = "sleep"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    # As in the in-tree hybrids, the recurrent mixers are replicated: a head of S is small, and its rule is sequential.
+    base_model_tp_plan = {
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+    base_model_fsdp_plan = {
+        "embed_tokens": "free_full_weight",
+        "layers.*": "free_full_weight",
+        "norm": "keep_full_weight",
+    }
+
+    vocab_size: int = 32000
+    hidden_size: int = 256
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 4
+    layer_types: list[str] | None = None
+    memory_layers: list[int] | None = None
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    attention_bias: bool = False
+    attention_dropout: int | float = 0.0
+    rope_parameters: dict | None = None
+    linear_num_key_heads: int | None = None
+    linear_num_value_heads: int | None = None
+    linear_key_head_dim: int | None = None
+    linear_value_head_dim: int | None = None
+    linear_conv_kernel_dim: int = 4
+    linear_allow_neg_eigval: bool = True
+    linear_a_min: int | float = 0.1
+    linear_a_max: int | float = 1.0
+    linear_dt_min: int | float = 1e-4
+    linear_dt_max: int | float = 1e-1
+    window_size: int = 512
+    sleep_passes: int = 1
+    loop_span: list[int] | tuple[int, int] | None = None
+    bptt_windows: int | None = None
+    hidden_act: str = "silu"
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if (layer_types := kwargs.pop(SAVED_LAYER_TYPES, None)) is not None:
+            self.layer_types = layer_types
+        if self.intermediate_size is None:
+            self.intermediate_size = -(-8 * self.hidden_size // (3 * 64)) * 64
+        if self.layer_types is None:
+            self.layer_types = [SLEEP_LAYER_TYPES[i % 2] for i in range(self.num_hidden_layers)]
+        if self.memory_layers is None:
+            self.memory_layers = []
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
+        if self.linear_num_key_heads is None:
+            self.linear_num_key_heads = self.num_attention_heads
+        if self.linear_num_value_heads is None:
+            self.linear_num_value_heads = self.linear_num_key_heads
+        if self.linear_key_head_dim is None:
+            self.linear_key_head_dim = self.hidden_size // max(self.linear_num_key_heads, 1)
+        if self.linear_value_head_dim is None:
+            self.linear_value_head_dim = self.linear_key_head_dim
+        if self.loop_span is not None:
+            self.loop_span = list(self.loop_span)  # as JSON gives it back
+        if self.rope_parameters is not None:
+            self.validate_rope_type()  # before the parent asks for what other types need
+        super().__post_init__(**kwargs)
+
+    def to_diff_dict(self) -> dict:
+        """What is saved. `layer_types` goes by another name there: transformers reads every `config.json` also as a
+        plain [`PreTrainedConfig`] (`AutoTokenizer`, `Trainer` on resuming), whose list of layer types is closed."""
+        saved = super().to_diff_dict()
+        if "layer_types" in saved:
+            saved[SAVED_LAYER_TYPES] = saved.pop("layer_types")
+        return saved
+
+    @property
+    def looped_layers(self) -> tuple[int, int]:
+        """`(start, end)` of the layers that are passed N times: `loop_span`, or all layers."""
+        return (0, self.num_hidden_layers) if self.loop_span is None else tuple(self.loop_span)
+
+    def validate_layer_type(self):
+        """Every layer has a mixer that we know, and both kinds are there."""
+        unknown = sorted(set(self.layer_types) - set(SLEEP_LAYER_TYPES))
+        if unknown:
+            raise ValueError(f"`layer_types` may hold {SLEEP_LAYER_TYPES}, got {unknown}.")
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"`layer_types` names {len(self.layer_types)} layers, but `num_hidden_layers` is "
+                f"{self.num_hidden_layers}. Make them equal."
+            )
+        if "linear_attention" not in self.layer_types:
+            raise ValueError(
+                "A model that sleeps needs at least one 'linear_attention' layer: its fast weights are all that "
+                "crosses a window's end."
+            )
+        if "sleep_attention" not in self.layer_types:
+            raise ValueError(
+                "A model that sleeps needs at least one 'sleep_attention' layer: without a cache that fills, it has "
+                "no reason to sleep."
+            )
+        if misplaced := [i for i in self.memory_layers if not self._is_linear(i)]:
+            raise ValueError(
+                f"`memory_layers` must be indices of 'linear_attention' layers, but {misplaced} are not "
+                f"(`layer_types` is {self.layer_types})."
+            )
+
+    def _is_linear(self, layer_idx: int) -> bool:
+        return 0 <= layer_idx < self.num_hidden_layers and self.layer_types[layer_idx] == "linear_attention"
+
+    def validate_heads(self):
+        """The heads divide what they must."""
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "linear_num_key_heads",
+            "linear_num_value_heads",
+            "linear_key_head_dim",
+            "linear_value_head_dim",
+            "linear_conv_kernel_dim",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of `num_key_value_heads` "
+                f"({self.num_key_value_heads})."
+            )
+        if self.linear_num_value_heads % self.linear_num_key_heads:
+            raise ValueError(
+                f"`linear_num_value_heads` ({self.linear_num_value_heads}) must be a multiple of "
+                f"`linear_num_key_heads` ({self.linear_num_key_heads})."
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"`head_dim` must be even for the rotary position embedding, got {self.head_dim}.")
+
+    def validate_sleep(self):
+        """Windows, passes and the looped span make sense together."""
+        if self.window_size < 1:
+            raise ValueError(f"`window_size` (L) must be at least 1 token, got {self.window_size}.")
+        if self.sleep_passes < 1:
+            raise ValueError(
+                f"`sleep_passes` (N) counts all passes over a window, the one awake included, so it must be at least "
+                f"1, got {self.sleep_passes}."
+            )
+        if self.bptt_windows is not None and self.bptt_windows < 1:
+            raise ValueError(
+                f"`bptt_windows` must be at least 1, or None to back-propagate through all windows, got "
+                f"{self.bptt_windows}."
+            )
+        if self.loop_span is None:
+            return
+        if len(self.loop_span) != 2:
+            raise ValueError(f"`loop_span` is a pair (start, end) or None, got {self.loop_span}.")
+        start, end = self.loop_span
+        if not 0 <= start < end <= self.num_hidden_layers:
+            raise ValueError(
+                f"`loop_span` must hold at least one of the {self.num_hidden_layers} layers: "
+                f"0 <= start < end <= {self.num_hidden_layers}, got ({start}, {end})."
+            )
+        if "linear_attention" not in self.layer_types[start:]:
+            raise ValueError(
+                f"`loop_span` ({start}, {end}) leaves no 'linear_attention' layer in or behind it, so a sleep would "
+                f"rewrite nothing (`layer_types` is {self.layer_types})."
+            )
+
+    def validate_decay(self):
+        """S decays, but not at once: 0 < min <= max for A and softplus(dt)."""
+        for name in ("linear_a", "linear_dt"):
+            low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
+            if not 0 < low <= high:
+                raise ValueError(f"0 < `{name}_min` <= `{name}_max` must hold, got {low} and {high}.")
+
+    def validate_rope_type(self):
+        """Windows are all alike, so the frequencies must not depend on the length of the text."""
+        rope_type = self.rope_parameters.get("rope_type", "default")
+        if rope_type not in ROPE_TYPES:
+            raise ValueError(f"`rope_parameters['rope_type']` must be one of {ROPE_TYPES}, got {rope_type!r}.")
+
+    @classmethod
+    def load_preset(cls, name: str) -> dict:
+        """
+        Read a preset of the project.
+
+        Args:
+            name (`str`): A file of `configuration/presets/` without its ending, such as `"rule110-mini"`.
+
+        Returns:
+            `dict`: `"description"`, `"model"` (fields of this class) and `"training"` (the recipe).
+
+        Raises:
+            `ValueError`: if there is no such preset; the message names those there are.
+        """
+        path = PRESETS_FOLDER / f"{name}.json"
+        if not path.is_file():
+            known = sorted(p.stem for p in PRESETS_FOLDER.glob("*.json"))
+            raise ValueError(
+                f"No preset {name!r}. Known presets: {', '.join(known)}."
+                if known
+                else f"No preset {name!r}: presets come with the package `modeling_sleep`, not with a saved model."
+            )
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> "SleepConfig":
+        """The configuration of the preset `name` (see `load_preset`), with `overrides` of single fields."""
+        return cls(**{**cls.load_preset(name)["model"], **overrides})
+
+
+__all__ = ["SleepConfig"]

@@ -1,0 +1,220 @@
+"""`generate()` and `sleep()`: what belongs to one call, and what cannot work, said before any work is done.
+
+The sleep itself lives in `SleepModel.forward`. Here are the choices of a call (`sleep_passes`, `sleep_callback`), the
+nap on demand, and the checks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.cache_utils import Cache
+from transformers.utils import logging
+
+from .cache_sleep import SleepState, check_cache, read_state, write_state
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class SleepEvent:
+    """
+    What a `sleep_callback` is told after every sleep.
+
+    Attributes
+    ----------
+    window_index : int
+        The window that was slept over, counted from 0.
+    passes : int
+        N, the one awake included.
+    seconds : float
+        Wall time of the sleep.
+    relative_change : list[float]
+        For each of the N - 1 passes asleep, |S_j - S_{j-1}| / |S_{j-1}| over all fast weights of the looped span.
+    freed_bytes : int
+        Bytes of cache that the sleep freed.
+    """
+
+    window_index: int
+    passes: int
+    seconds: float
+    relative_change: list[float]
+    freed_bytes: int
+
+
+class SleepMixin:
+    """Adds `sleep()` to a model."""
+
+    @torch.no_grad()
+    def sleep(
+        self,
+        past_key_values: Cache,
+        sleep_passes: int | None = None,
+        sleep_callback: Callable[[SleepEvent], None] | None = None,
+    ) -> Cache:
+        """
+        Sleep now, whether the window is full or not: consolidate it into the fast weights and clear it.
+
+        Parameters
+        ----------
+        past_key_values : Cache
+            What `forward` or `generate` returned. Changed in place.
+        sleep_passes : int, optional
+            N, all passes over the window, the one awake included: 2 replays it once, 1 only clears it. Default:
+            `config.sleep_passes`.
+        sleep_callback : callable, optional
+            Called with a [`SleepEvent`].
+
+        Returns
+        -------
+        Cache
+            `past_key_values`. If its window is empty already, nothing has happened.
+
+        Raises
+        ------
+        ValueError
+            If the cache was not made for this model, or N is not a positive integer.
+        """
+        model = getattr(self, self.base_model_prefix, self)
+        passes = model.check_sleep_passes(sleep_passes)
+        state = read_state(past_key_values, model.config)
+        if state.stored > 0:
+            write_state(past_key_values, model._sleep(state, passes, sleep_callback), model.config)
+        return past_key_values
+
+
+class SleepGenerationMixin:
+    """Adds `sleep_passes` and `sleep_callback` to `generate()`; stands before [`GenerationMixin`] among the bases."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config=None,
+        logits_processor: LogitsProcessorList | None = None,
+        *args,
+        sleep_passes: int | None = None,
+        sleep_callback: Callable[[SleepEvent], None] | None = None,
+        **kwargs,
+    ):
+        """
+        [`GenerationMixin.generate`], sleeping whenever the window is full. Takes and returns the same, and:
+
+        Parameters
+        ----------
+        sleep_passes : int, optional
+            N for this call, all passes over a window. Default: `config.sleep_passes`.
+        sleep_callback : callable, optional
+            Called with a [`SleepEvent`] after every sleep, for instance to advance a progress bar.
+
+        Raises
+        ------
+        ValueError
+            If what is asked for cannot work with fast weights: assisted decoding, other caches, right padding.
+        FloatingPointError
+            If the fast weights or the logits are not finite.
+        """
+        model = getattr(self, self.base_model_prefix, self)
+        model.check_sleep_passes(sleep_passes)
+        _refuse_what_cannot_work(kwargs, generation_config, self.generation_config)
+        input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if input_ids is not None and not input_ids.is_floating_point():
+            model.check_input_ids(input_ids)
+        if (cache := kwargs.get("past_key_values")) is not None:
+            check_cache(cache, model.config)
+            raise_if_not_finite(read_state(cache, model.config), model.config)
+        _check_lengths(input_ids, kwargs, 0 if cache is None else cache.get_seq_length())
+
+        _warn_of_cut_windows(kwargs.get("attention_mask"), model.config.window_size)
+
+        for name, value in (("sleep_passes", sleep_passes), ("sleep_callback", sleep_callback)):
+            if value is not None:
+                kwargs[name] = value
+        logits_processor = LogitsProcessorList([_RaiseIfNotANumber(), *(logits_processor or [])])
+        return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+
+
+def _refuse_what_cannot_work(kwargs: dict, *generation_configs) -> None:
+    def option(name):
+        values = (kwargs.get(name), *(getattr(config, name, None) for config in generation_configs))
+        return next((value for value in values if value is not None), None)
+
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
+        if option(name):
+            raise ValueError(
+                f"`{name}`: assisted decoding takes rejected tokens back, but the fast weights have taken them in and "
+                "cannot give them back. Generate without an assistant; greedy search, sampling and beam search work."
+            )
+    cache = option("cache_implementation")
+    if cache not in (None, "dynamic"):
+        raise ValueError(
+            f"`cache_implementation={cache!r}` does not know how to sleep. Leave it out: this model's own cache never "
+            "outgrows one window."
+        )
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.ndim == 2 and (mask[:, -1] == 0).any():
+        raise ValueError(
+            "`attention_mask` ends in padding, so the first new token would follow a padding token. Pad on the left: "
+            "`tokenizer.padding_side = 'left'`."
+        )
+
+
+def _warn_of_cut_windows(mask, window_size: int) -> None:
+    if mask is None or mask.ndim != 2:
+        return
+    padding = (mask.cumsum(-1) == 0).sum(-1)  # tokens before the text, (batch,)
+    if (padding % window_size > 0).any():
+        logger.warning_once(
+            f"Some rows begin inside a window, as their padding is not a multiple of window_size={window_size}. Their "
+            "first window is cut short, so they sleep at other places than they would alone. To have the same results "
+            "as without padding, pad to a multiple of the window (`pad_to_multiple_of` does not: it pads the longest "
+            "row too) or generate rows of one length at a time."
+        )
+
+
+def _check_lengths(input_ids, kwargs: dict, seen: int) -> None:
+    """transformers takes tokens as many as their mask for the whole text, and cuts off what the cache has seen."""
+    embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+    name, given = ("input_ids", input_ids) if embeds is None else ("inputs_embeds", embeds)
+    if given is None:
+        return
+    batch, length = given.shape[:2]
+    if mask is not None and mask.ndim == 2 and tuple(mask.shape) not in ((batch, length), (batch, seen + length)):
+        raise ValueError(
+            f"`attention_mask` must have shape (batch, past + new tokens) = ({batch}, {seen + length}), got "
+            f"{tuple(mask.shape)}."
+        )
+    only_new = embeds is None and mask is not None and mask.shape[1] > length
+    if length <= seen and not only_new:
+        raise ValueError(
+            f"`past_key_values` has seen {seen} tokens already, but `{name}` holds {length}. Give the whole text, "
+            "past and new, or new `input_ids` alone with an `attention_mask` of shape (batch, past + new)."
+        )
+
+
+class _RaiseIfNotANumber(LogitsProcessor):
+    """NaN in S shows in the next logits; greedy search would go on and return nonsense."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if scores.isnan().any():
+            raise FloatingPointError(
+                "The logits are not a number: weights or fast weights are NaN. With a float16 model, try bfloat16 or "
+                "float32."
+            )
+        return scores
+
+
+def raise_if_not_finite(state: SleepState, config) -> None:
+    """Raise `FloatingPointError`, naming the layers, if fast weights in `state` are NaN or infinite."""
+    bad = [
+        i
+        for i, (layer_type, (recurrent_state, _)) in enumerate(zip(config.layer_types, state.layers, strict=True))
+        if layer_type == "linear_attention" and recurrent_state is not None and not recurrent_state.isfinite().all()
+    ]
+    if bad:
+        raise FloatingPointError(
+            f"The fast weights of layer(s) {bad} are not finite: everything after would be nonsense. Start from a new "
+            "cache, and check the model's weights and dtype."
+        )

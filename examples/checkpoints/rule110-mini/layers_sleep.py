@@ -1,0 +1,291 @@
+"""The layers: tensors and states in, tensors and new states out.
+
+Nothing here knows of caches, windows or sleep. A layer takes its two states as positional tensors and returns the new
+ones, so that gradients flow through them under any way of calling (checkpointed, sharded, over many windows).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_sleep import SleepConfig
+from .gated_delta_rule import gated_delta_rule
+
+
+def rotary_embedding(
+    config: SleepConfig, start: int, length: int, dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Cosines and sines of the positions `start, ..., start + length - 1` of a window, each (length, head_dim).
+
+    Stateless, so that no cast of the model can round the frequencies: float32 or better whatever its dtype.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    parameters = config.rope_parameters
+    if parameters["rope_type"] == "default":
+        exponents = torch.arange(0, config.head_dim, 2, dtype=dtype, device=device) / config.head_dim
+        frequencies, scaling = parameters["rope_theta"] ** -exponents, 1.0
+    else:
+        frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, device)
+    positions = torch.arange(start, start + length, dtype=dtype, device=device)
+    angles = (positions[:, None] * frequencies.to(dtype)).repeat(1, 2)
+    return angles.cos() * scaling, angles.sin() * scaling
+
+
+def apply_rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate `x`, (batch, heads, length, head_dim), by its positions' angles, (length, head_dim)."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention as it is written, with its weights: the reference of the attention interface."""
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    weights = query @ key.mT * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SleepAttention(nn.Module):
+    """
+    Causal attention within the current window, with grouped queries and rotary positions.
+
+    Differs from [`LlamaAttention`] in that keys and values of the window so far come in and go out as tensors.
+    """
+
+    is_causal = True
+
+    def __init__(self, config: SleepConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        query_dim = config.num_attention_heads * config.head_dim
+        key_value_dim = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_dim, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_dim, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_dim, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_dim, config.hidden_size, bias=config.attention_bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
+        past_keys: torch.Tensor | None,  # (batch, key_value_heads, stored, head_dim)
+        past_values: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        batch, length, _ = hidden_states.shape
+        query, key, value = (
+            projection(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query = apply_rotary_embedding(query, *position_embeddings)
+        key = apply_rotary_embedding(key, *position_embeddings)
+        if past_keys is not None:
+            key = torch.cat([past_keys, key], dim=2)
+            value = torch.cat([past_values, value], dim=2)
+
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(batch, length, -1)), weights, key, value
+
+
+class SleepGatedDeltaNet(nn.Module):
+    """
+    The layer that holds the fast weights: short convolution, gated delta rule, gated norm.
+
+    Differs from [`OlmoHybridGatedDeltaNet`] in that S and the convolution's inputs come in and go out as tensors, in
+    that masked tokens are exact no-ops for S (there only their input is zeroed, so S still decays), and in that S is
+    initialised to outlive many windows.
+    """
+
+    def __init__(self, config: SleepConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.key_head_dim = config.linear_key_head_dim
+        self.value_head_dim = config.linear_value_head_dim
+        self.beta_max = 2.0 if config.linear_allow_neg_eigval else 1.0
+        key_dim = config.linear_num_key_heads * config.linear_key_head_dim
+        value_dim = config.linear_num_value_heads * config.linear_value_head_dim
+        self.split_sizes = [key_dim, key_dim, value_dim]
+
+        self.q_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
+        self.a_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
+        self.b_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
+        self.g_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
+        self.o_proj = nn.Linear(value_dim, config.hidden_size, bias=False)
+        self.conv1d = nn.Conv1d(
+            sum(self.split_sizes),
+            sum(self.split_sizes),
+            config.linear_conv_kernel_dim,
+            groups=sum(self.split_sizes),
+            bias=False,
+        )
+        self.A_log = nn.Parameter(torch.empty(config.linear_num_value_heads))
+        self.dt_bias = nn.Parameter(torch.empty(config.linear_num_value_heads))
+        self.o_norm = nn.RMSNorm(config.linear_value_head_dim, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
+        recurrent_state: torch.Tensor | None,  # S, (batch, value_heads, key_dim, value_dim)
+        conv_state: torch.Tensor | None,  # (batch, conv_kernel - 1, conv_dim)
+        padding_mask: torch.Tensor | None,  # (batch, length), False at padding
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if padding_mask is not None:
+            masked = ~padding_mask.unsqueeze(-1)
+            hidden_states = hidden_states.masked_fill(masked, 0)
+
+        mixed = torch.cat([self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1)
+        mixed, conv_state = self._convolve(mixed, conv_state)
+        query, key, value = mixed.split(self.split_sizes, dim=-1)
+        query = query.unflatten(-1, (-1, self.key_head_dim))
+        key = key.unflatten(-1, (-1, self.key_head_dim))
+        value = value.unflatten(-1, (-1, self.value_head_dim))
+
+        # The gates in float32 or better: 1 - alpha is small where S is to live long.
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        dt = F.softplus(self.a_proj(hidden_states).to(dtype) + self.dt_bias.to(dtype))
+        log_decay = -self.A_log.to(dtype).exp() * dt
+        beta = self.b_proj(hidden_states).to(dtype).sigmoid() * self.beta_max
+        if padding_mask is not None:
+            log_decay = log_decay.masked_fill(masked, 0)
+            beta = beta.masked_fill(masked, 0)
+
+        output, recurrent_state = gated_delta_rule(query, key, value, log_decay, beta, recurrent_state)
+        gate = self.g_proj(hidden_states).unflatten(-1, (-1, self.value_head_dim))
+        output = self.o_norm(output) * F.silu(gate)
+        return self.o_proj(output.flatten(-2)), recurrent_state, conv_state
+
+    def _convolve(self, mixed, conv_state):
+        """Causal convolution of (batch, length, conv_dim); before a window's first token there are zeros."""
+        kept = self.conv1d.kernel_size[0] - 1
+        if conv_state is None:
+            conv_state = mixed.new_zeros(mixed.shape[0], kept, mixed.shape[2])
+        mixed = torch.cat([conv_state, mixed], dim=1)
+        # A copy, as a view would keep the whole window alive.
+        conv_state = mixed[:, mixed.shape[1] - kept :].clone()
+        return F.silu(self.conv1d(mixed.mT)).mT, conv_state
+
+
+class SleepMLP(nn.Module):
+    """Gated MLP, as [`LlamaMLP`]."""
+
+    def __init__(self, config: SleepConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class SleepDecoderLayer(nn.Module):
+    """
+    Norm, mixer, residual, norm, MLP, residual. Memory layers have no MLP.
+
+    Differs from in-tree layers in that the mixer's two states are positional arguments and results: `(keys, values)`
+    of an attention layer, `(recurrent_state, conv_state)` of a Gated DeltaNet layer.
+    """
+
+    def __init__(self, config: SleepConfig, layer_idx: int):
+        super().__init__()
+        self.layer_type = config.layer_types[layer_idx]
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if self.layer_type == "linear_attention":
+            self.linear_attn = SleepGatedDeltaNet(config, layer_idx)
+        else:
+            self.self_attn = SleepAttention(config, layer_idx)
+        self.mlp = None
+        if layer_idx not in config.memory_layers:
+            self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.mlp = SleepMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
+        first_state: torch.Tensor | None,
+        second_state: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        padding_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        residual = hidden_states
+        hidden_states = self.input_layernorm(hidden_states)
+        if self.layer_type == "linear_attention":
+            hidden_states, first_state, second_state = self.linear_attn(
+                hidden_states, first_state, second_state, padding_mask
+            )
+        else:
+            hidden_states, _, first_state, second_state = self.self_attn(
+                hidden_states, first_state, second_state, position_embeddings, attention_mask, **kwargs
+            )
+        hidden_states = residual + hidden_states
+        if self.mlp is not None:
+            hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states, first_state, second_state
+
+
+class SleepLayers(GradientCheckpointingLayer, nn.ModuleList):
+    """
+    The stack of decoder layers, which can run any span of itself. One call is one pass over one window.
+
+    Being a [`GradientCheckpointingLayer`], a pass is the unit of gradient checkpointing: with it on, a pass keeps its
+    hidden states and the states of its layers, and computes the rest again.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, *states: torch.Tensor | None, **kwargs) -> tuple[torch.Tensor, ...]:
+        """`run`, with gradient checkpointing if it is on."""
+        return self.run(hidden_states, *states, **kwargs)
+
+    def run(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
+        *states: torch.Tensor | None,  # two per layer of the span, flat, as gradient checkpointing wants them
+        start: int,
+        end: int,
+        **context,
+    ) -> tuple[torch.Tensor, ...]:
+        """Layers `start, ..., end - 1`; `context` is what every layer gets. Returns what it takes, anew."""
+        new_states = []
+        for i in range(start, end):
+            first = 2 * (i - start)
+            hidden_states, *pair = self[i](hidden_states, *states[first : first + 2], **context)
+            new_states += pair
+        return hidden_states, *new_states

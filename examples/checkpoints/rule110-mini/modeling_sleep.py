@@ -1,0 +1,606 @@
+"""Language models that sleep: read this file and know the paper (arXiv 2605.26099, "Do Language Models Need Sleep?").
+
+A hybrid of attention and Gated DeltaNet layers reads in windows. When the attention cache is full, the model sleeps:
+it passes several times over the window, each pass fed by the hidden states of the one before, and each pass rewrites
+the fast weights. Then the cache is cleared.
+
+    L       `window_size`       tokens that the attention cache holds
+    N       `sleep_passes`      passes over a window in all: one awake, N - 1 asleep
+    S       `recurrent_state`   fast weights, one matrix per head of a Gated DeltaNet layer
+    alpha   `log_decay`         how much of S a token keeps, exp(-A softplus(dt))
+    beta    `beta`              how strongly a token rewrites S
+    h       `hidden_states`     features of the window; those of pass 1 are kept as `kept_hidden_states`
+
+Algorithm 1 of the paper, and where it stands here (all in `SleepModel`):
+
+    1. zero-initialise S                                        `SleepState.empty`
+    2. split the tokens into windows of at most L               `forward`
+    3. pass 1 over the window, which is also the prediction     `_wake`
+    4. before the next window: passes 2 ... N                   `_sleep`, `_consolidate`
+    5. drop keys, values and h; S alone goes on                 `_sleep`
+
+Sleep is lazy: it begins when a token arrives and the window is full. Nothing sleeps after the last window, whose
+consolidation would serve nobody, so windows that are only predicted from take one pass, as in the paper.
+
+Notable:
+- one code path: `forward` walks over window boundaries, so one call, chunked prefill, token by token, training and
+  generation cannot differ;
+- functional core: layers take their states and return new ones. Only `forward` reads and writes the cache, at its
+  edge. So gradients flow through all passes and windows, and through gradient checkpointing;
+- positions count from the window's start; masked tokens leave S exactly as it was.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple, is_torchdynamo_compiling, logging
+from transformers.utils.output_capturing import capture_outputs
+
+from .cache_sleep import SleepState, read_state, write_state
+from .configuration_sleep import SleepConfig
+from .generation_sleep import SleepEvent, SleepGenerationMixin, SleepMixin, raise_if_not_finite
+from .layers_sleep import SleepAttention, SleepDecoderLayer, SleepGatedDeltaNet, SleepLayers, rotary_embedding
+
+
+logger = logging.get_logger(__name__)
+
+
+class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
+    """Weights: how they are initialised, loaded and saved."""
+
+    config_class = SleepConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SleepDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _is_stateful = True  # S cannot be rewound: no assisted decoding
+    _can_record_outputs = {"hidden_states": SleepDecoderLayer, "attentions": SleepAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        config = self.config
+        if isinstance(module, SleepGatedDeltaNet):
+            bound = config.linear_conv_kernel_dim**-0.5
+            init.uniform_(module.conv1d.weight, -bound, bound)
+            init.copy_(
+                module.A_log,
+                torch.empty_like(module.A_log).uniform_(config.linear_a_min, config.linear_a_max).log(),
+            )
+            log_dt = torch.tensor([config.linear_dt_min, config.linear_dt_max]).log().tolist()
+            dt = torch.empty_like(module.dt_bias).uniform_(*log_dt).exp()
+            init.copy_(module.dt_bias, dt + (-torch.expm1(-dt)).log())  # the inverse of softplus
+            if module.layer_idx in config.memory_layers:
+                init.zeros_(module.o_proj.weight)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """
+        Save the model with its code, so that the folder loads anywhere with `trust_remote_code=True`.
+
+        As [`PreTrainedModel.save_pretrained`]; the `auto_map` names all classes whichever of them is saved.
+        """
+        self.config.auto_map = {
+            **(getattr(self.config, "auto_map", None) or {}),
+            "AutoConfig": "configuration_sleep.SleepConfig",
+            "AutoModel": "modeling_sleep.SleepModel",
+            "AutoModelForCausalLM": "modeling_sleep.SleepForCausalLM",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+
+@dataclass
+class SleepWindowOutput(ModelOutput):
+    """What one wake pass gives: its last hidden states, and the layers' new states."""
+
+    last_hidden_state: torch.Tensor | None = None
+    kept_hidden_states: torch.Tensor | None = None
+    layers: list | None = None
+    hidden_states: tuple | None = None
+    attentions: tuple | None = None
+
+
+class SleepModel(SleepPreTrainedModel):
+    """
+    The stack of layers that wakes and sleeps (arXiv 2605.26099, Algorithm 1), without a head.
+
+    Parameters
+    ----------
+    config : SleepConfig
+    """
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = SleepLayers(SleepDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        sleep_passes: int | None = None,
+        sleep_callback: Callable[[SleepEvent], None] | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """
+        Read tokens, sleeping whenever one arrives and the window is full.
+
+        Parameters
+        ----------
+        input_ids : torch.LongTensor, optional
+            (batch, length).
+        attention_mask : torch.Tensor, optional
+            (batch, past + length), 0 at padding, on either side.
+        position_ids : torch.LongTensor, optional
+            Taken for compatibility. Positions count from the window's start, whatever these say; ids that do not run
+            on by one (packed sequences) are refused.
+        past_key_values : Cache, optional
+            A `DynamicCache(config=config)`; what earlier calls returned.
+        inputs_embeds : torch.FloatTensor, optional
+            (batch, length, hidden_size), instead of `input_ids`.
+        use_cache : bool, optional
+            Whether to return `past_key_values`. Default: `config.use_cache`, but never under gradient checkpointing.
+        sleep_passes : int, optional
+            N, all passes over a window, the wake one included. Default: `config.sleep_passes`.
+        sleep_callback : callable, optional
+            Called with a [`SleepEvent`] after every sleep.
+
+        Returns
+        -------
+        BaseModelOutputWithPast
+            `last_hidden_state` is (batch, length, hidden_size). With `output_attentions`, a token's weights over other
+            windows are the zeros that they are: (batch, heads, length, keys of the window so far + length).
+
+        Raises
+        ------
+        ValueError
+            If the input is not what it must be; the message says what to do.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        passes = self.check_sleep_passes(sleep_passes)
+        if inputs_embeds is None:
+            if input_ids.device.type == "cpu":  # elsewhere the check would wait for the device; it has its own assert
+                self.check_input_ids(input_ids)
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not (self.gradient_checkpointing and self.training)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        state = read_state(past_key_values, self.config)
+        self._check_batch(state, inputs_embeds.shape[0])
+        mask = self._mask_of_new_tokens(attention_mask, inputs_embeds, state.seen)
+        self._check_position_ids(position_ids, mask, inputs_embeds.shape[:2])
+        _check_unpacked(kwargs)
+
+        windows = self._split_into_windows(inputs_embeds.shape[1], state.stored)
+        outputs, begin = [], 0
+        for i, length in enumerate(windows):
+            if state.stored >= self.config.window_size:
+                state = self._sleep(state, passes, sleep_callback)
+            if i > 0 and self.config.bptt_windows and (len(windows) - i) % self.config.bptt_windows == 0:
+                state = _detach(state)
+            window = slice(begin, begin + length)
+            output, state = self._wake_window(
+                inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs
+            )
+            outputs.append(output)
+            begin += length
+        if use_cache:
+            write_state(past_key_values, state, self.config)
+
+        return BaseModelOutputWithPast(
+            last_hidden_state=_concatenate([output.last_hidden_state for output in outputs]),
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=_concatenate_layers([output.hidden_states for output in outputs], _concatenate),
+            attentions=_concatenate_layers([output.attentions for output in outputs], _block_diagonal),
+        )
+
+    # Wake: pass 1, which is also the prediction.
+
+    def _wake_window(self, inputs_embeds, mask, state: SleepState, **kwargs) -> tuple[SleepWindowOutput, SleepState]:
+        """Read tokens that fit into the current window."""
+        length = inputs_embeds.shape[1]
+        kept_mask = _append_mask(state.kept_mask, mask, state.stored, inputs_embeds)
+        output = self._wake(inputs_embeds, state, mask, kept_mask, return_dict=True, **kwargs)
+
+        window_start_states = state.window_start_states
+        if state.stored == 0:
+            window_start_states = list(window_start_states)
+            for i in range(self.config.looped_layers[1], self.config.num_hidden_layers):
+                if self.config.layer_types[i] == "linear_attention":
+                    window_start_states[i] = state.layers[i][0]
+        kept = output.kept_hidden_states
+        if state.stored > 0:
+            kept = torch.cat([state.kept_hidden_states, kept], dim=1)
+        return output, state._replace(
+            layers=output.layers,
+            window_start_states=window_start_states,
+            kept_hidden_states=kept,
+            kept_mask=kept_mask,
+            stored=state.stored + length,
+            seen=state.seen + length,
+        )
+
+    @capture_outputs
+    def _wake(self, hidden_states, state: SleepState, mask, kept_mask, **kwargs) -> SleepWindowOutput:
+        """One pass through all layers. `output_hidden_states` and `output_attentions` record here, never asleep."""
+        kwargs = {name: value for name, value in kwargs.items() if not name.startswith("output_")}
+        context = self._window_context(hidden_states, kept_mask, state.stored, padding_mask=mask, **kwargs)
+        num_layers, (_, end) = self.config.num_hidden_layers, self.config.looped_layers
+        states = [tensor for pair in state.layers for tensor in pair]
+        kept, *looped = self.layers(hidden_states, *states[: 2 * end], start=0, end=end, **context)
+        last, after = kept, []
+        if end < num_layers:
+            last, *after = self.layers(kept, *states[2 * end :], start=end, end=num_layers, **context)
+        states = looped + after
+        return SleepWindowOutput(
+            last_hidden_state=self.norm(last),
+            kept_hidden_states=kept,
+            layers=list(zip(states[::2], states[1::2], strict=True)),
+        )
+
+    # Sleep: passes 2 ... N, then nothing of the window is left but S.
+
+    def _sleep(self, state: SleepState, passes: int, callback=None) -> SleepState:
+        """Consolidate the current window into S and clear it."""
+        began, bytes_before = time.perf_counter(), state.nbytes()
+        changes = None
+        if passes > 1 and state.stored > 0:
+            start, num_layers = self.config.looped_layers[0], self.config.num_hidden_layers
+            recurrent = [i for i in range(start, num_layers) if self.config.layer_types[i] == "linear_attention"]
+            coda = self.config.looped_layers[1]
+            # Layers behind the span have seen pass 1 only; they go back to where the window found them.
+            before = [state.window_start_states[i] if i >= coda else state.layers[i][0] for i in recurrent]
+            context = self._window_context(state.kept_hidden_states, state.kept_mask, 0, padding_mask=state.kept_mask)
+
+            def consolidate(hidden_states, *recurrent_states):
+                return self._consolidate(hidden_states, recurrent, recurrent_states, passes, context, callback)
+
+            # A checkpoint around those of the single passes: while back-propagating through a window, only its own
+            # passes are in memory, as their hidden states and S, and one of them in full.
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                consolidate = partial(self._gradient_checkpointing_func, consolidate)
+            *after, changes = consolidate(state.kept_hidden_states, *before)
+            layers = list(state.layers)
+            for i, recurrent_state in zip(recurrent, after, strict=True):
+                layers[i] = (recurrent_state, None)
+            state = state._replace(layers=layers)
+
+        state = self._clear_window(state)
+        if not torch.is_grad_enabled():
+            raise_if_not_finite(state, self.config)
+        if callback is not None:
+            callback(
+                SleepEvent(
+                    window_index=state.sleeps - 1,
+                    passes=passes,
+                    seconds=time.perf_counter() - began,
+                    relative_change=[] if changes is None else changes.tolist(),
+                    freed_bytes=bytes_before - state.nbytes(),
+                )
+            )
+        return state
+
+    def _consolidate(self, hidden_states, recurrent, recurrent_states, passes, context, callback):
+        """
+        Passes 2 ... N over `hidden_states`, (batch, stored, hidden_size): h, S <- Blocks(h, S) over the looped span.
+
+        The last pass goes on into the layers behind the span, and ends with the last layer that has an S: what comes
+        after it would be read by nobody.
+
+        Parameters
+        ----------
+        recurrent : list[int]
+            The Gated DeltaNet layers from the span's start on.
+        recurrent_states : sequence[torch.Tensor | None]
+            S of each at the beginning.
+
+        Returns
+        -------
+        tuple[torch.Tensor, ...]
+            S of each of these layers, and the relative change of S in each pass, (passes - 1,), or None.
+        """
+        start, end = self.config.looped_layers
+        recurrent_states, changes = list(recurrent_states), []
+        looped = [i for i in recurrent if i < end]
+        # Without gradients, as in the first run of a reentrant checkpoint, there is nothing to checkpoint.
+        one_pass = self.layers if torch.is_grad_enabled() else self.layers.run
+        for number in range(2, passes + 1):
+            stop = end if number < passes else recurrent[-1] + 1
+            here = [i for i in recurrent if i < stop]
+            before = recurrent_states[: len(here)]
+
+            # Keys, values and the convolution's inputs are made anew from the refined features.
+            states = [None] * (2 * (stop - start))
+            for i, recurrent_state in zip(here, before, strict=True):
+                states[2 * (i - start)] = recurrent_state
+            hidden_states, *states = one_pass(hidden_states, *states, start=start, end=stop, **context)
+            after = [states[2 * (i - start)] for i in here]
+            recurrent_states[: len(here)] = after
+            if callback is not None:
+                changes.append(_relative_change(before[: len(looped)], after[: len(looped)]))
+        return *recurrent_states, torch.stack(changes) if changes else None
+
+    def _clear_window(self, state: SleepState) -> SleepState:
+        """Drop everything but S. New empties, not views, which would keep the window's memory."""
+        layers = []
+        for layer_type, (first, second) in zip(self.config.layer_types, state.layers, strict=True):
+            if layer_type == "linear_attention":
+                layers.append((first, None))
+            elif first is None:
+                layers.append((None, None))
+            else:
+                layers.append(tuple(x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (first, second)))
+        return SleepState.empty(len(layers))._replace(layers=layers, seen=state.seen, sleeps=state.sleeps + 1)
+
+    # What both share.
+
+    def _window_context(self, hidden_states, kept_mask, stored, padding_mask, **kwargs) -> dict:
+        """Positions and masks of `hidden_states` behind `stored` tokens of the window; the same for every pass."""
+        length = hidden_states.shape[1]
+        return {
+            "position_embeddings": rotary_embedding(
+                self.config, stored, length, hidden_states.dtype, hidden_states.device
+            ),
+            "attention_mask": create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=kept_mask,
+                past_key_values=_WindowSizes(stored) if stored else None,
+                position_ids=None,
+            ),
+            "padding_mask": padding_mask,
+            **kwargs,
+        }
+
+    def _split_into_windows(self, length: int, stored: int) -> list[int]:
+        """Lengths of the pieces of `length` new tokens: first what the current window still takes."""
+        window_size = self.config.window_size
+        first = min(window_size - stored, length) if stored < window_size else 0
+        full, rest = divmod(length - first, window_size)
+        return [piece for piece in (first, *[window_size] * full, rest) if piece > 0]
+
+    # What is refused, before any work is done.
+
+    def check_sleep_passes(self, sleep_passes: int | None) -> int:
+        """N for this call: `sleep_passes`, or the config's."""
+        if sleep_passes is None:
+            return self.config.sleep_passes
+        if not isinstance(sleep_passes, int) or sleep_passes < 1:
+            raise ValueError(
+                "`sleep_passes` (N) counts all passes over a window, the one awake included, so it must be an integer "
+                f"of at least 1, got {sleep_passes!r}."
+            )
+        return sleep_passes
+
+    def check_input_ids(self, input_ids: torch.Tensor) -> None:
+        """Raise if there is no token, or an id is not in the vocabulary."""
+        if input_ids.ndim != 2 or input_ids.numel() == 0:
+            raise ValueError(
+                f"`input_ids` must have shape (batch, length), with at least one token, got {tuple(input_ids.shape)}."
+            )
+        if is_torchdynamo_compiling():
+            return
+        low, high = (int(x) for x in input_ids.aminmax())
+        if low < 0 or high >= self.embed_tokens.num_embeddings:
+            raise ValueError(
+                f"`input_ids` must lie between 0 and {self.embed_tokens.num_embeddings - 1} (the vocabulary of this "
+                f"model), got values from {low} to {high}. Is this the model's own tokenizer?"
+            )
+
+    def _check_batch(self, state: SleepState, batch: int) -> None:
+        tensor = next((tensor for pair in state.layers for tensor in pair if tensor is not None), None)
+        if tensor is not None and tensor.shape[0] != batch:
+            raise ValueError(
+                f"`past_key_values` holds {tensor.shape[0]} rows, the new tokens have {batch}. To continue each row "
+                "several times, call `past_key_values.batch_repeat_interleave(times)` first."
+            )
+
+    def _mask_of_new_tokens(self, attention_mask, inputs_embeds, seen: int) -> torch.Tensor | None:
+        """(batch, length) of bool for the new tokens, None if there is no padding. Past ones are known already."""
+        if attention_mask is None:
+            return None
+        batch, length = inputs_embeds.shape[:2]
+        shape = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask)
+        if shape != (batch, seen + length):
+            raise ValueError(
+                f"`attention_mask` must have shape (batch, past + new tokens) = ({batch}, {seen + length}), got "
+                f"{shape}. Masks that are more than padding (4-D, block masks) have no meaning asleep."
+            )
+        mask = attention_mask[:, seen:].to(device=inputs_embeds.device, dtype=torch.bool)
+        if not is_torchdynamo_compiling() and mask.all():
+            return None
+        return mask
+
+    def _check_position_ids(self, position_ids, mask, shape) -> None:
+        if position_ids is None or is_torchdynamo_compiling():
+            return
+        batch, length = shape
+        if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
+            raise ValueError(f"`position_ids` must have shape ({batch}, {length}), got {tuple(position_ids.shape)}.")
+        steps = position_ids.diff(dim=-1)
+        consecutive = steps == 1
+        if mask is not None:
+            consecutive = consecutive | ~(mask[:, 1:] & mask[:, :-1]).to(steps.device)
+        if not consecutive.all():
+            raise ValueError(
+                "`position_ids` do not run on by one: packed sequences are not supported, as the fast weights of one "
+                "document would leak into the next. Give every document a row of its own, padded with an "
+                "`attention_mask`."
+            )
+
+
+class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMixin):
+    """
+    [`SleepModel`] with a language modeling head: predicts while awake, sleeps when its cache is full.
+
+    Parameters
+    ----------
+    config : SleepConfig
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        self.model = SleepModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        sleep_passes: int | None = None,
+        sleep_callback: Callable[[SleepEvent], None] | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """
+        Read tokens and predict the next. Parameters are those of [`SleepModel.forward`], and:
+
+        Parameters
+        ----------
+        labels : torch.LongTensor, optional
+            (batch, length), aligned with `input_ids` and shifted inside; -100 is not predicted.
+        logits_to_keep : int or torch.Tensor, optional
+            Compute logits of the last so many tokens, or of these indices. 0: of all.
+
+        Returns
+        -------
+        CausalLMOutputWithPast
+            `logits` is (batch, length or `logits_to_keep`, vocab_size).
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            sleep_passes=sleep_passes,
+            sleep_callback=sleep_callback,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class _WindowSizes:
+    """The few numbers that the mask functions ask a cache for."""
+
+    is_compileable = False
+
+    def __init__(self, stored: int):
+        self.stored = stored
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.stored
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.stored + query_length, 0
+
+
+def _check_unpacked(kwargs: dict) -> None:
+    packed = [name for name in ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx") if kwargs.get(name) is not None]
+    if packed:
+        raise ValueError(
+            f"Packed sequences ({', '.join(packed)}) are not supported, as the fast weights of one document would "
+            "leak into the next. Turn packing (`padding_free`) off."
+        )
+
+
+def _append_mask(kept_mask, mask, stored: int, inputs_embeds) -> torch.Tensor | None:
+    """(batch, stored + length) of bool: the padding of the window so far with that of new tokens, None if none."""
+    if kept_mask is None and mask is None:
+        return None
+    batch, length = inputs_embeds.shape[:2]
+    parts = [
+        torch.ones(batch, size, dtype=torch.bool, device=inputs_embeds.device) if part is None else part
+        for part, size in ((kept_mask, stored), (mask, length))
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def _detach(state: SleepState) -> SleepState:
+    layers = [tuple(None if x is None else x.detach() for x in pair) for pair in state.layers]
+    return state._replace(layers=layers)
+
+
+def _relative_change(before, after) -> torch.Tensor:
+    """|S_j - S_{j-1}| / |S_{j-1}| of one pass, over all matrices together."""
+    before = [torch.zeros_like(y) if x is None else x.detach() for x, y in zip(before, after, strict=True)]
+    difference = sum((y.detach() - x).square().sum() for x, y in zip(before, after, strict=True))
+    # A window of padding leaves S at zero: 0 / 0 would be NaN, but nothing has changed.
+    size = sum(x.square().sum() for x in before)
+    return (difference / size.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
+
+
+def _concatenate(pieces: list) -> torch.Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+
+def _block_diagonal(pieces: list) -> torch.Tensor:
+    """Attention weights of all windows in one (batch, heads, length, keys): zeros across windows."""
+    if len(pieces) == 1:
+        return pieces[0]
+    rows, columns = (sum(piece.shape[i] for piece in pieces) for i in (2, 3))
+    weights = pieces[0].new_zeros(*pieces[0].shape[:2], rows, columns)
+    row = column = 0
+    for piece in pieces:
+        weights[:, :, row : row + piece.shape[2], column : column + piece.shape[3]] = piece
+        row, column = row + piece.shape[2], column + piece.shape[3]
+    return weights
+
+
+def _concatenate_layers(windows: list, concatenate) -> tuple | None:
+    """Per window a tuple over layers; returns one tuple over layers."""
+    if windows[0] is None:
+        return None
+    return tuple(None if pieces[0] is None else concatenate(list(pieces)) for pieces in zip(*windows, strict=True))
+
+
+__all__ = ["SleepForCausalLM", "SleepModel", "SleepPreTrainedModel"]
