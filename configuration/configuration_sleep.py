@@ -102,7 +102,8 @@ class SleepConfig(PreTrainedConfig):
         eos_token_id (`int` or `list[int]`, *optional*): Index or indices of the tokens that end a text.
 
     Raises:
-        `ValueError`: if a field is out of its range or the fields contradict each other.
+        `StrictDataclassError` (of `huggingface_hub.errors`) or `ValueError`: if a field is of the wrong type or out
+        of its range, or the fields contradict each other.
 
     Example:
 
@@ -190,6 +191,8 @@ class SleepConfig(PreTrainedConfig):
             self.linear_value_head_dim = self.linear_key_head_dim
         if self.loop_span is not None:
             self.loop_span = list(self.loop_span)  # as JSON gives it back
+        if self.rope_parameters is not None:
+            self.validate_rope_type()  # before the parent asks for what other types need
         super().__post_init__(**kwargs)
 
     def to_diff_dict(self) -> dict:
@@ -304,7 +307,7 @@ class SleepConfig(PreTrainedConfig):
 
     def validate_rope_type(self):
         """Windows are all alike, so the frequencies must not depend on the length of the text."""
-        rope_type = self.rope_parameters["rope_type"]
+        rope_type = self.rope_parameters.get("rope_type", "default")
         if rope_type not in ROPE_TYPES:
             raise ValueError(f"`rope_parameters['rope_type']` must be one of {ROPE_TYPES}, got {rope_type!r}.")
 

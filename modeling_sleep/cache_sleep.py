@@ -12,7 +12,7 @@ where it touches a `Cache`. However long the text, the cache holds at most
 from typing import NamedTuple
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
+from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache, LinearAttentionLayer
 
 
 class SleepState(NamedTuple):
@@ -195,8 +195,8 @@ def check_cache(cache: Cache, config) -> None:
         If it is not a `DynamicCache(config=config)`; the message says what it is instead.
     """
     hint = "Use `DynamicCache(config=model.config)`, or leave `past_key_values` out."
-    if not isinstance(cache, Cache):
-        raise ValueError(f"`past_key_values` must be a `Cache`, got {type(cache).__name__}. {hint}")
+    if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
+        raise ValueError(f"`past_key_values` must be a `DynamicCache`, got {type(cache).__name__}. {hint}")
     if getattr(cache, "offloading", False):
         raise ValueError(
             "This model's cache never outgrows one window, so it cannot be (and need not be) offloaded. " + hint

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache
+from transformers.utils import logging
 
 from .cache_sleep import SleepState, check_cache, read_state, write_state
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -121,7 +125,9 @@ class SleepGenerationMixin:
         if (cache := kwargs.get("past_key_values")) is not None:
             check_cache(cache, model.config)
             raise_if_not_finite(read_state(cache, model.config), model.config)
-            _check_continuation(input_ids, kwargs, cache.get_seq_length())
+        _check_lengths(input_ids, kwargs, 0 if cache is None else cache.get_seq_length())
+
+        _warn_of_cut_windows(kwargs.get("attention_mask"), model.config.window_size)
 
         for name, value in (("sleep_passes", sleep_passes), ("sleep_callback", sleep_callback)):
             if value is not None:
@@ -155,16 +161,35 @@ def _refuse_what_cannot_work(kwargs: dict, *generation_configs) -> None:
         )
 
 
-def _check_continuation(input_ids, kwargs: dict, seen: int) -> None:
-    """transformers takes ids as long as their mask for the whole text, and cuts off what the cache has seen."""
-    embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
-    name, new = ("input_ids", input_ids) if embeds is None else ("inputs_embeds", embeds)
-    if new is None or (embeds is None and mask is not None and mask.shape[1] != new.shape[1]):
+def _warn_of_cut_windows(mask, window_size: int) -> None:
+    if mask is None or mask.ndim != 2:
         return
-    if new.shape[1] <= seen:
+    padding = (mask.cumsum(-1) == 0).sum(-1)  # tokens before the text, (batch,)
+    if (padding % window_size > 0).any():
+        logger.warning_once(
+            f"Some rows begin inside a window, as their padding is not a multiple of window_size={window_size}. Their "
+            "first window is cut short, so they sleep at other places than they would alone. For the same results as "
+            "without padding, generate rows of one length at a time."
+        )
+
+
+def _check_lengths(input_ids, kwargs: dict, seen: int) -> None:
+    """transformers takes tokens as many as their mask for the whole text, and cuts off what the cache has seen."""
+    embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+    name, given = ("input_ids", input_ids) if embeds is None else ("inputs_embeds", embeds)
+    if given is None:
+        return
+    batch, length = given.shape[:2]
+    if mask is not None and mask.ndim == 2 and tuple(mask.shape) not in ((batch, length), (batch, seen + length)):
         raise ValueError(
-            f"`past_key_values` has seen {seen} tokens already, but `{name}` holds {new.shape[1]}. Give the whole "
-            "text, past and new, or new `input_ids` alone with an `attention_mask` of shape (batch, past + new)."
+            f"`attention_mask` must have shape (batch, past + new tokens) = ({batch}, {seen + length}), got "
+            f"{tuple(mask.shape)}."
+        )
+    only_new = embeds is None and mask is not None and mask.shape[1] > length
+    if length <= seen and not only_new:
+        raise ValueError(
+            f"`past_key_values` has seen {seen} tokens already, but `{name}` holds {length}. Give the whole text, "
+            "past and new, or new `input_ids` alone with an `attention_mask` of shape (batch, past + new)."
         )
 
 

@@ -397,8 +397,12 @@ class SleepModel(SleepPreTrainedModel):
         return sleep_passes
 
     def check_input_ids(self, input_ids: torch.Tensor) -> None:
-        """Raise if an id is not in the vocabulary."""
-        if input_ids.numel() == 0 or is_torchdynamo_compiling():
+        """Raise if there is no token, or an id is not in the vocabulary."""
+        if input_ids.ndim != 2 or input_ids.numel() == 0:
+            raise ValueError(
+                f"`input_ids` must have shape (batch, length), with at least one token, got {tuple(input_ids.shape)}."
+            )
+        if is_torchdynamo_compiling():
             return
         low, high = (int(x) for x in input_ids.aminmax())
         if low < 0 or high >= self.embed_tokens.num_embeddings:

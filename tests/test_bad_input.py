@@ -1,0 +1,353 @@
+"""What cannot work is refused before any work is done, and the message says what was wrong and what to do."""
+
+import copy
+import re
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LlamaConfig, StaticCache
+from transformers.cache_utils import QuantizedCache
+
+from modeling_sleep import SleepConfig, SleepForCausalLM
+
+
+LLAMA = LlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=4, vocab_size=64)
+USE_OURS = re.escape("Use `DynamicCache(config=model.config)`, or leave `past_key_values` out.")
+ATTENTION, LINEAR = "sleep_attention", "linear_attention"
+
+
+def make_model(**overrides):
+    torch.manual_seed(0)
+    return SleepForCausalLM(SleepConfig.from_preset("tiny", **overrides)).eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(1, 64, (2, 5))
+
+
+def forward(model, ids, **kwargs):
+    return model(ids, **kwargs)
+
+
+def generate(model, ids, **kwargs):
+    return model.generate(ids, max_new_tokens=2, **kwargs)
+
+
+def sleep(model, ids, past_key_values=None, **kwargs):
+    return model.sleep(model(ids).past_key_values if past_key_values is None else past_key_values, **kwargs)
+
+
+every_way_in = pytest.mark.parametrize("call", [forward, generate, sleep])
+every_way_of_reading = pytest.mark.parametrize("call", [forward, generate])
+
+
+# The configuration.
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (dict(window_size=0), r"`window_size` \(L\) must be at least 1 token, got 0"),
+        (dict(window_size=-3), r"`window_size` \(L\) must be at least 1 token, got -3"),
+        (dict(sleep_passes=0), r"`sleep_passes` \(N\) counts all passes .* must be at least 1, got 0"),
+        (dict(bptt_windows=0), r"`bptt_windows` must be at least 1, or None .* got 0"),
+        (dict(loop_span=[0, 5]), r"`loop_span` .* 0 <= start < end <= 4, got \(0, 5\)"),
+        (dict(loop_span=[-1, 2]), r"`loop_span` .* 0 <= start < end <= 4, got \(-1, 2\)"),
+        (dict(loop_span=[2, 2]), r"`loop_span` must hold at least one of the 4 layers.*got \(2, 2\)"),
+        (dict(loop_span=[3, 1]), r"`loop_span` .* got \(3, 1\)"),
+        (dict(loop_span=[1]), r"`loop_span` is a pair \(start, end\) or None, got \[1\]"),
+        (dict(loop_span=[0, 1, 2]), r"`loop_span` is a pair \(start, end\) or None, got \[0, 1, 2\]"),
+        (
+            dict(loop_span=[2, 4], layer_types=[ATTENTION, LINEAR, ATTENTION, ATTENTION]),
+            r"`loop_span` \(2, 4\) leaves no 'linear_attention' layer .* would rewrite nothing",
+        ),
+        (dict(layer_types=[ATTENTION] * 4), "at least one 'linear_attention' layer: its fast weights are all that"),
+        (dict(layer_types=[LINEAR] * 4), "at least one 'sleep_attention' layer: without a cache that fills"),
+        (
+            dict(layer_types=[ATTENTION, LINEAR, "full_attention", LINEAR]),
+            r"`layer_types` may hold \('sleep_attention', 'linear_attention'\), got \['full_attention'\]",
+        ),
+        (dict(layer_types=[ATTENTION, LINEAR]), "names 2 layers, but `num_hidden_layers` is 4. Make them equal"),
+        (dict(memory_layers=[0]), r"`memory_layers` must be indices of 'linear_attention' layers, but \[0\] are not"),
+        (dict(memory_layers=[1, 4, -1]), r"`memory_layers` must be .*, but \[4, -1\] are not"),
+        (dict(hidden_size=0, head_dim=8), "`hidden_size` must be at least 1, got 0"),
+        (dict(num_attention_heads=0), "`num_attention_heads` must be at least 1, got 0"),
+        (
+            dict(num_key_value_heads=3),
+            r"`num_attention_heads` \(4\) must be a multiple of .* \(3\)",
+        ),
+        (dict(linear_num_value_heads=6), r"`linear_num_value_heads` \(6\) must be a multiple of .* \(4\)"),
+        (dict(head_dim=7), "`head_dim` must be even for the rotary position embedding, got 7"),
+        (dict(linear_a_min=0.0), "0 < `linear_a_min` <= `linear_a_max` must hold, got 0.0 and 1.0"),
+        (dict(linear_dt_min=0.2), "0 < `linear_dt_min` <= `linear_dt_max` must hold, got 0.2 and 0.1"),
+    ],
+    ids=str,
+)
+def test_a_config_that_makes_no_sense_is_refused(overrides, message):
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        SleepConfig.from_preset("tiny", **overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        dict(window_size="8"),
+        dict(window_size=8.0),
+        dict(sleep_passes=True),
+        dict(loop_span=[0.0, 2.0]),
+        dict(loop_span=(0, "2")),
+        dict(layer_types="sleep_attention"),
+        dict(memory_layers=["1"]),
+        dict(linear_dt_max="0.1"),
+        dict(linear_allow_neg_eigval=1),
+        dict(hidden_act=3),
+    ],
+    ids=str,
+)
+def test_a_field_of_the_wrong_type_is_refused(overrides):
+    with pytest.raises(StrictDataclassFieldValidationError, match=f"field '{next(iter(overrides))}'"):
+        SleepConfig.from_preset("tiny", **overrides)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope", "proportional", "nonsense"])
+def test_rope_that_depends_on_the_length_of_the_text_is_refused(rope_type):
+    message = rf"must be one of \('default', 'linear', 'llama3', 'yarn'\), got '{rope_type}'"
+    with pytest.raises(ValueError, match=message):
+        SleepConfig(rope_parameters={"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0})
+
+
+def test_an_unknown_preset_names_the_known_ones():
+    with pytest.raises(ValueError, match="No preset 'tinny'. Known presets: .*rule110, .*tiny"):
+        SleepConfig.from_preset("tinny")
+
+
+# Tokens, masks, positions.
+
+
+@every_way_in
+@pytest.mark.parametrize("passes", [0, -1, 2.0, "2"])
+def test_a_number_of_passes_below_one_is_refused(model, ids, call, passes):
+    with pytest.raises(ValueError, match=rf"`sleep_passes` \(N\) counts all passes .* got {passes!r}"):
+        call(model, ids, sleep_passes=passes)
+
+
+@every_way_of_reading
+@pytest.mark.parametrize("shift, low, high", [(-2, -1, 1), (63, 64, 66)])
+def test_ids_out_of_the_vocabulary_are_refused(model, call, shift, low, high):
+    ids = torch.tensor([[1, 2, 3]]) + shift
+    with pytest.raises(ValueError, match=f"between 0 and 63 .* from {low} to {high}. Is this .* own tokenizer"):
+        call(model, ids)
+
+
+@every_way_of_reading
+@pytest.mark.parametrize("shape", [(5,), (2, 0), (1, 2, 3)])
+def test_ids_that_are_no_rows_of_tokens_are_refused(model, call, shape):
+    with pytest.raises(ValueError, match=r"`input_ids` must have shape \(batch, length\), with at least one token"):
+        call(model, torch.ones(shape, dtype=torch.long))
+
+
+def test_ids_and_embeddings_exclude_each_other(model, ids):
+    for both in ({}, dict(input_ids=ids, inputs_embeds=model.get_input_embeddings()(ids))):
+        with pytest.raises(ValueError, match="exactly one of `input_ids` and `inputs_embeds`"):
+            model(**both)
+
+
+@every_way_of_reading
+@pytest.mark.parametrize("shape", [(2, 4), (2, 6), (1, 5)])
+def test_a_mask_of_another_shape_is_refused(model, ids, call, shape):
+    message = (
+        rf"`attention_mask` must have shape \(batch, past \+ new tokens\) = \(2, 5\), got {re.escape(str(shape))}"
+    )
+    with pytest.raises(ValueError, match=message):
+        call(model, ids, attention_mask=torch.ones(shape))
+
+
+def test_a_mask_of_new_tokens_alone_is_refused_behind_a_past(model, ids):
+    cache = model(ids).past_key_values
+    with pytest.raises(ValueError, match=r"= \(2, 10\), got \(2, 5\)"):
+        model(ids, past_key_values=cache, attention_mask=torch.ones(2, 5))
+
+
+def test_masks_that_are_more_than_padding_are_refused(model, ids):
+    mask = torch.ones(2, 1, 5, 5)
+    with pytest.raises(ValueError, match=r"got \(2, 1, 5, 5\). Masks that are more than padding .* no meaning asleep"):
+        model(ids, attention_mask=mask)
+    with pytest.raises(ValueError, match="must be 2D"):
+        model.generate(ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize("positions", [[0, 1, 2, 0, 1], [0, 1, 1, 2, 3], [4, 3, 2, 1, 0]])
+def test_packed_texts_are_refused(model, ids, positions):
+    with pytest.raises(ValueError, match="packed .* would leak .* Give every document a row of its own, padded"):
+        model(ids, position_ids=torch.tensor([positions]))
+
+
+@pytest.mark.parametrize("name", ["cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"])
+def test_packing_told_by_lengths_is_refused(model, ids, name):
+    with pytest.raises(ValueError, match=rf"Packed sequences \({name}\) .* Turn packing \(`padding_free`\) off"):
+        model(ids, **{name: torch.tensor([0, 3, 5])})
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5), (5,), (2, 4), (3, 5)])
+def test_positions_of_another_shape_are_refused(model, ids, shape):
+    with pytest.raises(ValueError, match=rf"must have shape \(2, 5\), got {re.escape(str(shape))}"):
+        model(ids, position_ids=torch.zeros(shape, dtype=torch.long))
+
+
+# Caches.
+
+
+def used_cache(**overrides):
+    return make_model(**overrides)(torch.ones(2, 5, dtype=torch.long)).past_key_values
+
+
+@every_way_in
+@pytest.mark.parametrize(
+    "make_cache, message",
+    [
+        (DynamicCache, "has 0 layers for a model of 4: it was not made for this config"),
+        (lambda: DynamicCache(config=LlamaConfig(num_hidden_layers=2)), "has 2 layers for a model of 4"),
+        (lambda: DynamicCache(config=LLAMA), "is a DynamicLayer, which cannot serve a 'sleep_attention' layer"),
+        (lambda: StaticCache(config=LLAMA, max_cache_len=8), r"\(StaticCache\) is a StaticLayer, which cannot serve"),
+        (lambda: QuantizedCache("fp8", config=LLAMA), r"\(QuantizedCache\) is a Fp8QuantizedLayer, which cannot"),
+        (lambda: EncoderDecoderCache(DynamicCache(), DynamicCache()), "a `DynamicCache`, got EncoderDecoderCache"),
+        (lambda: ((torch.zeros(2, 2, 5, 8),) * 2,) * 4, "a `DynamicCache`, got tuple"),
+        (
+            lambda: DynamicCache(config=SleepConfig.from_preset("tiny"), offloading=True),
+            r"never outgrows one window, so it cannot be \(and need not be\) offloaded",
+        ),
+        (lambda: used_cache(layer_types=[LINEAR, ATTENTION] * 2), "Layer 0 .* is a FastWeightsLayer, which cannot"),
+        (lambda: used_cache(head_dim=4), r"The keys of layer 0 .* end in dimensions \(4,\), this model's in \(8,\)"),
+        (
+            lambda: used_cache(hidden_size=16, head_dim=8, linear_key_head_dim=8),
+            r"The kept hidden states of layer 0 .* end in dimensions \(16,\), this model's in \(32,\)",
+        ),
+        (
+            lambda: used_cache(linear_key_head_dim=4),
+            r"The fast weights of layer 1 .* end in dimensions \(4, 4, 4\), this model's in \(4, 8, 8\)",
+        ),
+        (
+            lambda: used_cache(linear_num_value_heads=8),
+            r"The fast weights of layer 1 .* end in dimensions \(8, 8, 8\), this model's in \(4, 8, 8\)",
+        ),
+    ],
+    ids=[
+        "without config",
+        "other depth",
+        "llama",
+        "static",
+        "quantised",
+        "encoder-decoder",
+        "tuple",
+        "offloaded",
+        "other layers",
+        "other head_dim",
+        "other hidden_size",
+        "other key dim of S",
+        "other heads of S",
+    ],
+)
+def test_a_foreign_cache_is_refused(model, call, make_cache, message):
+    ids = torch.ones(2, 6, dtype=torch.long)
+    with pytest.raises(ValueError, match=f"{message}.*{USE_OURS}"):
+        call(model, ids, past_key_values=make_cache())
+
+
+def test_a_quantised_cache_for_our_config_is_refused(model):
+    with pytest.raises(ValueError, match="only supported for models with only full attention layers"):
+        QuantizedCache("fp8", config=model.config)
+
+
+@every_way_of_reading
+def test_a_cache_of_another_number_of_rows_is_refused(model, ids, call):
+    cache = model(ids[:1]).past_key_values
+    with pytest.raises(ValueError, match=r"holds 1 rows, the new tokens have 2.*batch_repeat_interleave\(times\)"):
+        call(model, torch.cat([ids, ids], dim=1), past_key_values=cache)
+
+
+def test_new_ids_alone_are_refused_without_a_mask_that_says_so(model, ids):
+    cache = model(ids).past_key_values
+    message = (
+        r"has seen 5 tokens already, but `input_ids` holds 2. .* `attention_mask` of shape \(batch, past \+ new\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        model.generate(ids[:, :2], past_key_values=cache)
+
+
+def test_a_refused_call_leaves_the_cache_alone(model, ids):
+    with torch.no_grad():
+        cache = model(ids).past_key_values
+    before = copy.deepcopy(cache)
+    with pytest.raises(ValueError):
+        model(torch.cat([ids, ids], dim=1), past_key_values=cache, attention_mask=torch.ones(2, 3))
+    assert cache.get_seq_length() == 5
+    assert cache.layers[1].recurrent_states[0].equal(before.layers[1].recurrent_states[0])
+    assert cache.layers[0].kept_hidden_states.equal(before.layers[0].kept_hidden_states)
+
+
+# Ways to generate that would need to forget.
+
+
+@pytest.mark.parametrize("place", ["call", "GenerationConfig", "model"])
+@pytest.mark.parametrize("implementation", ["static", "offloaded_static", "quantized", "offloaded", "paged"])
+def test_other_kinds_of_cache_are_refused(ids, place, implementation):
+    model, options = make_model(), {}
+    if place == "call":
+        options = dict(cache_implementation=implementation)
+    elif place == "GenerationConfig":
+        options = dict(generation_config=GenerationConfig(cache_implementation=implementation))
+    else:
+        model.generation_config.cache_implementation = implementation
+    with pytest.raises(ValueError, match=f"`cache_implementation='{implementation}'` does not know .* Leave it out"):
+        model.generate(ids, **options)
+
+
+@pytest.mark.parametrize("name", ["assistant_model", "prompt_lookup_num_tokens"])
+def test_assisted_decoding_is_refused(model, ids, name):
+    value = model if name == "assistant_model" else 3
+    with pytest.raises(ValueError, match=f"`{name}`: .* cannot give them back. Generate without an assistant"):
+        model.generate(ids, **{name: value})
+
+
+def test_assisted_decoding_by_a_generation_config_is_refused(model, ids):
+    with pytest.raises(ValueError, match="`prompt_lookup_num_tokens`: assisted decoding takes rejected tokens back"):
+        model.generate(ids, GenerationConfig(prompt_lookup_num_tokens=3))
+
+
+def test_right_padding_is_refused_in_generation(model, ids):
+    mask = torch.ones(2, 5, dtype=torch.long)
+    mask[1, 3:] = 0
+    with pytest.raises(ValueError, match="ends in padding.* Pad on the left: `tokenizer.padding_side = 'left'`"):
+        model.generate(ids, attention_mask=mask)
+
+
+# Numbers that are none.
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_fast_weights_that_are_not_finite_are_reported(model, ids, value):
+    cache = model(ids).past_key_values
+    cache.layers[3].recurrent_states[0] = cache.layers[3].recurrent_states[0].index_fill(1, torch.tensor([2]), value)
+    message = r"The fast weights of layer\(s\) \[3\] are not finite.* Start from a new cache"
+    with pytest.raises(FloatingPointError, match=message):
+        model.generate(torch.cat([ids, ids], dim=1), past_key_values=cache)
+    with pytest.raises(FloatingPointError, match=message):
+        model.sleep(cache)
+
+
+def test_weights_that_are_not_a_number_are_reported(ids):
+    model = make_model()
+    model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
+    for options in (dict(), dict(num_beams=2), dict(do_sample=True)):
+        with pytest.raises(FloatingPointError, match="logits are not a number: weights or fast weights are NaN"):
+            model.generate(ids, max_new_tokens=2, **options)
+    # With a window to sleep over, its fast weights are named first.
+    with torch.no_grad(), pytest.raises(FloatingPointError, match=r"fast weights of layer\(s\) \[1, 3\]"):
+        model(torch.ones(1, 9, dtype=torch.long))

@@ -1,0 +1,73 @@
+"""What we tell people to run, runs: the presets and the code of the README."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_sleep import SleepConfig, SleepForCausalLM
+
+
+REPOSITORY = Path(__file__).parents[1]
+PRESETS = sorted(path.stem for path in (REPOSITORY / "configuration" / "presets").glob("*.json"))
+README = REPOSITORY / "README.md"
+BLOCKS = (
+    re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S) if README.exists() else []
+)
+
+
+def count_parameters(config):
+    """By hand, from the shapes in the paper."""
+    d, mlp = config.hidden_size, 3 * config.hidden_size * config.intermediate_size
+    queries, keys = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    attention = 2 * d * queries + 2 * d * keys
+    heads = config.linear_num_value_heads
+    keys, values = config.linear_num_key_heads * config.linear_key_head_dim, heads * config.linear_value_head_dim
+    delta_net = 2 * d * keys + 3 * d * values  # q, k; v, gate, output
+    delta_net += 2 * d * heads + 2 * heads  # alpha and beta; A and dt
+    delta_net += (2 * keys + values) * config.linear_conv_kernel_dim + config.linear_value_head_dim
+    mixers = sum(attention if kind == "sleep_attention" else delta_net for kind in config.layer_types)
+    return mixers + config.num_hidden_layers * (mlp + 2 * d) + 2 * config.vocab_size * d + d
+
+
+def test_there_are_presets():
+    assert {"tiny", "rule110", "depo"} <= set(PRESETS)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_is_a_model(name):
+    preset = SleepConfig.load_preset(name)
+    assert preset.keys() == {"description", "model", "training"}
+    # A misspelt field would be kept as an attribute that nobody reads.
+    assert set(preset["model"]) <= set(SleepConfig.__dataclass_fields__)
+    config = SleepConfig.from_preset(name)
+    assert {field: getattr(config, field) for field in preset["model"]} == preset["model"]
+    with torch.device("meta"):
+        model = SleepForCausalLM(config)
+        ids = torch.ones(2, 2 * config.window_size + 1, dtype=torch.long)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count_parameters(config)
+    assert model(ids).logits.shape == (*ids.shape, config.vocab_size)
+
+
+def test_presets_take_overrides():
+    config = SleepConfig.from_preset("tiny", sleep_passes=7, hidden_size=64)
+    assert (config.sleep_passes, config.hidden_size, config.head_dim, config.window_size) == (7, 64, 16, 8)
+
+
+def test_the_readme_shows_code():
+    assert len(BLOCKS) > 0
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(1, len(BLOCKS) + 1))
+def test_the_code_of_the_readme_runs(block, tmp_path):
+    """Each block by itself, in a process of its own, where the README says it is to be run, but leaving no traces."""
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_MODULES_CACHE", None)
+    command = [sys.executable, "-c", block]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
