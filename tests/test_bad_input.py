@@ -328,6 +328,14 @@ def test_right_padding_is_refused_in_generation(model, ids):
         model.generate(ids, attention_mask=mask)
 
 
+def test_right_padding_is_refused_in_generation_without_a_mask(model, ids):
+    ids[1, 3:] = 0
+    with pytest.raises(ValueError, match="`input_ids` end in padding .id 0.*give an `attention_mask` of ones"):
+        model.generate(ids)
+    assert model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2).shape == (2, 7)
+    assert model.generate(ids, eos_token_id=[9, 0], min_new_tokens=2, max_new_tokens=2).shape == (2, 7)
+
+
 # Numbers that are none.
 
 

@@ -71,3 +71,12 @@ def test_the_code_of_the_readme_runs(block, tmp_path):
     command = [sys.executable, "-c", block]
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("folder", sorted((REPOSITORY / "examples" / "checkpoints").iterdir()), ids=lambda p: p.name)
+def test_shipped_checkpoints_hold_the_code_of_the_package(folder):
+    """`python examples/refresh_checkpoints.py` mends it."""
+    code = {path.name: path.read_bytes() for path in (REPOSITORY / "modeling_sleep").glob("[a-z]*.py")}
+    code["configuration_sleep.py"] = (REPOSITORY / "configuration" / "configuration_sleep.py").read_bytes()
+    assert {path.name: path.read_bytes() for path in folder.glob("*.py")} == code
+    assert SleepConfig.from_pretrained(folder).use_cache

@@ -118,8 +118,8 @@ class SleepGenerationMixin:
         """
         model = getattr(self, self.base_model_prefix, self)
         model.check_sleep_passes(sleep_passes)
-        _refuse_what_cannot_work(kwargs, generation_config, self.generation_config)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
+        _refuse_what_cannot_work(input_ids, kwargs, generation_config, self.generation_config)
         if input_ids is not None and not input_ids.is_floating_point():
             model.check_input_ids(input_ids)
         if (cache := kwargs.get("past_key_values")) is not None:
@@ -136,7 +136,7 @@ class SleepGenerationMixin:
         return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
 
 
-def _refuse_what_cannot_work(kwargs: dict, *generation_configs) -> None:
+def _refuse_what_cannot_work(input_ids, kwargs: dict, *generation_configs) -> None:
     def option(name):
         values = (kwargs.get(name), *(getattr(config, name, None) for config in generation_configs))
         return next((value for value in values if value is not None), None)
@@ -159,6 +159,20 @@ def _refuse_what_cannot_work(kwargs: dict, *generation_configs) -> None:
             "`attention_mask` ends in padding, so the first new token would follow a padding token. Pad on the left: "
             "`tokenizer.padding_side = 'left'`."
         )
+    # Without a mask, transformers takes these ids for padding too; unless they are also what ends a text.
+    padding, ends = option("pad_token_id"), option("eos_token_id")
+    if (
+        mask is not None
+        or input_ids is None
+        or padding is None
+        or padding in (ends if isinstance(ends, list) else [ends])
+    ):
+        return
+    if input_ids.ndim == 2 and (input_ids[:, -1:] == padding).any():
+        raise ValueError(
+            f"`input_ids` end in padding (id {padding}), so the first new token would follow a padding token. Pad on "
+            "the left: `tokenizer.padding_side = 'left'`. If it is no padding, give an `attention_mask` of ones."
+        )
 
 
 def _warn_of_cut_windows(mask, window_size: int) -> None:
@@ -168,9 +182,8 @@ def _warn_of_cut_windows(mask, window_size: int) -> None:
     if (padding % window_size > 0).any():
         logger.warning_once(
             f"Some rows begin inside a window, as their padding is not a multiple of window_size={window_size}. Their "
-            "first window is cut short, so they sleep at other places than they would alone. To have the same results "
-            "as without padding, pad to a multiple of the window (`pad_to_multiple_of` does not: it pads the longest "
-            "row too) or generate rows of one length at a time."
+            "first window is cut short, so they sleep at other places than they would alone. For the same results as "
+            "without padding, generate rows of one length at a time."
         )
 
 
