@@ -107,7 +107,9 @@ class SleepWindowLayer(DynamicLayer):
         self.is_initialized = True
 
     def reset(self) -> None:
-        super().reset()
+        # Not the parent's: before transformers 5.18 it filled keys and values with zeros instead of dropping them.
+        self.keys = self.values = None
+        self.is_initialized = False
         self.cumulative_length = self.sleeps = 0
         self.kept_hidden_states = self.kept_mask = None
 
