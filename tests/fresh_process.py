@@ -1,8 +1,10 @@
 """
 What test_save_load.py runs in processes of their own, on folders that hold a saved model with its code:
 
-    python -I fresh_process.py hidden  FOLDER OUT     without the package, as on a machine that never had it
-    python -I fresh_process.py clash   FOLDER OUT     package and remote code side by side
+    python -I fresh_process.py hidden  FOLDER OUT SITE     without the package, as on a machine that never had it
+    python -I fresh_process.py clash   FOLDER OUT SITE     package and remote code side by side
+
+SITE is where transformers is to be found.
 
 FOLDER holds `ids.safetensors` and the saved models `causal` (with the head) and `base` (without). What they give goes
 to OUT/outputs.safetensors, and in "hidden" they are saved again beside it.
@@ -106,4 +108,6 @@ def clash(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"hidden": hidden, "clash": clash}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    job, folder, out, site = sys.argv[1:]
+    sys.path.insert(0, site)
+    {"hidden": hidden, "clash": clash}[job](Path(folder), Path(out))

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
-from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LlamaConfig, StaticCache
+from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LlamaConfig, StaticCache, cache_utils
 from transformers.cache_utils import QuantizedCache
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
@@ -204,6 +204,11 @@ def test_positions_of_another_shape_are_refused(model, ids, shape):
 # Caches.
 
 
+needs_fp8 = pytest.mark.skipif(
+    not hasattr(cache_utils, "Fp8QuantizedLayer"), reason="the other quantised caches need packages of their own"
+)
+
+
 def used_cache(**overrides):
     return make_model(**overrides)(torch.ones(2, 5, dtype=torch.long)).past_key_values
 
@@ -216,7 +221,11 @@ def used_cache(**overrides):
         (lambda: DynamicCache(config=LlamaConfig(num_hidden_layers=2)), "has 2 layers for a model of 4"),
         (lambda: DynamicCache(config=LLAMA), "is a DynamicLayer, which cannot serve a 'sleep_attention' layer"),
         (lambda: StaticCache(config=LLAMA, max_cache_len=8), r"\(StaticCache\) is a StaticLayer, which cannot serve"),
-        (lambda: QuantizedCache("fp8", config=LLAMA), r"\(QuantizedCache\) is a Fp8QuantizedLayer, which cannot"),
+        pytest.param(
+            lambda: QuantizedCache("fp8", config=LLAMA),
+            r"\(QuantizedCache\) is a Fp8QuantizedLayer, which cannot",
+            marks=needs_fp8,
+        ),
         (lambda: EncoderDecoderCache(DynamicCache(), DynamicCache()), "a `DynamicCache`, got EncoderDecoderCache"),
         (lambda: ((torch.zeros(2, 2, 5, 8),) * 2,) * 4, "a `DynamicCache`, got tuple"),
         (
@@ -260,6 +269,7 @@ def test_a_foreign_cache_is_refused(model, call, make_cache, message):
         call(model, ids, past_key_values=make_cache())
 
 
+@needs_fp8
 def test_a_quantised_cache_for_our_config_is_refused(model):
     with pytest.raises(ValueError, match="only supported for models with only full attention layers"):
         QuantizedCache("fp8", config=model.config)

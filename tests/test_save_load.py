@@ -12,6 +12,7 @@ import fresh_process
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -58,7 +59,9 @@ def run(job, folder, out, home):
     environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_MODULES_CACHE", None)
     script = Path(fresh_process.__file__)
-    command = [sys.executable, "-I", script, job, folder, out]
+    # -I forgets PYTHONPATH; with `make test-oldest`, that is where transformers is.
+    site = Path(transformers.__file__).parents[1]
+    command = [sys.executable, "-I", script, job, folder, out, site]
     process = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return load_file(out / "outputs.safetensors")
