@@ -80,3 +80,19 @@ def test_shipped_checkpoints_hold_the_code_of_the_package(folder):
     code["configuration_sleep.py"] = (REPOSITORY / "configuration" / "configuration_sleep.py").read_bytes()
     assert {path.name: path.read_bytes() for path in folder.glob("*.py")} == code
     assert SleepConfig.from_pretrained(folder).use_cache
+
+
+def test_demo_runs_from_start_to_end(tmp_path):
+    command = [sys.executable, REPOSITORY / "examples" / "demo.py", "--output", tmp_path / "demo", "--seed", "3"]
+    run = subprocess.run(
+        [*command, "--examples", "20", "--finetune-steps", "2"],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "demo" / "accuracy_by_rollout.png").stat().st_size > 10_000
+    assert "all 40 tokens are the same" in run.stdout
+    accuracy = re.search(r"^ +4 +(\d+\.\d) ±", run.stdout, re.M)
+    assert accuracy and float(accuracy[1]) > 90, run.stdout  # t = 1 with N = 4
