@@ -193,8 +193,9 @@ def model_card(args: argparse.Namespace, results: dict) -> str:
     """The README of the checkpoint, rendered from its results."""
     rows = "one row" if args.layout == "dense" else "four rows"
     answer = "the whole row after t steps" if args.layout == "dense" else "cell 0 of each row after t steps"
-    passes = sorted(set(args.passes))
-    drawn = f"Training drew N from {passes} for every step." if len(passes) > 1 else f"Training had N = {passes[0]}."
+    passes = ", ".join(map(str, args.passes))
+    drawn = f"drew N for each step from {passes}" if len(set(args.passes)) > 1 else f"had N = {args.passes[0]}"
+    threads = f"{results['threads']} thread" + "s" * (results["threads"] > 1)
     return f"""---
 library_name: transformers
 license: apache-2.0
@@ -210,12 +211,12 @@ window is full, the model replays it N - 1 more times into the fast weights of i
 it. Only after that is it asked for {answer}.
 
 {results["parameters"]:,} parameters; {args.max_steps:,} steps of {args.batch_size} examples took
-{results["train_seconds"] / 60:.1f} minutes ({results["device"]}, {results["threads"]} threads).
+{results["train_seconds"] / 60:.1f} minutes ({results["device"]}, {threads}).
 
 ## Accuracy
 
 Share of problems whose whole answer is right, by greedy decoding; {args.eval_examples:,} problems per column, one
-seed. No evaluation row, nor a rotation of one, was ever an initial row in training. {drawn}
+seed. No evaluation row, nor a rotation of one, was ever an initial row in training, which {drawn}.
 
 {accuracy_table(results["accuracy"])}
 
@@ -226,7 +227,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "path/to/this/folder"
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 problem = "{results["example"]}"
 inputs = tokenizer(problem, return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens={results["answer_tokens"]}, sleep_passes=4)
@@ -261,6 +262,8 @@ def main():
     start = time.perf_counter()
     trainer = train(args, model)
     train_seconds = time.perf_counter() - start
+    model.config.use_cache = True  # Trainer turned it off for training
+    model.config.use_cache = True  # Trainer turned it off for training
     if not trainer.is_world_process_zero():
         return
 
@@ -281,7 +284,6 @@ def main():
         "settings": {name: value for name, value in vars(args).items() if name not in ("output", "resume")},
         "losses": [[log["step"], round(log["loss"], 5)] for log in trainer.state.log_history if "loss" in log],
     }
-    model.config.use_cache = True  # Trainer turned it off for training
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
