@@ -43,16 +43,13 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple, is_torchdynamo_compiling, logging
+from transformers.utils import ModelOutput, can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache_sleep import SleepState, read_state, write_state
 from .configuration_sleep import SleepConfig
 from .generation_sleep import SleepEvent, SleepGenerationMixin, SleepMixin, raise_if_not_finite
 from .layers_sleep import SleepAttention, SleepDecoderLayer, SleepGatedDeltaNet, SleepLayers, rotary_embedding
-
-
-logger = logging.get_logger(__name__)
 
 
 class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
@@ -389,7 +386,7 @@ class SleepModel(SleepPreTrainedModel):
         """N for this call: `sleep_passes`, or the config's."""
         if sleep_passes is None:
             return self.config.sleep_passes
-        if not isinstance(sleep_passes, int) or sleep_passes < 1:
+        if type(sleep_passes) is not int or sleep_passes < 1:
             raise ValueError(
                 "`sleep_passes` (N) counts all passes over a window, the one awake included, so it must be an integer "
                 f"of at least 1, got {sleep_passes!r}."
