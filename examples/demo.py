@@ -74,7 +74,7 @@ def load(checkpoint: Path):
     if not (checkpoint / "config.json").is_file():
         sys.exit(f"No checkpoint in {checkpoint}. Train one: python examples/train_rule110.py --output {checkpoint}")
     model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     if tokenizer.get_vocab() != build_tokenizer().get_vocab():
         sys.exit(f"The checkpoint in {checkpoint} has another vocabulary than the Rule 110 task.")
     config = model.config

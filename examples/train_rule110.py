@@ -227,7 +227,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "path/to/this/folder"
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 problem = "{results["example"]}"
 inputs = tokenizer(problem, return_tensors="pt")
 output = model.generate(**inputs, max_new_tokens={results["answer_tokens"]}, sleep_passes=4)

@@ -92,6 +92,7 @@ def test_demo_runs_from_start_to_end(tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr
+    assert "[y/N]" not in run.stdout + run.stderr  # it asks for nothing
     assert (tmp_path / "demo" / "accuracy_by_rollout.png").stat().st_size > 10_000
     assert "all 40 tokens are the same" in run.stdout
     accuracy = re.search(r"^ +4 +(\d+\.\d) ±", run.stdout, re.M)
