@@ -250,6 +250,11 @@ def training_tokens(bench: Bench, model: SleepForCausalLM, batch: int) -> torch.
     return bench.tokens(model, batch, CONTEXT_WINDOWS * model.config.window_size + LABELS)
 
 
+def enable_checkpointing(model: SleepForCausalLM) -> None:
+    """Newer releases of transformers call it activation checkpointing, and warn of the old name."""
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+
+
 def measure_step(bench: Bench) -> Iterator[Row]:
     """N = 4 runs four times the passes over the context, and the labels' window once as N = 1 does."""
     model, batch = bench.model().train(), 2
@@ -259,7 +264,7 @@ def measure_step(bench: Bench) -> Iterator[Row]:
     setting = f"{CONTEXT_WINDOWS} context windows, then {LABELS} labels; {bench.sizes(model, batch)}"
     for checkpointing, target in ((False, 4.4), (True, None)):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            enable_checkpointing(model)
         one, other = (lambda n=n: bench.timed(training_step, model, tokens, n) for n in (4, 1))
         name = "training step, N = 4 over N = 1" + (", checkpointed" if checkpointing else "")
         result = bench.compare(bench.in_turn(one, other), name)
@@ -285,7 +290,7 @@ def memory_of_a_step(bench: Bench, passes: int, checkpointing: bool) -> dict[str
     """
     model = bench.model().train()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_checkpointing(model)
     tokens = training_tokens(bench, model, 2)
     training_step(model, tokens[:1, -2 * LABELS :], 1)
 

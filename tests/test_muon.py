@@ -12,9 +12,6 @@ from torch import nn
 from modeling_sleep import SleepConfig, SleepForCausalLM
 
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
-
-
 def sleepy_model(**overrides):
     return SleepForCausalLM(SleepConfig.from_preset("tiny", **overrides))
 

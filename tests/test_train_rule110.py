@@ -13,9 +13,6 @@ from train_rule110 import command_line, evaluate, model_card, parse_args, passes
 from modeling_sleep import SleepConfig, SleepForCausalLM
 
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
-
-
 def test_rollout_rises_from_one_to_its_maximum():
     rollouts = [rollout_at(step, max_steps=1000, max_rollout=6, ramp=0.6) for step in range(1000)]
     assert rollouts == sorted(rollouts)
