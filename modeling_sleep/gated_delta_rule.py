@@ -145,10 +145,12 @@ def chunked_gated_delta_rule(
     chunk_decay = decay_since_start[..., -1:, :].exp()
 
     outputs = []
-    for c in range(num_chunks):
-        correction = from_values[:, :, c] - from_state[:, :, c] @ state
-        outputs.append(query[:, :, c] @ state + attention[:, :, c] @ correction)
-        state = chunk_decay[:, :, c] * state + key[:, :, c].mT @ correction
+    # Unbound, not indexed: the gradient of an index is a tensor of zeros as large as all chunks, for every chunk.
+    chunks = (x.unbind(2) for x in (query, key, attention, from_values, from_state, chunk_decay))
+    for query, key, attention, from_values, from_state, decay in zip(*chunks, strict=True):
+        correction = from_values - from_state @ state
+        outputs.append(query @ state + attention @ correction)
+        state = decay * state + key.mT @ correction
     output = torch.cat(outputs, dim=2)[:, :, :seq_len]
     return output.transpose(1, 2).to(dtype), state
 
