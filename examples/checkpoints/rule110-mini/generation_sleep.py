@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
-from .cache_sleep import SleepState, check_cache, read_state, write_state
+from .cache_sleep import SleepState, read_state, write_state
 
 
 logger = logging.get_logger(__name__)
@@ -119,14 +119,23 @@ class SleepGenerationMixin:
         model = getattr(self, self.base_model_prefix, self)
         model.check_sleep_passes(sleep_passes)
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
-        _refuse_what_cannot_work(input_ids, kwargs, generation_config, self.generation_config)
+
+        def option(name):
+            """As `generate` will find it: from the call, its generation config or the model's."""
+            values = (
+                kwargs.get(name),
+                getattr(generation_config, name, None),
+                getattr(self.generation_config, name, None),
+            )
+            return next((value for value in values if value is not None), None)
+
+        _refuse_what_cannot_work(option)
+        _refuse_right_padding(input_ids, kwargs.get("attention_mask"), option)
         if input_ids is not None and not input_ids.is_floating_point():
             model.check_input_ids(input_ids)
         if (cache := kwargs.get("past_key_values")) is not None:
-            check_cache(cache, model.config)
             raise_if_not_finite(read_state(cache, model.config), model.config)
         _check_lengths(input_ids, kwargs, 0 if cache is None else cache.get_seq_length())
-
         _warn_of_cut_windows(kwargs.get("attention_mask"), model.config.window_size)
 
         for name, value in (("sleep_passes", sleep_passes), ("sleep_callback", sleep_callback)):
@@ -136,11 +145,7 @@ class SleepGenerationMixin:
         return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
 
 
-def _refuse_what_cannot_work(input_ids, kwargs: dict, *generation_configs) -> None:
-    def option(name):
-        values = (kwargs.get(name), *(getattr(config, name, None) for config in generation_configs))
-        return next((value for value in values if value is not None), None)
-
+def _refuse_what_cannot_work(option: Callable) -> None:
     for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
         if option(name):
             raise ValueError(
@@ -153,7 +158,9 @@ def _refuse_what_cannot_work(input_ids, kwargs: dict, *generation_configs) -> No
             f"`cache_implementation={cache!r}` does not know how to sleep. Leave it out: this model's own cache never "
             "outgrows one window."
         )
-    mask = kwargs.get("attention_mask")
+
+
+def _refuse_right_padding(input_ids, mask, option: Callable) -> None:
     if mask is not None and mask.ndim == 2 and (mask[:, -1] == 0).any():
         raise ValueError(
             "`attention_mask` ends in padding, so the first new token would follow a padding token. Pad on the left: "
@@ -161,14 +168,9 @@ def _refuse_what_cannot_work(input_ids, kwargs: dict, *generation_configs) -> No
         )
     # Without a mask, transformers takes these ids for padding too; unless they are also what ends a text.
     padding, ends = option("pad_token_id"), option("eos_token_id")
-    if (
-        mask is not None
-        or input_ids is None
-        or padding is None
-        or padding in (ends if isinstance(ends, list) else [ends])
-    ):
-        return
-    if input_ids.ndim == 2 and (input_ids[:, -1:] == padding).any():
+    means_padding = padding is not None and padding not in (ends if isinstance(ends, list) else [ends])
+    without_mask = mask is None and input_ids is not None and input_ids.ndim == 2
+    if means_padding and without_mask and (input_ids[:, -1:] == padding).any():
         raise ValueError(
             f"`input_ids` end in padding (id {padding}), so the first new token would follow a padding token. Pad on "
             "the left: `tokenizer.padding_side = 'left'`. If it is no padding, give an `attention_mask` of ones."
