@@ -9,7 +9,6 @@
 
 import argparse
 import json
-import math
 import os
 import secrets
 import subprocess
@@ -21,18 +20,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+from evaluation import evaluate_by_depth
 from progress import use_loss_bar
-from tasks.rule110 import (
-    CELL_ID,
-    answer,
-    answer_start,
-    build_tokenizer,
-    evolve,
-    exact_match_by_steps,
-    make_dataset,
-    make_examples,
-    render,
-)
+from tasks import Rule110, make_dataset
+from tasks.rule110 import CELL_ID, evolve, render
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -72,10 +63,12 @@ def load(checkpoint: Path):
     """Step 1: model and tokenizer, with nothing but transformers."""
     headline("1. Load the checkpoint with AutoModelForCausalLM")
     if not (checkpoint / "config.json").is_file():
-        sys.exit(f"No checkpoint in {checkpoint}. Train one: python examples/train_rule110.py --output {checkpoint}")
+        sys.exit(
+            f"No checkpoint in {checkpoint}. Train it: python examples/train.py rule110-mini --output {checkpoint}"
+        )
     model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
-    if tokenizer.get_vocab() != build_tokenizer().get_vocab():
+    if tokenizer.get_vocab() != Rule110().tokenizer().get_vocab():
         sys.exit(f"The checkpoint in {checkpoint} has another vocabulary than the Rule 110 task.")
     config = model.config
     print(f"   {type(model).__name__}, {model.num_parameters():,} parameters, layers {' + '.join(config.layer_types)}")
@@ -83,37 +76,38 @@ def load(checkpoint: Path):
     return model, tokenizer
 
 
-def half_width(share: float, count: int) -> float:
-    """Half the width of the 95 % Wilson interval, which unlike the normal one is not zero for 0 of n or n of n."""
-    z = 1.96
-    return z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-
-
 def solve(model, num_examples: int, seed: int, output: Path):
     """Step 2: accuracy by rollout and N, one problem in pictures, and the plot."""
     headline("2. Answer fresh Rule 110 problems")
     print("   The model reads a row of cells. Then the row is forgotten, only the fast weights remain, and the model")
     print("   is asked for the row after t steps. Before it forgets, it passes over the row N times.\n")
-    width = model.config.window_size - 1
-    bar = tqdm(STEPS, desc="   solving", unit="t", leave=False)
-    accuracy = exact_match_by_steps(model, bar, PASSES, num_examples, width=width, seed=seed)
+    task = Rule110(width=model.config.window_size - 1)
+    results = evaluate_by_depth(model, task, passes=PASSES, depths=STEPS, num_examples=num_examples, seed=seed)
+    results = {(row["passes"], row["depth"]): row for row in results}
 
     print(f"   Whole row right, in % of {num_examples} problems (± half of the 95 % interval)\n")
     print("   " + "N".rjust(2) + "".join(f"t = {t}".rjust(14) for t in STEPS))
-    for n, by_steps in accuracy.items():
-        cells = [f"{100 * by_steps[t]:5.1f} ± {100 * half_width(by_steps[t], num_examples):3.1f}" for t in STEPS]
+    for n in PASSES:
+        rows = [results[n, t] for t in STEPS]
+        cells = [f"{100 * row['exact_match']:5.1f} ± {50 * (row['high'] - row['low']):3.1f}" for row in rows]
         print("   " + str(n).rjust(2) + "".join(cell.rjust(14) for cell in cells))
-    draw_problem(model, seed, width)
+    draw_problem(model, task, seed)
     path = output / "accuracy_by_rollout.png"
-    plot(accuracy, num_examples, path)
+    plot(results, path)
     print(f"\n   plot: {path}")
 
 
-def draw_problem(model, seed: int, width: int, t: int = 4):
+def first_problem(task: Rule110, seed: int, t: int = 4) -> tuple[torch.Tensor, list[int]]:
+    """A problem up to the query, (1, L + 1), and the row that is asked for."""
+    example = task.examples([0], split="eval", seed=seed, depth=t)[0]
+    question, *row = example["question_ids"]
+    return torch.tensor([[*example["context_ids"], question]]), row
+
+
+def draw_problem(model, task: Rule110, seed: int, t: int = 4):
     """Show the automaton's rows and what the model says comes t steps later."""
-    example = make_examples([0], t=t, width=width, seed=seed, split="eval")["input_ids"]
-    prompt, target = np.split(example, [answer_start(width=width)], axis=1)
-    cells = example[0, 1 : width + 1] - CELL_ID
+    prompt, target = first_problem(task, seed, t)
+    cells = prompt[0, 1:-1].numpy() - CELL_ID
 
     print(f"\n   One of them, t = {t}:\n")
     for step in range(t + 1):
@@ -121,23 +115,32 @@ def draw_problem(model, seed: int, width: int, t: int = 4):
         print(f"     {'step ' + str(step):<8}{render(evolve(cells, step) + CELL_ID)}   {name}")
     print()
     for n in PASSES:
-        answered = answer(model, torch.from_numpy(prompt), width, sleep_passes=n)[0].numpy()
-        wrong = int((answered != target[0]).sum())
-        print(f"     {'N = ' + str(n):<8}{render(answered)}   {f'{wrong} cells wrong' if wrong else 'right'}")
+        answer = model.generate(
+            prompt.to(model.device),
+            attention_mask=torch.ones_like(prompt, device=model.device),
+            max_new_tokens=len(target),
+            min_new_tokens=len(target),
+            do_sample=False,
+            sleep_passes=n,
+        )[0, prompt.shape[1] :].tolist()
+        wrong = sum(a != b for a, b in zip(answer, target))
+        print(f"     {'N = ' + str(n):<8}{render(answer)}   {f'{wrong} cells wrong' if wrong else 'right'}")
 
 
-def plot(accuracy: dict[int, dict[int, float]], num_examples: int, path: Path):
-    """Accuracy over t, one line per N."""
+def plot(results: dict[tuple[int, int], dict], path: Path):
+    """Accuracy over t, one line per N, with 95 % intervals."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for n, by_steps in accuracy.items():
-        shares = list(by_steps.values())
+    for n in PASSES:
+        low, share, high = (
+            np.array([[results[n, t][name] for t in STEPS] for name in ("low", "exact_match", "high")]) * 100
+        )
         axes.errorbar(
-            list(by_steps),
-            [100 * share for share in shares],
-            yerr=[100 * half_width(share, num_examples) for share in shares],
+            STEPS,
+            share,
+            yerr=[share - low, high - share],
             marker="o",
             capsize=3,
             label=f"N = {n}" + (" (no replay)" if n == 1 else ""),
@@ -179,8 +182,8 @@ def outgrow_window(model, seed: int, windows: int = 20):
     """Step 3: generate `windows` windows past L and show what is remembered along the way."""
     headline(f"3. Generate {windows} windows past L: the cache stays bounded")
     config = model.config
-    prompt = make_examples([0], t=4, width=config.window_size - 1, seed=seed, split="eval")["input_ids"]
-    prompt = torch.from_numpy(prompt[:, : config.window_size]).to(model.device)  # one full window
+    prompt, _ = first_problem(Rule110(width=config.window_size - 1), seed)
+    prompt = prompt[:, : config.window_size].to(model.device)  # one full window
     cache = DynamicCache(config=config)
     watch = CacheWatch(cache)
     with tqdm(total=windows, desc="   sleeping", unit="sleep") as bar:
@@ -220,7 +223,7 @@ def outgrow_window(model, seed: int, windows: int = 20):
 def finetune(model, seed: int, folder: Path, steps: int, batch_size: int = 64, t_max: int = 7):
     """Step 4: more steps of the automaton than the checkpoint has seen, with a stock trainer."""
     headline(f"4. Fine-tune on t = 1..{t_max} with a plain Trainer")
-    width = model.config.window_size - 1
+    task = Rule110(width=model.config.window_size - 1, max_depth=t_max)
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -236,10 +239,12 @@ def finetune(model, seed: int, folder: Path, steps: int, batch_size: int = 64, t
             disable_tqdm=False,
             prediction_loss_only=True,
             dataloader_pin_memory=False,
+            remove_unused_columns=False,  # the collator needs them
             seed=seed,
         ),
-        train_dataset=make_dataset(steps * batch_size, t_max=t_max, width=width, seed=seed, split="train"),
-        eval_dataset=make_dataset(1000, t=t_max, width=width, seed=seed, split="eval"),
+        data_collator=task.collator(),
+        train_dataset=make_dataset(task, steps * batch_size, seed=seed),
+        eval_dataset=make_dataset(task, 1000, seed=seed, split="eval", depth=t_max),
     )
     use_loss_bar(trainer)
     before = trainer.evaluate()["eval_loss"]
@@ -255,8 +260,7 @@ def reload(model, tokenizer, seed: int, folder: Path):
     tokenizer.save_pretrained(folder)
     print(f"   {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.is_file()))}")
 
-    prompt = make_examples([1], t=4, width=model.config.window_size - 1, seed=seed, split="eval")["input_ids"]
-    prompt = torch.from_numpy(prompt[:, : model.config.window_size + 1])
+    prompt, _ = first_problem(Rule110(width=model.config.window_size - 1), seed + 1)
     options = {"max_new_tokens": 2 * model.config.window_size, "do_sample": False, "sleep_passes": 4}
     here = model.eval().cpu().generate(prompt, **options)
     with tempfile.TemporaryDirectory() as elsewhere:

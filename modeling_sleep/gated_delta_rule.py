@@ -132,11 +132,11 @@ def chunked_gated_delta_rule(
     # alpha_{j+1} ... alpha_i for j <= i; the upper triangle is cut before exp, where it would overflow, and after.
     pairwise = (decay_since_start - decay_since_start.mT).tril().exp().tril()
 
-    # (I + A) [u | w] = [beta v | beta alpha k]; the solver reads the strictly lower triangle of A alone.
-    key_beta = key * beta
-    system = (key_beta @ key.mT) * pairwise
-    right_side = torch.cat([value * beta, key_beta * decay_since_start.exp()], dim=-1)
-    solution = torch.linalg.solve_triangular(system, right_side, upper=False, unitriangular=True)
+    # (I + A) [u | w] = [beta v | beta alpha k]; the solver reads the strictly lower triangle of A alone. It is given
+    # the transpose of it all, as it works on columns: rows it would copy into columns and back.
+    system = (key @ key.mT) * (pairwise * beta)
+    right_side = torch.cat([value * beta, key * (decay_since_start.exp() * beta)], dim=-1)
+    solution = torch.linalg.solve_triangular(system.mT, right_side.mT, upper=True, left=False, unitriangular=True).mT
     from_values, from_state = solution.split([value.shape[-1], key.shape[-1]], dim=-1)
 
     attention = (query @ key.mT) * pairwise
@@ -159,7 +159,8 @@ def _prepare(query, key, value, log_decay, beta, initial_state):
     """Heads first, float32 or better, normalised, one query and key per value head, and a state to begin with."""
     inputs = (query, key, value, log_decay, beta)
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
-    query, key, value, log_decay, beta = (x.transpose(1, 2).to(dtype) for x in inputs)
+    # Laid out so too: every matrix product to come would else make its own copy.
+    query, key, value, log_decay, beta = (x.transpose(1, 2).to(dtype).contiguous() for x in inputs)
     query = l2_normalise(query) * query.shape[-1] ** -0.5
     key = l2_normalise(key)
     if (groups := value.shape[1] // key.shape[1]) > 1:

@@ -131,6 +131,17 @@ def test_an_unknown_preset_names_the_known_ones():
 # Tokens, masks, positions.
 
 
+@pytest.mark.parametrize("call", [forward, generate, sleep])
+def test_attention_alone_does_not_sleep(ids, call):
+    model = make_model(layer_types=[ATTENTION] * 4, sleep_passes=1)
+    window = torch.cat([ids, ids], dim=1)[:, :8]
+    # Its cache is evicted all the same: what is behind a window's end does not know the window.
+    torch.testing.assert_close(model(torch.cat([window, ids], dim=1)).logits[:, 8:], model(ids).logits)
+    call(model, ids)
+    with pytest.raises(ValueError, match="attention layers alone has no fast weights.*takes `sleep_passes=1`"):
+        call(model, ids, sleep_passes=2)
+
+
 @every_way_in
 @pytest.mark.parametrize("passes", [0, -1, 2.0, "2"])
 def test_a_number_of_passes_below_one_is_refused(model, ids, call, passes):

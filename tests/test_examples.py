@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipe import list_variants, load_recipe
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
 
@@ -41,7 +42,7 @@ def test_there_are_presets():
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_is_a_model(name):
     preset = SleepConfig.load_preset(name)
-    assert preset.keys() == {"description", "model", "training"}
+    assert preset.keys() <= {"description", "model", "task", "training", "evaluation", "variants"}
     # A misspelt field would be kept as an attribute that nobody reads.
     assert set(preset["model"]) <= set(SleepConfig.__dataclass_fields__)
     config = SleepConfig.from_preset(name)
@@ -51,6 +52,18 @@ def test_preset_is_a_model(name):
         ids = torch.ones(2, 2 * config.window_size + 1, dtype=torch.long)
     assert sum(parameter.numel() for parameter in model.parameters()) == count_parameters(config)
     assert model(ids).logits.shape == (*ids.shape, config.vocab_size)
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
+def test_preset_is_a_recipe_in_every_variant(name):
+    for variant in [None, *list_variants(name)]:
+        recipe = load_recipe(name, variant)
+        assert recipe.settings["model"]["vocab_size"] == recipe.config.vocab_size  # what from_preset() gives, too
+        assert recipe.settings["model"]["pad_token_id"] == recipe.config.pad_token_id
+        deepest = recipe.task.examples(range(3), split="eval", depth=max(recipe.evaluation.depths))
+        batch = recipe.task.collator()(deepest)
+        for example, labels in zip(deepest, batch["labels"]):
+            assert sum(recipe.task.solve(example), []) == labels[labels >= 0].tolist()
 
 
 def test_presets_take_overrides():

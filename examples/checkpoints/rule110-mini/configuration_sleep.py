@@ -209,7 +209,7 @@ class SleepConfig(PreTrainedConfig):
         return (0, self.num_hidden_layers) if self.loop_span is None else tuple(self.loop_span)
 
     def validate_layer_type(self):
-        """Every layer has a mixer that we know, and both kinds are there."""
+        """Every layer has a mixer that we know, and what sleeps has both kinds."""
         unknown = sorted(set(self.layer_types) - set(SLEEP_LAYER_TYPES))
         if unknown:
             raise ValueError(f"`layer_types` may hold {SLEEP_LAYER_TYPES}, got {unknown}.")
@@ -218,10 +218,10 @@ class SleepConfig(PreTrainedConfig):
                 f"`layer_types` names {len(self.layer_types)} layers, but `num_hidden_layers` is "
                 f"{self.num_hidden_layers}. Make them equal."
             )
-        if "linear_attention" not in self.layer_types:
+        if "linear_attention" not in self.layer_types and self.sleep_passes > 1:
             raise ValueError(
                 "A model that sleeps needs at least one 'linear_attention' layer: its fast weights are all that "
-                "crosses a window's end."
+                "crosses a window's end. Attention alone, whose cache is evicted, takes `sleep_passes=1`."
             )
         if "sleep_attention" not in self.layer_types:
             raise ValueError(

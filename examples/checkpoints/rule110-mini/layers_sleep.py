@@ -121,6 +121,23 @@ class SleepAttention(nn.Module):
         return self.o_proj(output.reshape(batch, length, -1)), weights, key, value
 
 
+class ShortConvolution(nn.Conv1d):
+    """
+    Causal convolution of each channel by itself, of (batch, kernel_size - 1 + length, channels) to `length` tokens.
+
+    Differs from [`nn.Conv1d`] in that channels come last.
+    """
+
+    def __init__(self, channels: int, kernel_size: int):
+        super().__init__(channels, channels, kernel_size, groups=channels, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            # The same in two dimensions, where torch leaves channels last: 3 times as fast, forward and backward.
+            return F.conv2d(x.mT.unsqueeze(2), self.weight.unsqueeze(2), groups=self.groups).squeeze(2).mT
+        return super().forward(x.mT).mT
+
+
 class SleepGatedDeltaNet(nn.Module):
     """
     The layer that holds the fast weights: short convolution, gated delta rule, gated norm.
@@ -147,13 +164,7 @@ class SleepGatedDeltaNet(nn.Module):
         self.b_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
         self.g_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
         self.o_proj = nn.Linear(value_dim, config.hidden_size, bias=False)
-        self.conv1d = nn.Conv1d(
-            sum(self.split_sizes),
-            sum(self.split_sizes),
-            config.linear_conv_kernel_dim,
-            groups=sum(self.split_sizes),
-            bias=False,
-        )
+        self.conv1d = ShortConvolution(sum(self.split_sizes), config.linear_conv_kernel_dim)
         self.A_log = nn.Parameter(torch.empty(config.linear_num_value_heads))
         self.dt_bias = nn.Parameter(torch.empty(config.linear_num_value_heads))
         self.o_norm = nn.RMSNorm(config.linear_value_head_dim, eps=config.rms_norm_eps)
@@ -164,7 +175,8 @@ class SleepGatedDeltaNet(nn.Module):
         recurrent_state: torch.Tensor | None,  # S, (batch, value_heads, key_dim, value_dim)
         conv_state: torch.Tensor | None,  # (batch, conv_kernel - 1, conv_dim)
         padding_mask: torch.Tensor | None,  # (batch, length), False at padding
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        state_only: bool = False,  # no output, None in its place
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         if padding_mask is not None:
             masked = ~padding_mask.unsqueeze(-1)
             hidden_states = hidden_states.masked_fill(masked, 0)
@@ -186,6 +198,8 @@ class SleepGatedDeltaNet(nn.Module):
             beta = beta.masked_fill(masked, 0)
 
         output, recurrent_state = gated_delta_rule(query, key, value, log_decay, beta, recurrent_state)
+        if state_only:
+            return None, recurrent_state, conv_state
         gate = self.g_proj(hidden_states).unflatten(-1, (-1, self.value_head_dim))
         output = self.o_norm(output) * F.silu(gate)
         return self.o_proj(output.flatten(-2)), recurrent_state, conv_state
@@ -198,7 +212,7 @@ class SleepGatedDeltaNet(nn.Module):
         mixed = torch.cat([conv_state, mixed], dim=1)
         # A copy, as a view would keep the whole window alive.
         conv_state = mixed[:, mixed.shape[1] - kept :].clone()
-        return F.silu(self.conv1d(mixed.mT)).mT, conv_state
+        return F.silu(self.conv1d(mixed)), conv_state
 
 
 class SleepMLP(nn.Module):
@@ -244,14 +258,17 @@ class SleepDecoderLayer(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
+        state_only: bool = False,  # Gated DeltaNet layers: no hidden states, None in their place
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         residual = hidden_states
         hidden_states = self.input_layernorm(hidden_states)
         if self.layer_type == "linear_attention":
             hidden_states, first_state, second_state = self.linear_attn(
-                hidden_states, first_state, second_state, padding_mask
+                hidden_states, first_state, second_state, padding_mask, state_only
             )
+            if state_only:
+                return None, first_state, second_state
         else:
             hidden_states, _, first_state, second_state = self.self_attn(
                 hidden_states, first_state, second_state, position_embeddings, attention_mask, **kwargs
@@ -280,12 +297,20 @@ class SleepLayers(GradientCheckpointingLayer, nn.ModuleList):
         *states: torch.Tensor | None,  # two per layer of the span, flat, as gradient checkpointing wants them
         start: int,
         end: int,
+        state_only: bool = False,
         **context,
-    ) -> tuple[torch.Tensor, ...]:
-        """Layers `start, ..., end - 1`; `context` is what every layer gets. Returns what it takes, anew."""
+    ) -> tuple[torch.Tensor | None, ...]:
+        """
+        Layers `start, ..., end - 1`; `context` is what every layer gets. Returns what it takes, anew.
+
+        With `state_only`, the last layer, a Gated DeltaNet layer, updates its states and no more: None comes back
+        instead of hidden states.
+        """
         new_states = []
         for i in range(start, end):
             first = 2 * (i - start)
-            hidden_states, *pair = self[i](hidden_states, *states[first : first + 2], **context)
+            hidden_states, *pair = self[i](
+                hidden_states, *states[first : first + 2], state_only=state_only and i == end - 1, **context
+            )
             new_states += pair
         return hidden_states, *new_states

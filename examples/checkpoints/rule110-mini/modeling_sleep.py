@@ -305,8 +305,8 @@ class SleepModel(SleepPreTrainedModel):
         """
         Passes 2 ... N over `hidden_states`, (batch, stored, hidden_size): h, S <- Blocks(h, S) over the looped span.
 
-        The last pass goes on into the layers behind the span, and ends with the last layer that has an S: what comes
-        after it would be read by nobody.
+        The last pass goes on into the layers behind the span, and ends with S of the last layer that has one: what
+        comes after it would be read by nobody.
 
         Parameters
         ----------
@@ -326,7 +326,8 @@ class SleepModel(SleepPreTrainedModel):
         # Without gradients, as in the first run of a reentrant checkpoint, there is nothing to checkpoint.
         one_pass = self.layers if torch.is_grad_enabled() else self.layers.run
         for number in range(2, passes + 1):
-            stop = end if number < passes else recurrent[-1] + 1
+            last = number == passes
+            stop = recurrent[-1] + 1 if last else end
             here = [i for i in recurrent if i < stop]
             before = recurrent_states[: len(here)]
 
@@ -334,7 +335,9 @@ class SleepModel(SleepPreTrainedModel):
             states = [None] * (2 * (stop - start))
             for i, recurrent_state in zip(here, before, strict=True):
                 states[2 * (i - start)] = recurrent_state
-            hidden_states, *states = one_pass(hidden_states, *states, start=start, end=stop, **context)
+            hidden_states, *states = one_pass(
+                hidden_states, *states, start=start, end=stop, state_only=last, **context
+            )
             after = [states[2 * (i - start)] for i in here]
             recurrent_states[: len(here)] = after
             if callback is not None:
@@ -390,6 +393,11 @@ class SleepModel(SleepPreTrainedModel):
             raise ValueError(
                 "`sleep_passes` (N) counts all passes over a window, the one awake included, so it must be an integer "
                 f"of at least 1, got {sleep_passes!r}."
+            )
+        if sleep_passes > 1 and "linear_attention" not in self.config.layer_types:
+            raise ValueError(
+                f"`sleep_passes` is {sleep_passes}, but a model of attention layers alone has no fast weights that a "
+                "sleep could rewrite: it takes `sleep_passes=1`."
             )
         return sleep_passes
 

@@ -1,0 +1,23 @@
+"""A control that needs code: amnesia. The other controls are settings of a recipe."""
+
+from modeling_sleep import SleepForCausalLM, SleepModel
+
+
+class AmnesiacModel(SleepModel):
+    """[`SleepModel`] whose fast weights, too, go back to zero at the end of a window: nothing crosses it."""
+
+    def _clear_window(self, state):
+        state = super()._clear_window(state)
+        return state._replace(layers=[
+            (None, None) if layer_type == "linear_attention" else layer
+            for layer_type, layer in zip(self.config.layer_types, state.layers)
+        ])  # fmt: skip
+
+
+class AmnesiacForCausalLM(SleepForCausalLM):
+    """[`SleepForCausalLM`] with amnesia: what it answers, it answers without memory."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = AmnesiacModel(config)
+        self.post_init()

@@ -1,0 +1,134 @@
+"""Ask a model the questions of a task, by depth and by number of passes N.
+
+An answer is right if all its tokens are. One forward pass over the right answer decides that: greedy decoding gives
+the right answer exactly if, behind every right beginning, the next right token is the likeliest.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import evaluate
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tasks import Task
+from tasks.task import IGNORE
+from tqdm.auto import tqdm
+
+
+METRIC = Path(__file__).parent / "metrics" / "exact_match_by_depth"
+
+
+@torch.no_grad()
+def predict_answers(model, batch: dict[str, torch.Tensor], sleep_passes: int) -> list[tuple[list[int], list[int]]]:
+    """
+    Predict every answer of a batch, token by token behind the right ones.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model that takes `sleep_passes`.
+    batch : dict[str, torch.Tensor]
+        What a [`WindowCollator`] makes: `input_ids`, `attention_mask`, `labels`, each (batch, tokens).
+    sleep_passes : int
+        N.
+
+    Returns
+    -------
+    list[tuple[list[int], list[int]]]
+        Predicted and right token ids of each answer, in the order of rows and answers.
+    """
+    labels = batch["labels"]
+    columns = (labels != IGNORE).any(dim=0).nonzero().squeeze(1)  # where some row has an answer's token
+    logits = model(
+        input_ids=batch["input_ids"].to(model.device),
+        attention_mask=batch["attention_mask"].to(model.device),
+        sleep_passes=sleep_passes,
+        logits_to_keep=(columns - 1).to(model.device),  # a token is predicted at the one before
+        use_cache=False,
+    ).logits
+    predicted = torch.full_like(labels, IGNORE)
+    predicted[:, columns] = logits.argmax(dim=-1).to(labels.device)
+    return [
+        (predicted_row[begin:end], row[begin:end])
+        for predicted_row, row in zip(predicted.tolist(), labels.tolist())
+        for begin, end in _runs(row)
+    ]
+
+
+def evaluate_by_depth(
+    model,
+    task: Task,
+    *,
+    passes: Sequence[int],
+    depths: Iterable[int],
+    num_examples: int = 1000,
+    batch_size: int = 250,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[dict]:
+    """
+    Answer fresh questions of every depth with every N. All N get the same questions; processes share them.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    task : Task
+    passes : sequence of int
+        Every N.
+    depths : iterable of int
+        Every depth.
+    num_examples : int
+        Examples per depth; an example may have several questions.
+    batch_size : int
+        Examples per forward pass.
+    seed : int
+        Of the examples.
+    progress : bool
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    list[dict]
+        Per N and depth: `passes`, `depth`, `correct`, `total`, and `exact_match`, `low`, `high`: the share of right
+        answers with its 95 % interval.
+    """
+    was_training = model.training
+    model.eval()
+    collator, state = task.collator(), PartialState()
+    metrics = {n: evaluate.load(str(METRIC)) for n in passes}
+    silent = not progress or not state.is_main_process
+    for depth in tqdm(list(depths), desc="   evaluating", unit="depth", leave=False, disable=silent):
+        examples = task.examples(range(num_examples), split="eval", seed=seed, depth=depth)
+        with state.split_between_processes(examples) as mine:
+            batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+        for n, metric in metrics.items():
+            answers = [answer for batch in batches for answer in predict_answers(model, collator(batch), n)]
+            predictions, references = zip(*gather_object(answers))
+            metric.add_batch(predictions=predictions, references=references, depths=[depth] * len(references))
+    model.train(was_training)
+    return [{"passes": n, **row} for n, metric in metrics.items() for row in metric.compute()["by_depth"]]
+
+
+def markdown_table(results: list[dict], depth_name: str) -> str:
+    """The shares of right answers as a Markdown table, a row per N."""
+    share = {(row["passes"], row["depth"]): row["exact_match"] for row in results}
+    depths = list(dict.fromkeys(depth for _, depth in share))
+    lines = [
+        f"| passes N | {' | '.join(f'{depth_name} = {depth}' for depth in depths)} |",
+        "|---:|" + "---:|" * len(depths),
+    ]
+    for n in dict.fromkeys(n for n, _ in share):
+        lines.append(f"| {n} | " + " | ".join(f"{100 * share[n, depth]:.1f} %" for depth in depths) + " |")
+    return "\n".join(lines)
+
+
+def _runs(row: list[int]) -> Iterator[tuple[int, int]]:
+    """Begin and end of every run of labels in a row."""
+    begin = None
+    for i, label in enumerate([*row, IGNORE]):
+        if label != IGNORE and begin is None:
+            begin = i
+        elif label == IGNORE and begin is not None:
+            yield begin, i
+            begin = None

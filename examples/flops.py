@@ -1,0 +1,57 @@
+"""Floating point operations of a training run: one small step of every N is run and its operations are counted.
+
+Counted are matrix products, convolutions, attention and triangular solves, forward and backward (a multiplication and
+an addition are two operations); element-wise work is not.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from tasks import Task
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def _triangular_solve_flops(a_shape, b_shape, *args, **kwargs) -> int:
+    """A (..., n, n) triangular, B (..., n, k) or (..., k, n): n^2 k / 2 multiplications and as many additions."""
+    return math.prod(b_shape) * a_shape[-1]
+
+
+def _convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, **kwargs) -> int:
+    """Gradients of input and weight cost a forward each. Torch's own formula takes grouped convolutions for dense."""
+    return 2 * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
+
+
+FORMULAS = {
+    torch.ops.aten.linalg_solve_triangular: _triangular_solve_flops,
+    torch.ops.aten.convolution_backward: _convolution_backward_flops,
+}
+
+
+def flops_per_example(model, task: Task, sleep_passes: int, examples: int = 2) -> float:
+    """
+    Operations of forward and backward over one training example.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A model whose forward takes `sleep_passes` and `labels`. It is copied to the CPU and left as it is.
+    task : Task
+        Its first examples are counted; longest depth.
+    sleep_passes : int
+        N.
+    examples : int
+        Examples to count and to average over.
+    """
+    model = copy.deepcopy(model).to("cpu", torch.float32).train()
+    batch = task.collator()(task.examples(range(examples)))
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        model(**batch, sleep_passes=sleep_passes, use_cache=False).loss.backward()
+    return counter.get_total_flops() / examples
+
+
+def training_flops(model, task: Task, passes: Sequence[int], batch_size: int, steps: int) -> float:
+    """Operations of a whole run whose N is drawn from `passes` for every step."""
+    per_example = {n: flops_per_example(model, task, n) for n in set(passes)}
+    return sum(per_example[n] for n in passes) / len(passes) * batch_size * steps

@@ -1,0 +1,197 @@
+"""A recipe is a preset read in full: model, task, training and evaluation of one variant, with overrides.
+
+    recipe = load_recipe("rule110-mini", "N=4", ["training.max_steps=100"])
+
+A preset lists its variants, the runs of an experiment: one model per N, one model for any N, and the controls. Each
+says what it changes in the sections `model`, `task`, `training` and `evaluation`.
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from tasks import TASKS, Task
+
+from modeling_sleep import SleepConfig
+
+
+SECTIONS = ("model", "task", "training", "evaluation")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """
+    How a model is trained.
+
+    Parameters
+    ----------
+    passes : list[int]
+        N is drawn from these, anew for every step; a value that is there twice is drawn twice as often.
+    batch_size : int
+        Examples per step, over all processes.
+    max_steps : int
+        Optimizer steps.
+    depth_ramp : float
+        Share of the run along which the task's largest depth rises from 1 to its maximum.
+    passes_ramp : float
+        Share of the run along which the largest N allowed rises from 1 to the largest of `passes`.
+    lr_muon, lr_adamw : float
+        Learning rates of the hidden matrices and of everything else.
+    weight_decay : float
+    adjust_lr : str
+        Muon's scaling of its updates, `"original"` or `"match_rms_adamw"`.
+    lr_schedule : str
+        After the warm-up, a name of [`transformers.get_scheduler`].
+    warmup_steps : int
+    max_grad_norm : float
+    amnesia : bool
+        The control that zeroes the fast weights, too, at the end of a window.
+    """
+
+    passes: list[int]
+    batch_size: int
+    max_steps: int
+    depth_ramp: float = 0.0
+    passes_ramp: float = 0.0
+    lr_muon: float = 2e-3
+    lr_adamw: float = 1e-3
+    weight_decay: float = 0.1
+    adjust_lr: str = "match_rms_adamw"
+    lr_schedule: str = "cosine"
+    warmup_steps: int = 100
+    max_grad_norm: float = 1.0
+    amnesia: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """
+    What a trained model is asked.
+
+    Parameters
+    ----------
+    passes : list[int]
+        Every N that the questions are answered with.
+    depths : list[int]
+        Every depth of the questions.
+    num_examples : int
+        Examples per depth, the same for every N.
+    batch_size : int
+        Examples per forward pass.
+    """
+
+    passes: list[int]
+    depths: list[int]
+    num_examples: int = 1000
+    batch_size: int = 250
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One variant of a preset. `settings` is all of it as plain data: what the variant is compared and resumed by."""
+
+    preset: str
+    variant: str | None
+    description: str
+    config: SleepConfig
+    task: Task
+    training: Training
+    evaluation: Evaluation
+    settings: dict[str, dict[str, Any]]
+
+
+def list_variants(preset: str) -> list[str]:
+    """The variants of a preset, in its order."""
+    return list(SleepConfig.load_preset(preset).get("variants", {}))
+
+
+def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """
+    Read a recipe.
+
+    Parameters
+    ----------
+    preset : str
+        Name of a file in `configuration/presets/`.
+    variant : str, optional
+        One of its variants.
+    overrides : sequence of str
+        Like `training.max_steps=100`; values are JSON, or else text.
+
+    Raises
+    ------
+    ValueError
+        If the preset is no recipe, or a variant, section or setting is unknown or impossible.
+    """
+    data = SleepConfig.load_preset(preset)
+    if missing := [section for section in SECTIONS if section not in data]:
+        raise ValueError(f"preset {preset!r} is a model without a recipe: it lacks {', '.join(missing)}")
+    settings = {section: copy.deepcopy(data[section]) for section in SECTIONS}
+    variants = data.get("variants", {})
+    if variant is not None:
+        if variant not in variants:
+            raise ValueError(f"preset {preset!r} has no variant {variant!r}; it has {', '.join(variants) or 'none'}")
+        for section, changes in variants[variant].items():
+            if section != "description":
+                _section(settings, section).update(changes)
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        section, dot, key = name.partition(".")
+        if not equals or not dot:
+            raise ValueError(f"an override looks like training.max_steps=100, not {override!r}")
+        _section(settings, section)[key] = _parse(value)
+
+    task = dict(settings["task"])
+    task_class = TASKS.get(task.pop("name", None))
+    if task_class is None:
+        raise ValueError(f"the task's name must be one of {', '.join(TASKS)}, got {settings['task'].get('name')!r}")
+    _check_names(settings["model"], SleepConfig, "model")
+    task = _build(task_class, task, "task")
+    tokenizer = task.tokenizer()
+    config = SleepConfig(
+        **{**settings["model"], "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
+    )
+    if config.window_size % task.window_size:
+        raise ValueError(
+            f"the model's windows of {config.window_size} tokens do not hold a whole number of the task's, which have "
+            f"{task.window_size}: change model.window_size or the task"
+        )
+    return Recipe(
+        preset=preset,
+        variant=variant,
+        description=variants.get(variant, {}).get("description", data["description"]),
+        config=config,
+        task=task,
+        training=_build(Training, settings["training"], "training"),
+        evaluation=_build(Evaluation, settings["evaluation"], "evaluation"),
+        settings=settings,
+    )
+
+
+def _section(settings: dict, name: str) -> dict:
+    if name not in settings:
+        raise ValueError(f"a recipe has the sections {', '.join(SECTIONS)}, not {name!r}")
+    return settings[name]
+
+
+def _parse(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def _build(cls, settings: dict, section: str):
+    _check_names(settings, cls, section)
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise ValueError(f"section {section!r}: {error}") from error
+
+
+def _check_names(settings: dict, cls, section: str):
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    if unknown := sorted(set(settings) - set(names)):
+        raise ValueError(f"section {section!r} has no {', '.join(unknown)}; it knows {', '.join(sorted(names))}")

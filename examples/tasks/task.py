@@ -1,0 +1,229 @@
+"""What every task is: examples that are read, forgotten, and asked about.
+
+An example has a *context*, which fills windows of its own and carries no label, so that a model that sleeps
+consolidates it, and *questions* with their answers, which come after it. An answer is a run of labelled tokens and has
+a *depth*: what makes it hard (steps of an automaton, hops, operations, sleeps since). All metrics are by depth.
+
+What is notable:
+- an example is a pure function of (task, split, seed, index): not of time, order, workers, ranks or restarts
+- tasks write tokens, [`WindowCollator`] alone knows windows, padding and label masks
+- [`TaskStream`] is endless; its block b is the batch of optimizer step b, so a curriculum can follow the step
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, TypedDict
+
+import datasets
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerFast
+
+
+IGNORE = -100
+SPLITS = ("train", "eval")
+
+
+class Example(TypedDict):
+    """
+    One example, unpadded.
+
+    context_ids : what is read and then forgotten.
+    question_ids : what comes after it: questions with their answers.
+    answer_mask : 1 where `question_ids` is part of an answer. An answer is a run of ones.
+    depths : one per answer, in their order.
+    """
+
+    context_ids: list[int]
+    question_ids: list[int]
+    answer_mask: list[int]
+    depths: list[int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """
+    A family of examples. Subclasses are dataclasses: their fields are what a recipe says under `task`, and may take
+    the place of the properties below if they have a default.
+
+    Parameters
+    ----------
+    max_depth : int
+        Largest depth in training.
+    """
+
+    max_depth: int
+
+    name: ClassVar[str]
+    depth_name: ClassVar[str]  # of one unit, e.g. "hops", for tables and plots
+
+    @property
+    @abstractmethod
+    def window_size(self) -> int:
+        """L, the tokens of a window that the context is laid out for."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens, a multiple of L, that every context is padded to; None: the longest of the batch decides."""
+        return None
+
+    @abstractmethod
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """A tokenizer with a padding token, which is saved with the model."""
+
+    @abstractmethod
+    def examples(
+        self,
+        index: Sequence[int],
+        *,
+        split: str = "train",
+        seed: int = 0,
+        depth: int | None = None,
+        max_depth: int | None = None,
+    ) -> list[Example]:
+        """
+        Write the examples with the given indices.
+
+        Parameters
+        ----------
+        index : sequence of int
+            Which examples.
+        split : str
+            `"train"` or `"eval"`, two sets of examples that do not meet.
+        seed : int
+            Another seed is another set of examples.
+        depth : int, optional
+            Every answer has this depth, which may be more than in training. By default depths are drawn as the task
+            says, from 1 to `max_depth`.
+        max_depth : int, optional
+            Instead of the task's: the curriculum.
+        """
+
+    @abstractmethod
+    def solve(self, example: Example) -> list[list[int]]:
+        """
+        Answer the questions from the tokens alone, independently of how the example was made.
+
+        Returns
+        -------
+        list[list[int]]
+            Token ids of each answer.
+
+        Raises
+        ------
+        ValueError
+            If the example is malformed.
+        """
+
+    def collator(self) -> "WindowCollator":
+        """The collator for this task's examples."""
+        return WindowCollator(self.window_size, self.tokenizer().pad_token_id, self.context_length)
+
+
+class WindowCollator:
+    """
+    Batch examples so that contexts fill whole windows and the questions begin a new one.
+
+    The context is padded on its left, the questions on their right. Padding is masked, so the model skips it, and has
+    no label; labels stand on the answers alone, aligned with `input_ids` (they are shifted inside the model).
+
+    Parameters
+    ----------
+    window_size : int
+        L.
+    pad_token_id : int
+    context_length : int, optional
+        Pad contexts to so many tokens instead of the longest of the batch, so that all batches on all ranks have
+        the same number of windows.
+    """
+
+    def __init__(self, window_size: int, pad_token_id: int, context_length: int | None = None):
+        if context_length is not None and context_length % window_size:
+            raise ValueError(f"context_length {context_length} is not a multiple of the window, {window_size} tokens")
+        self.window_size = window_size
+        self.pad_token_id = pad_token_id
+        self.context_length = context_length
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        """Return `input_ids`, `attention_mask` and `labels`, each of shape (batch, tokens)."""
+        longest = max(len(example["context_ids"]) for example in examples)
+        context = self.context_length
+        if context is None:
+            context = -(-longest // self.window_size) * self.window_size
+        elif longest > context:
+            raise ValueError(f"a context has {longest} tokens, more than the context_length of {context}")
+        questions = max(len(example["question_ids"]) for example in examples)
+
+        shape = (len(examples), context + questions)
+        input_ids = torch.full(shape, self.pad_token_id)
+        attention_mask = torch.zeros(shape, dtype=torch.long)
+        labels = torch.full(shape, IGNORE)
+        for i, example in enumerate(examples):
+            begin, end = context - len(example["context_ids"]), context + len(example["question_ids"])
+            input_ids[i, begin:end] = torch.tensor(example["context_ids"] + example["question_ids"])
+            attention_mask[i, begin:end] = 1
+            question, answered = input_ids[i, context:end], torch.tensor(example["answer_mask"], dtype=torch.bool)
+            if len(question) != len(answered):
+                raise ValueError(f"answer_mask covers {len(answered)} tokens, the questions have {len(question)}")
+            labels[i, context:end] = question.where(answered, IGNORE)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def make_dataset(task: Task, num_examples: int, *, start: int = 0, **kwargs) -> datasets.Dataset:
+    """Make a fixed set of the examples start, start + 1, ...; `kwargs` go to [`Task.examples`]."""
+    return datasets.Dataset.from_list(task.examples(range(start, start + num_examples), **kwargs))
+
+
+class TaskStream(IterableDataset):
+    """
+    An endless stream of examples in blocks; block b holds the examples b * block_size, b * block_size + 1, ...
+
+    With `block_size` the global batch size, block b is the batch of optimizer step b. What a step sees then depends on
+    its number alone: not on time, ranks or restarts (the `Trainer` skips the blocks already seen when it resumes).
+
+    Parameters
+    ----------
+    task : Task
+    block_size : int
+        Examples per block.
+    max_depth : callable, optional
+        From the block's index to the largest depth in it: the curriculum. None: the task's.
+    **kwargs
+        Further keywords of [`Task.examples`].
+    """
+
+    def __init__(self, task: Task, block_size: int, max_depth: Callable[[int], int] | None = None, **kwargs):
+        self.task = task
+        self.block_size = block_size
+        self.max_depth = max_depth
+        self.kwargs = kwargs
+
+    def block(self, block_index: int) -> list[Example]:
+        """The examples of one block."""
+        index = range(block_index * self.block_size, (block_index + 1) * self.block_size)
+        max_depth = self.max_depth(block_index) if self.max_depth else None
+        return self.task.examples(index, max_depth=max_depth, **self.kwargs)
+
+    def __iter__(self) -> Iterator[Example]:
+        worker = get_worker_info()
+        block_index, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        while True:
+            yield from self.block(block_index)
+            block_index += stride
+
+
+def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Build a tokenizer whose tokens are `words`, separated by spaces, in and out; `words[0]` is for padding."""
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}))  # an unknown word raises
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=words[0],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )

@@ -1,0 +1,338 @@
+"""Train one variant of a recipe and evaluate it by depth and by number of passes N.
+
+    python examples/train.py rule110-mini --variant "any N" --seed 0 --output runs/rule110-mini
+
+What is notable:
+- the recipe is data (`configuration/presets/`); `--set training.max_steps=100` overrides any of it
+- N is drawn anew for every step, and a curriculum may raise the depth of the problems and the largest N
+- batch, depth and N of a step are functions of (seed, step): all ranks agree, and a resumed run is the same run
+- the same command resumes an interrupted run; `--minutes` ends a slice early, with a checkpoint
+- it leaves behind the model, its tokenizer, a card and `results.json`, one line of the evidence (see `report.py`)
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from controls import AmnesiacForCausalLM
+from evaluation import evaluate_by_depth, markdown_table
+from flops import training_flops
+from muon import MuonAdamW
+from progress import use_loss_bar
+from recipe import Recipe, load_recipe
+from tasks import TaskStream
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from modeling_sleep import SleepForCausalLM
+
+
+def ramp(step: int, max_steps: int, share: float, maximum: int) -> int:
+    """Rise evenly from 1 at the first step to `maximum` after a share of the run."""
+    progress = min(1.0, step / (share * max_steps)) if share > 0 else 1.0
+    return 1 + int(progress * (maximum - 1))
+
+
+def passes_at(step: int, seed: int, passes: Sequence[int], largest: int | None = None) -> int:
+    """N of a training step, drawn from `passes`, or from those up to `largest`. A double is drawn twice as often."""
+    allowed = [n for n in passes if largest is None or n <= largest] or [min(passes)]
+    return allowed[np.random.default_rng([seed, step]).integers(len(allowed))]
+
+
+class SleepTrainer(Trainer):
+    """A [`Trainer`] that draws the number of passes of every training step; evaluation keeps to the config's."""
+
+    def __init__(self, *args, passes: list[int], passes_ramp: float = 0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.passes = passes
+        self.passes_ramp = passes_ramp
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if model.training:
+            step = self.state.global_step
+            largest = ramp(step, self.state.max_steps, self.passes_ramp, max(self.passes))
+            inputs = {**inputs, "sleep_passes": passes_at(step, self.args.seed, self.passes, largest)}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+class StopAfter(TrainerCallback):
+    """End a slice of a run after so many minutes, with a checkpoint from which the next slice goes on."""
+
+    def __init__(self, minutes: float):
+        self.deadline = time.monotonic() + 60 * minutes
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.monotonic() > self.deadline and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+
+class SecondsTrained(TrainerCallback):
+    """Keep the seconds of training in the trainer's state, over all slices of a run."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began = time.monotonic()
+        self.before = next((log["seconds"] for log in reversed(state.log_history) if "seconds" in log), 0.0)
+
+    def on_log(self, args, state, control, **kwargs):
+        state.log_history[-1]["seconds"] = round(self.before + time.monotonic() - self.began, 1)
+
+
+def build_model(recipe: Recipe, seed: int) -> SleepForCausalLM:
+    """The untrained model of a recipe."""
+    set_seed(seed)
+    return (AmnesiacForCausalLM if recipe.training.amnesia else SleepForCausalLM)(recipe.config)
+
+
+def train(
+    recipe: Recipe,
+    model: SleepForCausalLM,
+    output: Path,
+    seed: int,
+    *,
+    cpu: bool = False,
+    save_steps: int | None = None,
+    minutes: float | None = None,
+    report_to: str = "none",
+) -> Trainer:
+    """Train the model in place, from its last checkpoint if there is one, and return the trainer with its history."""
+    training = recipe.training
+    bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    training_args = TrainingArguments(
+        output_dir=str(output),
+        max_steps=training.max_steps,
+        max_grad_norm=training.max_grad_norm,
+        logging_steps=max(1, training.max_steps // 100),
+        save_strategy="steps",
+        save_steps=save_steps or max(1, training.max_steps // 10),
+        save_total_limit=1,
+        report_to=report_to,
+        disable_tqdm=False,
+        seed=seed,
+        use_cpu=cpu,
+        bf16=bf16,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        accelerator_config={"dispatch_batches": False},  # every process writes its own examples
+    )
+    devices = training_args.world_size * max(1, training_args.n_gpu)
+    if training.batch_size % devices:
+        raise ValueError(f"a batch of {training.batch_size} cannot be shared evenly by {devices} devices")
+    training_args.per_device_train_batch_size = training.batch_size // devices
+    stream = TaskStream(
+        recipe.task,
+        training.batch_size,
+        lambda step: ramp(step, training.max_steps, training.depth_ramp, recipe.task.max_depth),
+        seed=seed,
+        split="train",
+    )
+    optimizer = MuonAdamW(
+        model,
+        lr_muon=training.lr_muon,
+        lr_adamw=training.lr_adamw,
+        weight_decay=training.weight_decay,
+        adjust_lr_fn=training.adjust_lr,
+    )
+    scheduler = get_scheduler(training.lr_schedule, optimizer, training.warmup_steps, training.max_steps)
+    trainer = SleepTrainer(
+        model,
+        training_args,
+        train_dataset=stream,
+        data_collator=recipe.task.collator(),
+        optimizers=(optimizer, scheduler),
+        callbacks=[SecondsTrained(), *([StopAfter(minutes)] if minutes else [])],
+        passes=training.passes,
+        passes_ramp=training.passes_ramp,
+    )
+    use_loss_bar(trainer)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
+    model.config.use_cache = True  # Trainer turned it off for training
+    return trainer
+
+
+def commit() -> str:
+    """The commit of this code, marked if files differ from it; empty outside a repository."""
+    try:
+        git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def tokens_per_example(recipe: Recipe, examples: int = 100) -> float:
+    """Tokens of a training example, padding apart, at full depth."""
+    batch = recipe.task.collator()(recipe.task.examples(range(examples)))
+    return batch["attention_mask"].sum().item() / examples
+
+
+def command_line(recipe: Recipe, overrides: Sequence[str], seed: int) -> str:
+    """The command that repeats this run."""
+    words = ["python", "examples/train.py", recipe.preset, "--seed", str(seed), "--output", f"runs/{recipe.preset}"]
+    words += ["--variant", recipe.variant] if recipe.variant else []
+    return shlex.join(words + [word for override in overrides for word in ("--set", override)])
+
+
+def model_card(results: dict) -> str:
+    """The README of the checkpoint, rendered from its results."""
+    config, training, task = results["config"], results["training"], results["task"]
+    passes = ", ".join(map(str, training["passes"]))
+    drawn = f"drew N for each step from {passes}" if len(set(training["passes"])) > 1 else f"had N = {passes}"
+    threads = f", {results['threads']} thread{'s' * (results['threads'] > 1)}" if results["device"] == "cpu" else ""
+    return f"""---
+library_name: transformers
+license: apache-2.0
+pipeline_tag: text-generation
+tags: [sleep, fast-weights, {task["name"]}]
+---
+
+# {results["recipe"]}
+
+A language model that sleeps ([arXiv 2605.26099](https://arxiv.org/abs/2605.26099)). It reads in windows of
+L = {config["window_size"]} tokens. When a window is full, the model replays it N - 1 more times into the fast weights
+of its Gated DeltaNet layers, then forgets it.
+
+{results["description"]}
+
+{results["parameters"]:,} parameters; {training["max_steps"]:,} steps of {training["batch_size"]} examples took
+{results["seconds"] / 60:.0f} minutes ({results["device"]}{threads}) and {results["flops"]:.2g} floating point
+operations.
+
+## Accuracy
+
+Share of answers that are right as a whole, by {results["depth_name"]}; {results["counts"][0]["total"]:,} answers per
+figure, none of them from training, which {drawn}; one seed.
+
+{markdown_table(results["counts"], results["depth_name"])}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+problem = "{results["example"]["problem"]}"
+inputs = tokenizer(problem, return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens={results["example"]["answer_tokens"]}, sleep_passes=4)
+print(tokenizer.decode(output[0]))
+```
+
+## Reproduce
+
+```
+{results["command"]}
+```
+
+at commit {results["commit"] or "unknown"}, with torch {results["versions"]["torch"]} and transformers
+{results["versions"]["transformers"]}. `results.json` holds losses, settings and all numbers.
+"""
+
+
+def first_question(recipe: Recipe, seed: int) -> dict:
+    """A problem as text, up to its first answer."""
+    example = recipe.task.examples([0], split="eval", seed=seed, depth=recipe.evaluation.depths[0])[0]
+    begin = example["answer_mask"].index(1)
+    end = [*example["answer_mask"], 0].index(0, begin)
+    prompt = example["context_ids"] + example["question_ids"][:begin]
+    return {"problem": recipe.task.tokenizer().decode(prompt), "answer_tokens": end - begin}
+
+
+def main(argv: Sequence[str] | None = None):
+    parser = argparse.ArgumentParser(description="Train one variant of a recipe and evaluate it.")
+    parser.add_argument("preset", help="a recipe in configuration/presets/, by name")
+    parser.add_argument("--variant", help="one of the recipe's variants; without it, the recipe as it stands")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, data and passes")
+    parser.add_argument("--output", type=Path, required=True, help="folder for checkpoints, model and results")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="SECTION.KEY=VALUE", dest="overrides")
+    parser.add_argument("--minutes", type=float, help="stop after so long with a checkpoint; the same command goes on")
+    parser.add_argument("--save-steps", type=int, help="steps between checkpoints (default: a tenth of the run)")
+    parser.add_argument("--report-to", default="none", help="tensorboard, trackio, ... as in TrainingArguments")
+    parser.add_argument("--cpu", action="store_true", help="leave accelerators alone")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads of torch; more than one seldom helps a small model"
+    )
+    parser.add_argument(
+        "--sustained-tflops", type=float, default=50.0, help="what to reckon the expected GPU hours with"
+    )
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    transformers.utils.logging.disable_progress_bar()  # of every single save
+
+    recipe = load_recipe(args.preset, args.variant, args.overrides)
+    training, evaluation = recipe.training, recipe.evaluation
+    model = build_model(recipe, args.seed)
+    flops = training_flops(model, recipe.task, training.passes, training.batch_size, training.max_steps)
+    tokens = round(tokens_per_example(recipe) * training.batch_size * training.max_steps)
+    hours = flops / (args.sustained_tflops * 1e12) / 3600
+    name = f"{args.preset}, variant {args.variant!r}" if args.variant else args.preset
+    print(
+        f"{name}, seed {args.seed}: {recipe.description}\n"
+        f"{model.num_parameters():,} parameters, {training.max_steps:,} steps, {tokens:,} tokens, {flops:.2e} FLOPs: "
+        f"{hours:.2g} GPU hours at {args.sustained_tflops:g} sustained TFLOP/s"
+    )
+
+    trainer = train(
+        recipe,
+        model,
+        args.output,
+        args.seed,
+        cpu=args.cpu,
+        save_steps=args.save_steps,
+        minutes=args.minutes,
+        report_to=args.report_to,
+    )
+    if trainer.state.global_step < training.max_steps:
+        print(f"stopped at step {trainer.state.global_step:,} of {training.max_steps:,}; the same command goes on")
+        return
+    counts = evaluate_by_depth(
+        model,
+        recipe.task,
+        passes=evaluation.passes,
+        depths=evaluation.depths,
+        num_examples=evaluation.num_examples,
+        batch_size=evaluation.batch_size,
+    )
+    if not trainer.is_world_process_zero():
+        return
+
+    results = {
+        "recipe": args.preset,
+        "variant": args.variant,
+        "seed": args.seed,
+        "description": recipe.description,
+        "command": command_line(recipe, args.overrides, args.seed),
+        "commit": commit(),
+        "depth_name": recipe.task.depth_name,
+        **recipe.settings,
+        "config": {name: value for name, value in recipe.config.to_dict().items() if value is not None},
+        "parameters": model.num_parameters(),
+        "tokens": tokens,
+        "flops": flops,
+        "seconds": trainer.state.log_history[-1].get("seconds", 0.0),
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,
+        "threads": torch.get_num_threads(),
+        "processes": trainer.args.world_size,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "example": first_question(recipe, args.seed),
+        "counts": counts,
+        "losses": [[log["step"], round(log["loss"], 5)] for log in trainer.state.log_history if "loss" in log],
+    }
+    model.save_pretrained(args.output)
+    recipe.task.tokenizer().save_pretrained(args.output)
+    (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (args.output / "README.md").write_text(model_card(results), encoding="utf-8")
+    for checkpoint in args.output.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    print(f"\n{markdown_table(counts, recipe.task.depth_name)}\n\nsaved to {args.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The grid: what is planned, what is finished, what is refused; and two small runs of it, interrupted and resumed."""
+
+import json
+import sys
+
+import pytest
+import run_grid
+from recipe import list_variants
+from run_grid import add_result, is_finished, main, plan, read_lines
+
+
+SMALL = [
+    "model.hidden_size=16",
+    "model.intermediate_size=32",
+    "training.max_steps=3",
+    "training.batch_size=4",
+    "evaluation.num_examples=4",
+    "evaluation.depths=[1,2]",
+]
+
+
+def write_result(run, **changes):
+    """What train.py leaves behind, as far as the grid reads it."""
+    run.output.mkdir(parents=True, exist_ok=True)
+    results = {"recipe": run.recipe.preset, "variant": run.recipe.variant, "seed": run.seed, **run.recipe.settings}
+    (run.output / "results.json").write_text(json.dumps({**results, **changes}))
+
+
+def test_the_plan_is_every_variant_with_every_seed(tmp_path):
+    runs = plan(["rule110-mini"], None, [0, 1], [], tmp_path)
+    variants = list_variants("rule110-mini")
+    assert [run.key() for run in runs] == [(variant, seed) for seed in (0, 1) for variant in variants]
+    assert len({run.output for run in runs}) == len(runs)
+    assert {run.results for run in runs} == {tmp_path / "rule110-mini.jsonl"}
+    some = plan(["rule110-mini", "depo-mini"], ["N=1"], [5], [], tmp_path)
+    assert [str(run) for run in some] == ["rule110-mini, N=1, seed 5", "depo-mini, N=1, seed 5"]
+
+
+def test_a_plan_without_variants_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'tiny' lists no variants"):
+        plan(["tiny"], None, [0], [], tmp_path)
+
+
+def test_results_are_kept_in_order_and_are_what_is_finished(tmp_path):
+    runs = plan(["rule110-mini"], ["N=1", "N=4"], [0, 1], [], tmp_path)
+    assert not any(map(is_finished, runs))
+    for run in (runs[3], runs[0], runs[1]):
+        write_result(run)
+        add_result(run)
+    assert [(line["variant"], line["seed"]) for line in read_lines(runs[0].results)] == [
+        ("N=1", 0),
+        ("N=4", 0),
+        ("N=4", 1),
+    ]
+    assert [is_finished(run) for run in runs] == [True, True, False, True]
+
+
+def test_results_of_other_settings_are_never_mixed_in(tmp_path):
+    (run,) = plan(["rule110-mini"], ["N=1"], [0], [], tmp_path)
+    write_result(run)
+    add_result(run)
+    (longer,) = plan(["rule110-mini"], ["N=1"], [0], ["training.max_steps=17"], tmp_path)
+    with pytest.raises(ValueError, match=r"holds 'rule110-mini, N=1, seed 0' with other settings.*section training"):
+        is_finished(longer)
+
+
+def test_a_dry_run_runs_nothing(tmp_path, capsys):
+    main(["rule110-mini", "--variants", "any N", "--seeds", "3", "--output", str(tmp_path), "--dry-run"])
+    printed = capsys.readouterr().out
+    assert "1 runs, 0 of them finished already" in printed
+    assert "train.py rule110-mini --variant 'any N' --seed 3" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grid_is_interrupted_and_resumed(tmp_path, capsys):
+    command = ["rule110-mini", "--variants", "N=1", "N=2", "--seeds", "0", "--output", str(tmp_path / "runs")]
+    command += ["--results", str(tmp_path), "--set", *SMALL]
+    command += ["--jobs", "2"]
+    with pytest.raises(SystemExit, match="2 runs are not finished; the same command goes on"):
+        main([*command, "--", "--cpu", "--minutes", "1e-9"])
+    assert "stopped at step 1 of 3" in capsys.readouterr().out
+    assert not (tmp_path / "rule110-mini.jsonl").exists()
+
+    main([*command, "--", "--cpu"])
+    lines = read_lines(tmp_path / "rule110-mini.jsonl")
+    assert [line["variant"] for line in lines] == ["N=1", "N=2"]
+    assert all([step for step, _ in line["losses"]] == [1, 2, 3] for line in lines)
+    main(command)
+    assert "2 runs, 2 of them finished already" in capsys.readouterr().out
+
+
+def test_a_failed_run_shows_the_end_of_its_log(tmp_path, capsys, monkeypatch):
+    broken = tmp_path / "broken.py"
+    broken.write_text("print('step 1\\rstep 2'); raise SystemExit('the disk is full')")
+    monkeypatch.setattr(run_grid, "TRAIN", broken)
+    with pytest.raises(SystemExit, match="1 runs are not finished"):
+        main(["rule110-mini", "--variants", "N=1", "--seeds", "0", "--output", str(tmp_path / "runs")])
+    printed = capsys.readouterr().out
+    assert "exit 1" in printed and "the disk is full" in printed and "step 1" not in printed
+    assert sys.executable not in printed

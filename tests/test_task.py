@@ -1,0 +1,104 @@
+"""What all tasks share: the collator's windows, padding and labels, the stream's blocks, fixed sets."""
+
+import dataclasses
+
+import pytest
+import torch
+from tasks.depo import Depo
+from tasks.task import IGNORE, SPLITS, Task, TaskStream, WindowCollator, make_dataset
+from torch.utils.data import DataLoader
+
+
+TASK = Depo(words=8, max_depth=3, queries=2, window_size=8)  # contexts of 6 to 16 tokens, one or two windows
+TWO_TOKENS = dataclasses.replace(TASK, word_tokens=(1, 2), window_size=12)
+TASKS = {"one token": TASK, "two tokens": TWO_TOKENS, "fixed": dataclasses.replace(TASK, context_length=24)}
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_collator_puts_every_token_in_its_place(task):
+    for start in range(0, 200, 10):
+        examples = task.examples(range(start, start + 10))
+        batch = task.collator()(examples)
+        longest = max(len(example["context_ids"]) for example in examples)
+        context = task.context_length or next(n for n in range(0, 99, task.window_size) if n >= longest)
+        questions = max(len(example["question_ids"]) for example in examples)
+        for tensor in batch.values():
+            assert tensor.shape == (10, context + questions) and tensor.dtype == torch.long
+        for i, example in enumerate(examples):
+            left = context - len(example["context_ids"])
+            right = questions - len(example["question_ids"])
+            pad = task.tokenizer().pad_token_id
+            read = example["context_ids"] + example["question_ids"]
+            assert batch["input_ids"][i].tolist() == [pad] * left + read + [pad] * right
+            assert batch["attention_mask"][i].tolist() == [0] * left + [1] * len(read) + [0] * right
+            labels = [
+                token if labelled else IGNORE
+                for token, labelled in zip(example["question_ids"], example["answer_mask"])
+            ]
+            assert batch["labels"][i].tolist() == [IGNORE] * context + labels + [IGNORE] * right
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_labels_are_the_answers_and_the_tokens_they_stand_on(task):
+    examples = task.examples(range(64), split="eval")
+    batch = task.collator()(examples)
+    labelled = batch["labels"] != IGNORE
+    assert batch["labels"][labelled].equal(batch["input_ids"][labelled])
+    assert batch["attention_mask"][labelled].all()
+    for labels, example in zip(batch["labels"], examples):
+        answers = [token for answer in task.solve(example) for token in answer]
+        assert labels[labels != IGNORE].tolist() == answers
+
+
+def test_a_full_context_is_not_padded():
+    (example,) = TASK.examples([0], split="eval")
+    batch = TASK.collator()([example])
+    assert batch["input_ids"].shape == (1, 16 + 8) and batch["attention_mask"].all()
+
+
+def test_context_length_is_kept_or_refused():
+    examples = TASK.examples(range(4), split="eval")
+    assert WindowCollator(8, 0, 32)(examples)["input_ids"].shape == (4, 32 + 8)
+    assert WindowCollator(8, 0, 16)(examples)["input_ids"].shape == (4, 16 + 8)
+    with pytest.raises(ValueError, match="multiple of the window"):
+        WindowCollator(8, 0, 20)
+    with pytest.raises(ValueError, match="16 tokens, more than the context_length of 8"):
+        WindowCollator(8, 0, 8)(examples)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batch_b_is_block_b_whoever_loads_it(workers):
+    stream = TaskStream(TASK, 6, max_depth=lambda block: 1 + block, seed=4)
+    loader = DataLoader(stream, batch_size=6, num_workers=workers, collate_fn=TASK.collator())
+    for b, batch in zip(range(5), loader):
+        expected = TASK.examples(range(6 * b, 6 * b + 6), seed=4, max_depth=1 + b)
+        assert stream.block(b) == expected
+        for name, tensor in TASK.collator()(expected).items():
+            assert batch[name].equal(tensor)
+        assert max(depth for example in expected for depth in example["depths"]) <= 1 + b
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_stream_and_fixed_set_agree(split):
+    fixed = make_dataset(TASK, 40, split=split, seed=2, depth=3)
+    assert len(fixed) == 40
+    for example, streamed in zip(fixed, TaskStream(TASK, 8, split=split, seed=2, depth=3)):
+        assert example == streamed
+    later = make_dataset(TASK, 10, start=30, split=split, seed=2, depth=3)
+    assert later.to_list() == fixed.select(range(30, 40)).to_list()
+
+
+def test_a_dataset_can_be_collated():
+    (batch,) = DataLoader(make_dataset(TASK, 5), batch_size=5, collate_fn=TASK.collator())
+    for name, tensor in TASK.collator()(TASK.examples(range(5))).items():
+        assert batch[name].equal(tensor)
+
+
+def test_a_task_is_a_value():
+    assert isinstance(TASK, Task) and (TASK.name, TASK.depth_name) == ("depo", "hops")
+    assert dataclasses.replace(TASK) == TASK and hash(dataclasses.replace(TASK)) == hash(TASK)
+    assert Depo(**dataclasses.asdict(TWO_TOKENS)) == TWO_TOKENS
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TASK.words = 9
+    with pytest.raises(TypeError):
+        Task(max_depth=1)

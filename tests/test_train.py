@@ -1,0 +1,277 @@
+"""Recipes, training and evaluation: settings, curriculum, drawn passes, controls, and that slices make a whole run."""
+
+import functools
+import json
+import shutil
+
+import pytest
+import torch
+from controls import AmnesiacForCausalLM
+from evaluation import evaluate_by_depth, markdown_table, predict_answers
+from flops import flops_per_example, training_flops
+from recipe import list_variants, load_recipe
+from tasks import Rule110, TaskStream, make_dataset
+from tasks.task import IGNORE
+from train import build_model, main, model_card, passes_at, ramp, train
+
+from modeling_sleep import SleepConfig, SleepForCausalLM
+
+
+SMALL = [
+    "model.hidden_size=16",
+    "model.intermediate_size=32",
+    "task.max_depth=3",
+    "training.max_steps=6",
+    "training.batch_size=8",
+    "training.warmup_steps=2",
+    "training.depth_ramp=0.5",
+    "training.passes=[1,2,4]",
+    "evaluation.num_examples=4",
+    "evaluation.passes=[1,2]",
+    "evaluation.depths=[1,3]",
+]
+
+
+# Recipes
+
+
+def test_overrides_reach_their_section():
+    recipe = load_recipe("rule110-mini", overrides=SMALL)
+    assert (recipe.config.hidden_size, recipe.task.max_depth, recipe.training.max_steps) == (16, 3, 6)
+    assert recipe.evaluation.passes == [1, 2]
+    assert recipe.settings["training"]["passes"] == [1, 2, 4]
+    assert load_recipe("rule110-mini").training.max_steps != 6  # the preset is as it was
+
+
+def test_the_vocabulary_is_the_tasks():
+    recipe = load_recipe("rule110-mini")
+    assert recipe.config.vocab_size == len(recipe.task.tokenizer())
+    assert recipe.config.pad_token_id == recipe.task.tokenizer().pad_token_id
+
+
+@pytest.mark.parametrize(
+    "preset, variant, overrides, message",
+    [
+        ("tiny", None, [], "'tiny' is a model without a recipe: it lacks task"),
+        ("rule110-mini", "N=77", [], r"no variant 'N=77'; it has N=1, "),
+        ("rule110-mini", None, ["max_steps=3"], "an override looks like training.max_steps=100, not 'max_steps=3'"),
+        ("rule110-mini", None, ["optimizer.lr=3"], "has the sections model, task, training, evaluation, not 'opt"),
+        ("rule110-mini", None, ["training.steps=3"], "'training' has no steps; it knows .*max_steps"),
+        ("rule110-mini", None, ["model.hiden_size=3"], "'model' has no hiden_size"),
+        ("rule110-mini", None, ["task.name=chess"], "name must be one of .*rule110.*, got 'chess'"),
+        (
+            "rule110-mini",
+            None,
+            ["task.width=20"],
+            "windows of 13 tokens do not hold a whole number of the task's.* 21",
+        ),
+        ("rule110-mini", None, ["task.boundary=open"], "boundary must be one of"),
+    ],
+)
+def test_bad_recipes_are_refused(preset, variant, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load_recipe(preset, variant, overrides)
+
+
+# What a step sees
+
+
+def test_a_ramp_rises_from_one_to_its_maximum():
+    depths = [ramp(step, max_steps=1000, share=0.6, maximum=6) for step in range(1000)]
+    assert depths == sorted(depths)
+    assert depths[0] == 1 and depths[599] == 5 and depths[600] == depths[-1] == 6
+    assert ramp(0, max_steps=1000, share=0.0, maximum=6) == 6
+
+
+def test_passes_are_a_function_of_seed_and_step():
+    drawn = [passes_at(step, seed=0, passes=[1, 2, 2, 4]) for step in range(2000)]
+    assert drawn == [passes_at(step, seed=0, passes=[1, 2, 2, 4]) for step in range(2000)]
+    assert drawn != [passes_at(step, seed=1, passes=[1, 2, 2, 4]) for step in range(2000)]
+    assert 0.45 < drawn.count(2) / 2000 < 0.55 and set(drawn) == {1, 2, 4}
+    assert {passes_at(step, 0, [1, 2, 2, 4], largest=3) for step in range(200)} == {1, 2}
+    assert {passes_at(step, 0, [4, 8], largest=3) for step in range(200)} == {4}  # nothing else is allowed
+
+
+# Training
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Train a model of seconds, and return recipe, model and trainer."""
+
+    def run(*overrides, seed=0, **options):
+        recipe = load_recipe("rule110-mini", overrides=[*SMALL, *overrides])
+        model = build_model(recipe, seed)
+        return recipe, model, train(recipe, model, tmp_path / "run", seed, cpu=True, **options)
+
+    return run
+
+
+def test_an_interrupted_run_is_the_same_run(run, tmp_path):
+    _, model, trainer = run(save_steps=3)
+    shutil.move(tmp_path / "run", tmp_path / "whole")
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert len(losses) == 6
+
+    _, _, trainer = run(minutes=1e-9)  # a slice ends after its first step
+    assert trainer.state.global_step == 1
+    _, _, trainer = run(minutes=1e-9)
+    assert trainer.state.global_step == 2
+    _, resumed, trainer = run()
+    assert trainer.state.global_step == 6
+    assert [log["loss"] for log in trainer.state.log_history if "loss" in log] == losses
+    for (name, a), b in zip(model.named_parameters(), resumed.parameters()):
+        assert a.equal(b), name
+    seconds = [log["seconds"] for log in trainer.state.log_history if "seconds" in log]
+    assert seconds == sorted(seconds)
+
+
+def test_training_draws_passes_and_evaluation_does_not(run, monkeypatch):
+    seen = []
+    forward = SleepForCausalLM.forward
+
+    @functools.wraps(forward)  # the trainer reads the signature
+    def spy(self, *args, sleep_passes=None, **kwargs):
+        seen.append((self.training, sleep_passes))
+        return forward(self, *args, sleep_passes=sleep_passes, **kwargs)
+
+    monkeypatch.setattr(SleepForCausalLM, "forward", spy)
+    recipe, _, trainer = run("training.passes_ramp=1.0", seed=3)
+    largest = [ramp(step, 6, 1.0, 4) for step in range(6)]
+    assert seen == [(True, passes_at(step, 3, [1, 2, 4], n)) for step, n in enumerate(largest)]
+    seen.clear()
+    trainer.evaluate(make_dataset(recipe.task, 2, split="eval"))
+    assert seen == [(False, None)]
+
+
+def test_the_curriculum_follows_the_step(run, monkeypatch):
+    depths = []
+    block = TaskStream.block
+
+    def spy(self, index):
+        examples = block(self, index)
+        depths.append(max(depth for example in examples for depth in example["depths"]))
+        return examples
+
+    monkeypatch.setattr(TaskStream, "block", spy)
+    run("training.batch_size=64")
+    assert depths[:6] == [1, 1, 2, 3, 3, 3]
+
+
+def test_the_command_leaves_a_model_and_its_evidence(tmp_path, capsys):
+    command = ["rule110-mini", "--output", str(tmp_path / "run"), "--cpu", "--seed", "1"]
+    main([*command, "--set", *SMALL])
+    printed = capsys.readouterr().out
+    assert "6 steps, 1,248 tokens, " in printed and "GPU hours at 50 sustained TFLOP/s" in printed
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (results["recipe"], results["variant"], results["seed"], results["tokens"]) == (
+        "rule110-mini",
+        None,
+        1,
+        1248,
+    )
+    assert results["training"]["max_steps"] == 6 and results["task"]["max_depth"] == 3
+    assert [(row["passes"], row["depth"], row["total"]) for row in results["counts"]] == [
+        (1, 1, 4), (1, 3, 4), (2, 1, 4), (2, 3, 4)
+    ]  # fmt: skip
+    assert [step for step, _ in results["losses"]] == [1, 2, 3, 4, 5, 6]
+    assert results["flops"] > 6 * 141_400 and results["seconds"] > 0
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| passes N | steps = 1 | steps = 3 |" in card and str(tmp_path) not in card
+    assert card == model_card(results)
+    model = SleepForCausalLM.from_pretrained(tmp_path / "run")
+    assert model.config.use_cache
+    problem = results["example"]
+    assert len(Rule110().tokenizer()(problem["problem"])["input_ids"]) == 14 and problem["answer_tokens"] == 12
+
+
+# Evaluation
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    folder = "examples/checkpoints/rule110-mini"
+    return SleepForCausalLM.from_pretrained(folder).eval()
+
+
+def test_one_forward_decides_what_greedy_decoding_answers(checkpoint):
+    task = Rule110(rows=1)
+    examples = task.examples(range(64), split="eval", depth=5)
+    for passes in (1, 4):
+        answers = predict_answers(checkpoint, task.collator()(examples), passes)
+        right = [predicted == reference for predicted, reference in answers]
+        assert 0 < sum(right) < 64
+        for example, (predicted, reference), is_right in zip(examples, answers, right):
+            assert reference == example["question_ids"][1:]
+            prompt = torch.tensor([example["context_ids"] + example["question_ids"][:1]])
+            decoded = checkpoint.generate(prompt, max_new_tokens=12, do_sample=False, sleep_passes=passes)[0, 14:]
+            assert (decoded.tolist() == reference) == is_right
+            assert decoded.tolist() == predicted or not is_right
+
+
+def test_several_answers_per_row_are_told_apart(checkpoint):
+    task = Rule110(rows=3, max_depth=2)
+    batch = task.collator()(task.examples(range(5)))
+    answers = predict_answers(checkpoint, batch, 1)
+    assert len(answers) == 15 and {len(reference) for _, reference in answers} == {12}
+    assert sum((reference for _, reference in answers), []) == batch["labels"][batch["labels"] != IGNORE].tolist()
+
+
+def test_evaluation_by_depth(checkpoint):
+    checkpoint.train()
+    results = evaluate_by_depth(
+        checkpoint, Rule110(), passes=[1, 4], depths=[1, 6], num_examples=60, batch_size=25, progress=False
+    )
+    assert checkpoint.training
+    checkpoint.eval()
+    assert [(row["passes"], row["depth"], row["total"]) for row in results] == [
+        (1, 1, 60), (1, 6, 60), (4, 1, 60), (4, 6, 60)
+    ]  # fmt: skip
+    easy, hard = results[2], results[3]
+    assert easy["exact_match"] == 1.0 and hard["exact_match"] < 0.6
+    assert easy["low"] < 1.0 and hard["low"] < hard["exact_match"] < hard["high"]
+    table = markdown_table(results, "t")
+    assert table.splitlines()[0] == "| passes N | t = 1 | t = 6 |"
+    assert table.splitlines()[3].startswith("| 4 | 100.0 % | ")
+
+
+# Controls and counted operations
+
+
+def test_amnesia_answers_without_memory():
+    torch.manual_seed(0)
+    config = SleepConfig.from_preset("tiny", window_size=8)
+    model = AmnesiacForCausalLM(config).double().eval()
+    ids = torch.randint(0, config.vocab_size, (2, 24))
+    alone = torch.cat([model(window).logits for window in ids.split(8, dim=1)], dim=1)
+    torch.testing.assert_close(model(ids, sleep_passes=3).logits, alone, rtol=0, atol=1e-12)
+    remembers = SleepForCausalLM(config).double().eval()
+    remembers.load_state_dict(model.state_dict())
+    torch.testing.assert_close(remembers(ids).logits[:, :8], alone[:, :8])
+    assert (remembers(ids).logits[:, 8:] - alone[:, 8:]).abs().max() > 1e-3
+
+
+def test_operations_are_those_of_the_matrices():
+    """Projections cost 6 operations per parameter and token, what else is counted little, and every pass the same."""
+    task = Rule110(width=12)
+    config = SleepConfig.from_preset("rule110-mini", hidden_size=128, intermediate_size=512)
+    model = SleepForCausalLM(config)
+    one, two, three = (flops_per_example(model, task, n) for n in (1, 2, 3))
+    matrices = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name)
+    assert 6 * 26 * matrices <= one <= 1.15 * 6 * 26 * matrices
+    assert (
+        0.4 * one / 2 < two - one <= one / 2
+    )  # one window of the two is replayed, the last time as far as its last S
+    assert three - two == pytest.approx(one / 2, rel=0.1)
+    assert training_flops(model, task, [1, 2, 2], 10, 7) == pytest.approx(70 * (one + 2 * two) / 3)
+
+
+@pytest.mark.parametrize("variant", list_variants("rule110-mini"))
+def test_every_variant_trains(variant, run):
+    recipe = load_recipe("rule110-mini", variant, [*SMALL[2:], "training.max_steps=1"])
+    recipe.training.passes[:] = recipe.training.passes[:1]
+    model = build_model(recipe, 0)
+    loss = model(**recipe.task.collator()(recipe.task.examples(range(2))), sleep_passes=recipe.training.passes[0]).loss
+    loss.backward()
+    assert loss.isfinite()
