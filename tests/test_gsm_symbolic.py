@@ -177,7 +177,7 @@ def test_impossible_examples_are_refused():
     with pytest.raises(ValueError, match="split must be"):
         TASK.examples([0], split="test")
     for kwargs in ({"depth": 1}, {"depth": 8}, {"max_depth": 0}, {"max_depth": 8}):
-        with pytest.raises(ValueError, match="depth must be"):
+        with pytest.raises(ValueError, match="the number of steps, must be"):
             TASK.examples([0], **kwargs)
     with pytest.raises(ValueError, match="too short"):
         GsmSymbolic(window_size=4, context_length=4).examples([0])

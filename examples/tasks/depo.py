@@ -31,7 +31,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import SPLITS, Example, Task, word_level_tokenizer
+from tasks.task import Example, Task, permutation, word_level_tokenizer
 
 
 MIN_WORDS = 3
@@ -71,6 +71,7 @@ class Depo(Task):
 
     name = "depo"
     depth_name = "hops"
+    deepest = MAX_HOPS
 
     words: int = 8
     max_depth: int = 4
@@ -87,8 +88,7 @@ class Depo(Task):
         for parameter in ("queries", "vocabulary", "window_size"):
             if getattr(self, parameter) < 1:
                 raise ValueError(f"{parameter} must be positive, got {getattr(self, parameter)}")
-        if not 1 <= self.max_depth <= MAX_HOPS:
-            raise ValueError(f"max_depth must be in 1..{MAX_HOPS}, got {self.max_depth}")
+        self._check_depth("max_depth", self.max_depth)
         least, largest = self.word_tokens
         distinct = sum(self.vocabulary**length for length in range(least, largest + 1))
         if not MIN_WORDS <= self.words <= distinct:
@@ -115,21 +115,7 @@ class Depo(Task):
         tokens += [f"w{t}{end}" for end in ("", ".") for t in range(self.vocabulary)]
         return word_level_tokenizer(tokens)
 
-    def examples(
-        self,
-        index: Sequence[int],
-        *,
-        split: str = "train",
-        seed: int = 0,
-        depth: int | None = None,
-        max_depth: int | None = None,
-    ) -> list[Example]:
-        max_depth = self.max_depth if max_depth is None else max_depth
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-        for parameter, value in (("depth", depth), ("max_depth", max_depth)):
-            if value is not None and not 1 <= value <= MAX_HOPS:
-                raise ValueError(f"{parameter} must be in 1..{MAX_HOPS}, got {value}")
+    def _examples(self, index, split, seed, depth, max_depth) -> list[Example]:
         if depth is not None:
             hops = [depth]
         elif split == "train":
@@ -148,10 +134,10 @@ class Depo(Task):
             n = self.words
         cycle = self._draw_words(rng, n)
         context = []
-        for i in _permutation(rng, n):
+        for i in permutation(rng, n):
             context += cycle[i - 1] + cycle[i]
         questions, mask, depths = [], [], []
-        starts = _permutation(rng, n)[: self.queries]
+        starts = permutation(rng, n)[: self.queries]
         for start in starts:
             k = hops[int(uniform() * len(hops))]
             question, word = (HOPS_ID + k - 1, *cycle[start], ANSWER_ID), cycle[(start + k) % n]
@@ -229,9 +215,3 @@ class Depo(Task):
                     raise ValueError(f"the word {word} is not of {self.word_tokens} tokens")
                 return word, end + 1
         raise ValueError("a word is missing or does not end")
-
-
-def _permutation(rng: random.Random, n: int) -> list[int]:
-    """0..n-1 in random order."""
-    keys = [rng.random() for _ in range(n)]
-    return sorted(range(n), key=keys.__getitem__)

@@ -50,11 +50,10 @@ import re
 import zlib
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import ClassVar
 
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import SPLITS, Example, Task, word_level_tokenizer
+from tasks.task import Example, Task, word_level_tokenizer
 
 
 QUESTION_PLACES = ("after", "before")
@@ -166,8 +165,8 @@ class Gsm(Task):
     max_value: int = 99
     names: int = 32
 
-    name: ClassVar[str] = "gsm"
-    depth_name: ClassVar[str] = "operations"
+    name = "gsm"
+    depth_name = "operations"
 
     def __post_init__(self):
         object.__setattr__(self, "operators", tuple(self.operators))  # recipes have lists
@@ -229,26 +228,9 @@ class Gsm(Task):
         """A word-level tokenizer: tokens separated by spaces, in and out."""
         return word_level_tokenizer(self.vocabulary)
 
-    def examples(
-        self,
-        index: Sequence[int],
-        *,
-        split: str = "train",
-        seed: int = 0,
-        depth: int | None = None,
-        max_depth: int | None = None,
-    ) -> list[Example]:
-        """
-        Write examples, see [`Task.examples`].
-
-        Contexts are drawn for `max_depth`, so the early ones of a curriculum are shallower and have more quantities
-        of each depth; `depth` only picks the questions, unless it is more than `max_depth`.
-        """
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-        max_depth = self.max_depth if max_depth is None else max_depth
-        if max_depth < 1 or (depth is not None and depth < 1):
-            raise ValueError(f"depth and max_depth must be positive, got {depth} and {max_depth}")
+    def _examples(self, index, split, seed, depth, max_depth) -> list[Example]:
+        # Contexts are drawn for `max_depth`, so the early ones of a curriculum are shallower and have more quantities
+        # of each depth; `depth` only picks the questions, unless it is more than `max_depth`.
         deepest = max(max_depth, depth or 1)
         num_given = self._num_given(deepest)
         wanted = range(1, max_depth + 1) if depth is None else (depth,)

@@ -23,7 +23,6 @@ import random
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
 
 import reasoning_gym
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -31,7 +30,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import SPLITS, Example, Task
+from tasks.task import Example, Task
 
 
 QUESTION_PLACES = ("after", "before")
@@ -71,8 +70,9 @@ class GsmSymbolic(Task):
     question: str = "after"
     vocab_size: int = 1024
 
-    name: ClassVar[str] = "gsm_symbolic"
-    depth_name: ClassVar[str] = "steps"
+    name = "gsm_symbolic"
+    depth_name = "steps"
+    deepest = MAX_STEPS
 
     def __post_init__(self):
         if not MIN_STEPS <= self.max_depth <= MAX_STEPS:
@@ -100,22 +100,11 @@ class GsmSymbolic(Task):
             model_input_names=["input_ids", "attention_mask"],
         )
 
-    def examples(
-        self,
-        index: Sequence[int],
-        *,
-        split: str = "train",
-        seed: int = 0,
-        depth: int | None = None,
-        max_depth: int | None = None,
-    ) -> list[Example]:
-        """Write examples, see [`Task.examples`]. Templates are drawn evenly among those of the wanted depths."""
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-        max_depth = self.max_depth if max_depth is None else max_depth
+    def _examples(self, index, split, seed, depth, max_depth) -> list[Example]:
+        # Templates are drawn evenly among those of the wanted depths.
         wanted = range(MIN_STEPS, max(max_depth, MIN_STEPS) + 1) if depth is None else (depth,)
-        if max_depth < 1 or not MIN_STEPS <= wanted[-1] <= MAX_STEPS:
-            raise ValueError(f"depth must be in {MIN_STEPS}..{MAX_STEPS}, got {depth} and max_depth {max_depth}")
+        if wanted[-1] < MIN_STEPS:
+            raise ValueError(f"depth, the number of steps, must be in {MIN_STEPS}..{MAX_STEPS}, got {depth}")
         return [self._example(random.Random(f"{self.name}/{split}/{seed}/{i}"), split, wanted) for i in index]
 
     def _example(self, rng: random.Random, split: str, wanted: Sequence[int]) -> Example:

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import SPLITS, Example, Task, word_level_tokenizer
+from tasks.task import Example, Task, permutation, word_level_tokenizer
 
 
 PAD_ID, ASK_ID, ANSWER_ID, KEY_ID = 0, 1, 2, 3  # then the keys, the values, the fillers
@@ -99,21 +99,7 @@ class Recall(Task):
             tokens += [f"{letter}{i}" for i in range(count)]
         return word_level_tokenizer(tokens)
 
-    def examples(
-        self,
-        index: Sequence[int],
-        *,
-        split: str = "train",
-        seed: int = 0,
-        depth: int | None = None,
-        max_depth: int | None = None,
-    ) -> list[Example]:
-        max_depth = self.max_depth if max_depth is None else max_depth
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
-        for parameter, value in (("depth", depth), ("max_depth", max_depth)):
-            if value is not None and value < 1:
-                raise ValueError(f"{parameter} must be positive, got {value}")
+    def _examples(self, index, split, seed, depth, max_depth) -> list[Example]:
         windows = max(max_depth, depth or 1)
         depths = range(1, max_depth + 1) if depth is None else [depth]
         return [self._example(random.Random(f"{self.name} {split} {seed} {i}"), windows, depths) for i in index]
@@ -122,7 +108,7 @@ class Recall(Task):
         # Python promises the same numbers in every version for seeding by a string and for `random()`, and for no
         # other method.
         uniform, size = rng.random, self.window_size
-        keys = [KEY_ID + i for i in _permutation(rng, self.keys)[: self.facts]]
+        keys = [KEY_ID + i for i in permutation(rng, self.keys)[: self.facts]]
         values = [self._value_id + int(uniform() * self.values) for _ in keys]
 
         # The first facts are the ones asked for.
@@ -136,7 +122,7 @@ class Recall(Task):
         context = [first + int(uniform() * fillers) for _ in range(windows * size)]
         for window, facts in inhabitants.items():
             # A window is a row of facts and fillers, in which every place is equally likely for every fact.
-            places = _permutation(rng, size - len(facts))[: len(facts)]
+            places = permutation(rng, size - len(facts))[: len(facts)]
             for fact, place in zip(facts, places):
                 begin = window * size + place + sum(other < place for other in places)
                 context[begin : begin + 2] = keys[fact], values[fact]
@@ -188,9 +174,3 @@ class Recall(Task):
         if example["answer_mask"] != [0, 0, 0, 1] * len(answers) or example["depths"] != depths:
             raise ValueError("answer_mask or depths do not belong to the questions")
         return list(answers.values())
-
-
-def _permutation(rng: random.Random, n: int) -> list[int]:
-    """0..n-1 in random order."""
-    keys = [rng.random() for _ in range(n)]
-    return sorted(range(n), key=keys.__getitem__)

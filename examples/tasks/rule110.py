@@ -94,6 +94,7 @@ class Rule110(Task):
 
     name = "rule110"
     depth_name = "steps"
+    deepest = MAX_STEPS
 
     def __post_init__(self):
         _check_one_of("layout", self.layout, LAYOUTS)
@@ -105,7 +106,7 @@ class Rule110(Task):
             raise ValueError(f"width must be in {MIN_WIDTH}..64, got {self.width}")
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1, got {self.rows}")
-        _check_steps(self.max_depth)
+        self._check_depth("max_depth", self.max_depth)
 
     @property
     def window_size(self) -> int:
@@ -114,11 +115,7 @@ class Rule110(Task):
     def tokenizer(self) -> PreTrainedTokenizerFast:
         return word_level_tokenizer(VOCABULARY)
 
-    def examples(self, index, *, split="train", seed=0, depth=None, max_depth=None) -> list[Example]:
-        _check_one_of("split", split, SPLITS)
-        _check_steps(depth or max_depth or self.max_depth)
-        max_depth = max_depth or self.max_depth
-
+    def _examples(self, index, split, seed, depth, max_depth) -> list[Example]:
         index = np.asarray(index, dtype=np.uint64)
         key = _hash(index * GOLDEN + _hash(np.uint64(2 * seed + SPLITS.index(split))))  # (n,)
         cells = _draw_rows(key, self.rows, self.width, split)  # (n, rows, width)
@@ -206,8 +203,3 @@ def _draw_rows(key: np.ndarray, num_rows: int, width: int, split: str) -> np.nda
 def _check_one_of(name: str, value: str, choices: tuple[str, ...]):
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
-
-
-def _check_steps(steps: int):
-    if not 1 <= steps <= MAX_STEPS:
-        raise ValueError(f"the number of steps must be in 1..{MAX_STEPS}, got {steps}")

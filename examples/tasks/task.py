@@ -11,6 +11,7 @@ What is notable:
 """
 
 import dataclasses
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, TypedDict
@@ -59,7 +60,8 @@ class Task(ABC):
     max_depth: int
 
     name: ClassVar[str]
-    depth_name: ClassVar[str]  # of one unit, e.g. "hops", for tables and plots
+    depth_name: ClassVar[str]  # what it counts, e.g. "hops", for tables and plots
+    deepest: ClassVar[int | None] = None  # the largest depth that there is at all
 
     @property
     @abstractmethod
@@ -75,7 +77,6 @@ class Task(ABC):
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A tokenizer with a padding token, which is saved with the model."""
 
-    @abstractmethod
     def examples(
         self,
         index: Sequence[int],
@@ -101,7 +102,28 @@ class Task(ABC):
             says, from 1 to `max_depth`.
         max_depth : int, optional
             Instead of the task's: the curriculum.
+
+        Raises
+        ------
+        ValueError
+            If the task has no such split or depth.
         """
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+        max_depth = self.max_depth if max_depth is None else max_depth
+        self._check_depth("max_depth", max_depth)
+        if depth is not None:
+            self._check_depth("depth", depth)
+        return self._examples(index, split, seed, depth, max_depth)
+
+    @abstractmethod
+    def _examples(self, index: Sequence[int], split: str, seed: int, depth: int | None, max_depth: int) -> list[Example]:
+        """What [`examples`] does, once it is clear that it can."""
+
+    def _check_depth(self, name: str, depth: int):
+        if not 1 <= depth <= (self.deepest or depth):
+            limits = f"in 1..{self.deepest}" if self.deepest else "positive"
+            raise ValueError(f"{name}, the number of {self.depth_name}, must be {limits}, got {depth}")
 
     @abstractmethod
     def solve(self, example: Example) -> list[list[int]]:
@@ -227,3 +249,13 @@ def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def permutation(rng: random.Random, n: int) -> list[int]:
+    """
+    0..n-1 in random order.
+
+    By `random()` alone: for no other method does Python promise the same numbers in every version.
+    """
+    keys = [rng.random() for _ in range(n)]
+    return sorted(range(n), key=keys.__getitem__)
