@@ -20,7 +20,7 @@ OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 OVERLAY := .venv-oldest
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test slow test-oldest style check bench clean
+.PHONY: help env demo test slow test-oldest style check bench evidence clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -68,6 +68,12 @@ check: env ## lint without changing anything
 
 bench: env ## measure the latency of wake and the cost of sleep
 	$(BIN)/python examples/benchmark.py
+
+EVIDENCE := rule110-mini depo-mini gsm-mini recall-mini
+
+evidence: env ## train and evaluate all variants of all CPU recipes with three seeds (hours; resumable)
+	$(BIN)/python examples/run_grid.py $(EVIDENCE) --jobs $(WORKERS) --output runs
+	$(BIN)/python examples/report.py $(EVIDENCE:%=runs/%.jsonl)
 
 clean: ## remove the environments and everything built
 	rm -rf $(VENV) $(OVERLAY) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis

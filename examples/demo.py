@@ -38,7 +38,7 @@ from transformers import (
 from transformers.utils import logging
 
 
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "rule110-mini"
+CHECKPOINT = Path(__file__).parent / "checkpoints" / "rule110-demo"
 PASSES = (1, 2, 4)
 STEPS = range(1, 7)
 
@@ -64,7 +64,7 @@ def load(checkpoint: Path):
     headline("1. Load the checkpoint with AutoModelForCausalLM")
     if not (checkpoint / "config.json").is_file():
         sys.exit(
-            f"No checkpoint in {checkpoint}. Train it: python examples/train.py rule110-mini --output {checkpoint}"
+            f"No checkpoint in {checkpoint}. Train it: python examples/train.py rule110-demo --output {checkpoint}"
         )
     model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)

@@ -191,7 +191,7 @@ def test_the_command_leaves_a_model_and_its_evidence(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    folder = "examples/checkpoints/rule110-mini"
+    folder = "examples/checkpoints/rule110-demo"
     return SleepForCausalLM.from_pretrained(folder).eval()
 
 
@@ -275,3 +275,14 @@ def test_every_variant_trains(variant, run):
     loss = model(**recipe.task.collator()(recipe.task.examples(range(2))), sleep_passes=recipe.training.passes[0]).loss
     loss.backward()
     assert loss.isfinite()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["rule110", "depo", "gsm"])
+def test_recipes_of_the_papers_size_start(preset, tmp_path, capsys):
+    """Their first 50 steps, as they are but for the batch, and without the curriculum, at full depth."""
+    small = ["training.max_steps=50", "training.batch_size=2", "training.depth_ramp=0", "evaluation.num_examples=2"]
+    main([preset, "--output", str(tmp_path), "--cpu", "--set", *small])
+    assert "GPU hours" in capsys.readouterr().out
+    losses = [loss for _, loss in json.loads((tmp_path / "results.json").read_text())["losses"]]
+    assert len(losses) == 50 and sum(losses[-10:]) < sum(losses[:10])

@@ -117,7 +117,9 @@ class Task(ABC):
         return self._examples(index, split, seed, depth, max_depth)
 
     @abstractmethod
-    def _examples(self, index: Sequence[int], split: str, seed: int, depth: int | None, max_depth: int) -> list[Example]:
+    def _examples(
+        self, index: Sequence[int], split: str, seed: int, depth: int | None, max_depth: int
+    ) -> list[Example]:
         """What [`examples`] does, once it is clear that it can."""
 
     def _check_depth(self, name: str, depth: int):
