@@ -37,8 +37,10 @@ class Training:
         Share of the run along which the task's largest depth rises from 1 to its maximum.
     passes_ramp : float
         Share of the run along which the largest N allowed rises from 1 to the largest of `passes`.
+    optimizer : str
+        `"muon"`: Muon for the hidden matrices, AdamW for everything else; `"adamw"`: AdamW for all.
     lr_muon, lr_adamw : float
-        Learning rates of the hidden matrices and of everything else.
+        Learning rates of Muon and of AdamW.
     weight_decay : float
     adjust_lr : str
         Muon's scaling of its updates, `"original"` or `"match_rms_adamw"`.
@@ -55,6 +57,7 @@ class Training:
     max_steps: int
     depth_ramp: float = 0.0
     passes_ramp: float = 0.0
+    optimizer: str = "muon"
     lr_muon: float = 2e-3
     lr_adamw: float = 1e-3
     weight_decay: float = 0.1
@@ -63,6 +66,12 @@ class Training:
     warmup_steps: int = 100
     max_grad_norm: float = 1.0
     amnesia: bool = False
+
+    def __post_init__(self):
+        if self.optimizer not in ("muon", "adamw"):
+            raise ValueError(f"training.optimizer must be muon or adamw, got {self.optimizer!r}")
+        if not self.passes or min(self.passes) < 1:
+            raise ValueError(f"training.passes must be some N of at least 1, got {self.passes}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -125,7 +125,8 @@ def execute(runs: Sequence[Run], commands: Sequence[list[str]], jobs: int) -> li
                     run.output.mkdir(parents=True, exist_ok=True)
                     with (run.output / "log.txt").open("a", encoding="utf-8") as log:
                         running[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-                bar.set_postfix_str(" | ".join(map(str, running)))
+                if bar.postfix != (names := " | ".join(map(str, running))):
+                    bar.set_postfix_str(names)
                 time.sleep(0.2)
                 for run, process in list(running.items()):
                     if process.poll() is None:

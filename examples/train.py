@@ -22,12 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from accelerate import PartialState
 from controls import AmnesiacForCausalLM
 from evaluation import evaluate_by_depth, markdown_table
 from flops import training_flops
 from muon import MuonAdamW
 from progress import use_loss_bar
-from recipe import Recipe, load_recipe
+from recipe import Recipe, Training, load_recipe
 from tasks import TaskStream
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -91,6 +92,19 @@ def build_model(recipe: Recipe, seed: int) -> SleepForCausalLM:
     return (AmnesiacForCausalLM if recipe.training.amnesia else SleepForCausalLM)(recipe.config)
 
 
+def build_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer that a recipe asks for."""
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), training.lr_adamw, weight_decay=training.weight_decay)
+    return MuonAdamW(
+        model,
+        lr_muon=training.lr_muon,
+        lr_adamw=training.lr_adamw,
+        weight_decay=training.weight_decay,
+        adjust_lr_fn=training.adjust_lr,
+    )
+
+
 def train(
     recipe: Recipe,
     model: SleepForCausalLM,
@@ -120,6 +134,7 @@ def train(
         bf16=bf16,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,  # every pass uses all of them
         accelerator_config={"dispatch_batches": False},  # every process writes its own examples
     )
     devices = training_args.world_size * max(1, training_args.n_gpu)
@@ -133,13 +148,7 @@ def train(
         seed=seed,
         split="train",
     )
-    optimizer = MuonAdamW(
-        model,
-        lr_muon=training.lr_muon,
-        lr_adamw=training.lr_adamw,
-        weight_decay=training.weight_decay,
-        adjust_lr_fn=training.adjust_lr,
-    )
+    optimizer = build_optimizer(model, training)
     scheduler = get_scheduler(training.lr_schedule, optimizer, training.warmup_steps, training.max_steps)
     trainer = SleepTrainer(
         model,
@@ -272,8 +281,9 @@ def main(argv: Sequence[str] | None = None):
     flops = training_flops(model, recipe.task, training.passes, training.batch_size, training.max_steps)
     tokens = round(tokens_per_example(recipe) * training.batch_size * training.max_steps)
     hours = flops / (args.sustained_tflops * 1e12) / 3600
+    say = print if PartialState(cpu=args.cpu).is_main_process else lambda text: None
     name = f"{args.preset}, variant {args.variant!r}" if args.variant else args.preset
-    print(
+    say(
         f"{name}, seed {args.seed}: {recipe.description}\n"
         f"{model.num_parameters():,} parameters, {training.max_steps:,} steps, {tokens:,} tokens, {flops:.2e} FLOPs: "
         f"{hours:.2g} GPU hours at {args.sustained_tflops:g} sustained TFLOP/s"
@@ -290,7 +300,7 @@ def main(argv: Sequence[str] | None = None):
         report_to=args.report_to,
     )
     if trainer.state.global_step < training.max_steps:
-        print(f"stopped at step {trainer.state.global_step:,} of {training.max_steps:,}; the same command goes on")
+        say(f"stopped at step {trainer.state.global_step:,} of {training.max_steps:,}; the same command goes on")
         return
     counts = evaluate_by_depth(
         model,
@@ -331,7 +341,7 @@ def main(argv: Sequence[str] | None = None):
     (args.output / "README.md").write_text(model_card(results), encoding="utf-8")
     for checkpoint in args.output.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    print(f"\n{markdown_table(counts, recipe.task.depth_name)}\n\nsaved to {args.output}")
+    say(f"\n{markdown_table(counts, recipe.task.depth_name)}\n\nsaved to {args.output}")
 
 
 if __name__ == "__main__":

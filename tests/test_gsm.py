@@ -336,6 +336,7 @@ def test_splits_share_no_problem_not_even_renamed(name):
         ({"modulus": None, "max_value": 8}, "max_value must be"),
         ({"modulus": 2}, "modulus must be at least"),
         ({"modulus": 10, "operators": OPERATORS}, "modulus must be prime"),
+        ({"shallowest": 2}, "shallowest must be 0 or 1"),
         ({"questions": 0}, "must be positive"),
         ({"max_depth": 0}, "must be positive"),
         ({"window_size": 24}, "window_size must be"),
@@ -460,3 +461,14 @@ def test_names():
     assert len(set(NAMES)) == len(NAMES) == 256
     words = {word for style in STYLES.values() for sentence in style.values() for word in sentence.split()}
     assert not words & set(NAMES) and all(re.fullmatch("[a-z]+", name) for name in NAMES)
+
+
+def test_given_numbers_are_asked_for_on_demand():
+    task = dataclasses.replace(MINI, shallowest=0)
+    depths = Counter()
+    for example in task.examples(range(500)):
+        answers = [token for token, answer in zip(example["question_ids"], example["answer_mask"]) if answer]
+        assert sum(task.solve(example), []) == answers
+        depths.update(example["depths"])
+    assert set(depths) == set(range(7))
+    assert 0.8 / 7 < depths[0] / depths.total() < 1.2 / 7

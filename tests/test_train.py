@@ -66,6 +66,8 @@ def test_the_vocabulary_is_the_tasks():
             "windows of 13 tokens do not hold a whole number of the task's.* 21",
         ),
         ("rule110-mini", None, ["task.boundary=open"], "boundary must be one of"),
+        ("rule110-mini", None, ["training.optimizer=sgd"], "optimizer must be muon or adamw, got 'sgd'"),
+        ("rule110-mini", None, ["training.passes=[0, 1]"], "passes must be some N of at least 1"),
     ],
 )
 def test_bad_recipes_are_refused(preset, variant, overrides, message):
@@ -142,6 +144,13 @@ def test_training_draws_passes_and_evaluation_does_not(run, monkeypatch):
     seen.clear()
     trainer.evaluate(make_dataset(recipe.task, 2, split="eval"))
     assert seen == [(False, None)]
+
+
+def test_adamw_alone_and_a_log_for_tensorboard(run, tmp_path):
+    _, model, trainer = run("training.optimizer=adamw", report_to="tensorboard")
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.AdamW)
+    assert len(trainer.optimizer.state) == len(list(model.parameters()))
+    assert any(path.stat().st_size for path in tmp_path.rglob("events.out.tfevents*"))
 
 
 def test_the_curriculum_follows_the_step(run, monkeypatch):

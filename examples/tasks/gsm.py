@@ -129,6 +129,9 @@ class Gsm(Task):
     max_depth : int
         Most operations in training. Contexts are drawn for it, with quantities of one operation more, so that the
         deepest questions too ask for what others may be defined by.
+    shallowest : int
+        Fewest operations in training: 1, or 0 to ask for given numbers, too. A small model then learns to look
+        quantities up before it learns to calculate with them.
     window_size : int
         L, a multiple of the length of a sentence: 5 tokens (terse) or 9 (prose).
     context_length : int
@@ -154,6 +157,7 @@ class Gsm(Task):
     """
 
     max_depth: int = 6
+    shallowest: int = 1
     window_size: int = 20
     context_length: int = 80
     questions: int = 4
@@ -190,6 +194,8 @@ class Gsm(Task):
             raise ValueError(f"modulus must be at least 3, got {self.modulus}")
         elif "product" in self.operators and any(self.modulus % n == 0 for n in range(2, self.modulus)):
             raise ValueError(f"modulus must be prime for products, which tell too much otherwise, got {self.modulus}")
+        if self.shallowest not in (0, 1):
+            raise ValueError(f"shallowest must be 0 or 1, got {self.shallowest}")
         if self.questions < 1 or self.max_depth < 1:
             raise ValueError(f"questions and max_depth must be positive, got {self.questions} and {self.max_depth}")
         if self.window_size < 1 or self.window_size % self.sentence_size:
@@ -233,7 +239,7 @@ class Gsm(Task):
         # of each depth; `depth` only picks the questions, unless it is more than `max_depth`.
         deepest = max(max_depth, depth or 1)
         num_given = self._num_given(deepest)
-        wanted = range(1, max_depth + 1) if depth is None else (depth,)
+        wanted = range(self.shallowest, max_depth + 1) if depth is None else (depth,)
         return [
             self._example(random.Random(f"{self.name}/{split}/{seed}/{i}"), split, num_given, deepest, wanted)
             for i in index
