@@ -4,31 +4,48 @@ Importing the package registers the model with the Auto classes, so that folders
 `trust_remote_code`.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from .cache_sleep import FastWeightsLayer, SleepWindowLayer
 from .configuration_sleep import SleepConfig
 from .gated_delta_rule import gated_delta_rule
 from .generation_sleep import SleepEvent
-from .modeling_sleep import SleepForCausalLM, SleepModel, SleepPreTrainedModel
+from .modeling_sleep import (
+    SleepForCausalLM,
+    SleepForSequenceClassification,
+    SleepForTokenClassification,
+    SleepModel,
+    SleepPreTrainedModel,
+)
 
 
 __version__ = "0.1.0"
 
-AutoConfig.register(SleepConfig.model_type, SleepConfig, exist_ok=True)
-AutoModel.register(SleepConfig, SleepModel, exist_ok=True)
-AutoModelForCausalLM.register(SleepConfig, SleepForCausalLM, exist_ok=True)
-
 # Saved folders carry the code, so that they load where the package is not installed.
+AutoConfig.register(SleepConfig.model_type, SleepConfig, exist_ok=True)
 SleepConfig.register_for_auto_class()
-SleepModel.register_for_auto_class("AutoModel")
-SleepForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+for auto_class, model_class in (
+    (AutoModel, SleepModel),
+    (AutoModelForCausalLM, SleepForCausalLM),
+    (AutoModelForSequenceClassification, SleepForSequenceClassification),
+    (AutoModelForTokenClassification, SleepForTokenClassification),
+):
+    auto_class.register(SleepConfig, model_class, exist_ok=True)
+    model_class.register_for_auto_class(auto_class.__name__)
 
 __all__ = [
     "FastWeightsLayer",
     "SleepConfig",
     "SleepEvent",
     "SleepForCausalLM",
+    "SleepForSequenceClassification",
+    "SleepForTokenClassification",
     "SleepModel",
     "SleepPreTrainedModel",
     "SleepWindowLayer",

@@ -41,7 +41,12 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
@@ -95,6 +100,8 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
             "AutoConfig": "configuration_sleep.SleepConfig",
             "AutoModel": "modeling_sleep.SleepModel",
             "AutoModelForCausalLM": "modeling_sleep.SleepForCausalLM",
+            "AutoModelForSequenceClassification": "modeling_sleep.SleepForSequenceClassification",
+            "AutoModelForTokenClassification": "modeling_sleep.SleepForTokenClassification",
         }
         super().save_pretrained(save_directory, **kwargs)
 
@@ -534,6 +541,151 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMix
         )
 
 
+class SleepForSequenceClassification(SleepPreTrainedModel):
+    """
+    [`SleepModel`] with a linear head on the last token: one label for a text, however many windows it has.
+
+    Parameters
+    ----------
+    config : SleepConfig
+        `num_labels` and `problem_type` as for any other model.
+    """
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = SleepModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutputWithPast:
+        """
+        Classify texts. Parameters are those of [`SleepModel.forward`], and:
+
+        Parameters
+        ----------
+        labels : torch.Tensor, optional
+            (batch,): classes, or numbers for a regression; (batch, num_labels) for several classes per text.
+
+        Returns
+        -------
+        SequenceClassifierOutputWithPast
+            `logits` is (batch, num_labels), of the last token that is no padding.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        last = self._last_token(input_ids, attention_mask, hidden_states)
+        logits = self.score(hidden_states[torch.arange(len(last), device=last.device), last])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _last_token(self, input_ids, attention_mask, hidden_states) -> torch.Tensor:
+        """Where each row's last token is among the new ones, (batch,): by the mask, or else by the padding token."""
+        batch, length = hidden_states.shape[:2]
+        if attention_mask is not None:
+            is_token = attention_mask[:, -length:] != 0
+        elif input_ids is not None and self.config.pad_token_id is not None:
+            is_token = input_ids != self.config.pad_token_id
+        elif input_ids is not None and batch > 1:
+            raise ValueError(
+                "Without an `attention_mask` or a `pad_token_id` in the config, where the texts of a batch end cannot "
+                "be told. Give an `attention_mask`, or set `model.config.pad_token_id`."
+            )
+        else:
+            is_token = hidden_states.new_ones(batch, length, dtype=torch.bool)
+        positions = torch.arange(length, device=hidden_states.device)
+        return (positions * is_token.to(positions.device)).argmax(dim=-1)
+
+
+class SleepForTokenClassification(SleepPreTrainedModel):
+    """
+    [`SleepModel`] with a linear head on every token, which knows what came before it, slept over or not.
+
+    Parameters
+    ----------
+    config : SleepConfig
+        `num_labels` as for any other model.
+    """
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = SleepModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """
+        Classify tokens. Parameters are those of [`SleepModel.forward`], and:
+
+        Parameters
+        ----------
+        labels : torch.LongTensor, optional
+            (batch, length), -100 where there is none.
+
+        Returns
+        -------
+        TokenClassifierOutput
+            `logits` is (batch, length, num_labels).
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.score(outputs.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
 class _WindowSizes:
     """The few numbers that the mask functions ask a cache for."""
 
@@ -608,4 +760,10 @@ def _concatenate_layers(windows: list, concatenate) -> tuple | None:
     return tuple(None if pieces[0] is None else concatenate(list(pieces)) for pieces in zip(*windows, strict=True))
 
 
-__all__ = ["SleepForCausalLM", "SleepModel", "SleepPreTrainedModel"]
+__all__ = [
+    "SleepForCausalLM",
+    "SleepForSequenceClassification",
+    "SleepForTokenClassification",
+    "SleepModel",
+    "SleepPreTrainedModel",
+]

@@ -6,13 +6,21 @@ What test_save_load.py runs in processes of their own, on folders that hold a sa
 
 SITE is where transformers is to be found.
 
-FOLDER holds `ids.safetensors` and the saved models `causal` (with the head) and `base` (without). What they give goes
-to OUT/outputs.safetensors, and in "hidden" they are saved again beside it.
+FOLDER holds `ids.safetensors` and the saved models of `AUTO_CLASSES`. What they give goes to OUT/outputs.safetensors,
+and in "hidden" they are saved again beside it.
 """
 
 import shutil
 import sys
 from pathlib import Path
+
+
+AUTO_CLASSES = {
+    "causal": "AutoModelForCausalLM",
+    "base": "AutoModel",
+    "sequence": "AutoModelForSequenceClassification",
+    "tokens": "AutoModelForTokenClassification",
+}
 
 
 class HidePackage:
@@ -24,10 +32,11 @@ class HidePackage:
             raise ModuleNotFoundError(name)
 
 
-def outputs(causal, base, headless, ids) -> dict:
+def outputs(models: dict, ids) -> dict:
     """All that must not depend on how a model was loaded, over several windows. `ids` is (batch, length)."""
     import torch
 
+    causal = models["causal"]
     with torch.no_grad():
         read = causal(ids)
         cache = causal.sleep(read.past_key_values, sleep_passes=3)
@@ -36,8 +45,10 @@ def outputs(causal, base, headless, ids) -> dict:
             "after a nap": causal(ids[:, :3], past_key_values=cache).logits,
             "greedy": causal.generate(ids, max_new_tokens=14, do_sample=False, sleep_passes=3),
             "beams": causal.generate(ids, max_new_tokens=7, num_beams=2, do_sample=False).contiguous(),
-            "hidden states": base(ids).last_hidden_state,
-            "hidden states without head": headless(ids).last_hidden_state,
+            "hidden states": models["head taken off"](ids).last_hidden_state,
+            "hidden states without head": models["base"](ids).last_hidden_state,
+            "class of the text": models["sequence"](ids).logits,
+            "classes of the tokens": models["tokens"](ids).logits,
         }
 
 
@@ -50,25 +61,25 @@ def hidden(folder: Path, out: Path) -> None:
     else:
         raise AssertionError("The package is not hidden.")
 
+    import transformers
     from safetensors.torch import load_file, save_file
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder / "causal", trust_remote_code=True)
-    causal = AutoModelForCausalLM.from_pretrained(folder / "causal", trust_remote_code=True)
-    base = AutoModel.from_pretrained(folder / "causal", trust_remote_code=True)
-    headless = AutoModel.from_pretrained(folder / "base", trust_remote_code=True)
-    for thing in (config, causal, base, headless):
+    config = transformers.AutoConfig.from_pretrained(folder / "causal", trust_remote_code=True)
+    models = {
+        kind: getattr(transformers, auto_class).from_pretrained(folder / kind, trust_remote_code=True)
+        for kind, auto_class in AUTO_CLASSES.items()
+    }
+    models["head taken off"] = transformers.AutoModel.from_pretrained(folder / "causal", trust_remote_code=True)
+    for thing in (config, *models.values()):
         assert type(thing).__module__.startswith("transformers_modules."), type(thing)
     try:
         type(config).from_preset("tiny")
     except ValueError as error:
         assert "presets come with the package `modeling_sleep`, not with a saved model" in str(error), error
 
-    save_file(
-        outputs(causal, base, headless, load_file(folder / "ids.safetensors")["ids"]), out / "outputs.safetensors"
-    )
-    causal.save_pretrained(out / "causal")
-    headless.save_pretrained(out / "base")
+    save_file(outputs(models, load_file(folder / "ids.safetensors")["ids"]), out / "outputs.safetensors")
+    for kind in AUTO_CLASSES:
+        models[kind].save_pretrained(out / kind)
     shutil.copy(folder / "ids.safetensors", out)
 
 

@@ -17,7 +17,13 @@ from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from modeling_sleep import SleepConfig, SleepForCausalLM, SleepModel
+from modeling_sleep import (
+    SleepConfig,
+    SleepForCausalLM,
+    SleepForSequenceClassification,
+    SleepForTokenClassification,
+    SleepModel,
+)
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -30,7 +36,8 @@ CODE = {
     "modeling_sleep.py": REPOSITORY / "modeling_sleep" / "modeling_sleep.py",
 }
 FILES = {"causal": {"config.json", "generation_config.json", "model.safetensors", *CODE}}
-FILES["base"] = FILES["causal"] - {"generation_config.json"}
+for kind in ("base", "sequence", "tokens"):
+    FILES[kind] = FILES["causal"] - {"generation_config.json"}
 
 
 def make_config(**overrides):
@@ -74,12 +81,16 @@ def model():
 
 @pytest.fixture(scope="module")
 def saved(model, tmp_path_factory):
-    """The folder with both saved models, and what they give."""
+    """The folder with all saved models, and what they give."""
     folder = tmp_path_factory.mktemp("saved")
     save_file({"ids": make_ids()}, folder / "ids.safetensors")
-    model.save_pretrained(folder / "causal")
-    model.model.save_pretrained(folder / "base")
-    return folder, fresh_process.outputs(model, model.model, model.model, make_ids())
+    torch.manual_seed(1)
+    models = {"causal": model, "base": model.model}
+    for kind, head in (("sequence", SleepForSequenceClassification), ("tokens", SleepForTokenClassification)):
+        models[kind] = head(make_config(num_labels=3)).double().eval()
+    for kind, each in models.items():
+        each.save_pretrained(folder / kind)
+    return folder, fresh_process.outputs({**models, "head taken off": model.model}, make_ids())
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +115,7 @@ def test_the_folder_is_the_model_where_the_package_is_not_installed(saved, gener
 
 
 @pytest.mark.parametrize("generation", [0, 1, 2], ids=["saved", "saved again", "and again"])
-@pytest.mark.parametrize("kind", ["causal", "base"])
+@pytest.mark.parametrize("kind", FILES)
 def test_the_folder_holds_what_is_needed_and_nothing_else(generations, generation, kind):
     folder = generations[0][generation] / kind
     assert {path.name for path in folder.iterdir()} == FILES[kind]
