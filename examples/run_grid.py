@@ -13,6 +13,7 @@ What is notable:
 import argparse
 import dataclasses
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -117,14 +118,16 @@ def tail(path: Path, lines: int = 15) -> str:
 def execute(runs: Sequence[Run], commands: Sequence[list[str]], jobs: int) -> list[Run]:
     """Run the commands, `jobs` at a time, and return the runs that failed or were stopped before their end."""
     waiting, running, unfinished = list(zip(runs, commands)), {}, []
+    environment = {"TQDM_MININTERVAL": "10", **os.environ}  # a bar in a log is for looking back
     with tqdm(total=len(runs), desc="runs", unit="run") as bar:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run, command = waiting.pop(0)
                     run.output.mkdir(parents=True, exist_ok=True)
+                    (run.output / "results.json").unlink(missing_ok=True)  # another run's
                     with (run.output / "log.txt").open("a", encoding="utf-8") as log:
-                        running[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+                        running[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
                 if bar.postfix != (names := " | ".join(map(str, running))):
                     bar.set_postfix_str(names)
                 time.sleep(0.2)

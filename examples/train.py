@@ -166,6 +166,27 @@ def train(
     return trainer
 
 
+def check_folder(output: Path, run: dict):
+    """
+    Claim an output folder for a run, so that no other run goes on from its checkpoints.
+
+    Raises
+    ------
+    ValueError
+        If it has checkpoints of a run with other settings.
+    """
+    claim = output / "run.json"
+    if output.is_dir() and get_last_checkpoint(output):
+        theirs = json.loads(claim.read_text(encoding="utf-8")) if claim.exists() else {}
+        if changed := [name for name in run if theirs.get(name) != run[name]]:
+            raise ValueError(
+                f"{output} has checkpoints of another run (what differs: {', '.join(changed)}): give another "
+                "--output, or remove the folder"
+            )
+    output.mkdir(parents=True, exist_ok=True)
+    claim.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
 def commit() -> str:
     """The commit of this code, marked if files differ from it; empty outside a repository."""
     try:
@@ -277,6 +298,8 @@ def main(argv: Sequence[str] | None = None):
 
     recipe = load_recipe(args.preset, args.variant, args.overrides)
     training, evaluation = recipe.training, recipe.evaluation
+    if PartialState(cpu=args.cpu).is_main_process:
+        check_folder(args.output, {"recipe": args.preset, "seed": args.seed, **recipe.settings})
     model = build_model(recipe, args.seed)
     flops = training_flops(model, recipe.task, training.passes, training.batch_size, training.max_steps)
     tokens = round(tokens_per_example(recipe) * training.batch_size * training.max_steps)

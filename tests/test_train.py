@@ -195,6 +195,19 @@ def test_the_command_leaves_a_model_and_its_evidence(tmp_path, capsys):
     assert len(Rule110().tokenizer()(problem["problem"])["input_ids"]) == 14 and problem["answer_tokens"] == 12
 
 
+def test_no_run_goes_on_from_another_ones_checkpoints(tmp_path):
+    command = ["rule110-mini", "--output", str(tmp_path / "run"), "--cpu", "--set", *SMALL]
+    main([*command, "--minutes", "1e-9"])
+    with pytest.raises(
+        ValueError, match=r"checkpoints of another run \(what differs: training\): give another --output"
+    ):
+        main([*command, "training.lr_muon=0.5", "--minutes", "1e-9"])
+    with pytest.raises(ValueError, match=r"what differs: seed"):
+        main([*command, "--seed", "1", "--minutes", "1e-9"])
+    main([*command, "--minutes", "1e-9"])  # its own are welcome
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
+
+
 # Evaluation
 
 
