@@ -34,7 +34,7 @@ class Training:
     max_steps : int
         Optimizer steps.
     depth_ramp : float
-        Share of the run along which the task's largest depth rises from 1 to its maximum.
+        Share of the run along which the task's largest depth rises from its shallowest to its maximum.
     passes_ramp : float
         Share of the run along which the largest N allowed rises from 1 to the largest of `passes`.
     optimizer : str

@@ -36,10 +36,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from modeling_sleep import SleepForCausalLM
 
 
-def ramp(step: int, max_steps: int, share: float, maximum: int) -> int:
-    """Rise evenly from 1 at the first step to `maximum` after a share of the run."""
+def ramp(step: int, max_steps: int, share: float, maximum: int, minimum: int = 1) -> int:
+    """Rise evenly from `minimum` at the first step to `maximum` after a share of the run."""
     progress = min(1.0, step / (share * max_steps)) if share > 0 else 1.0
-    return 1 + int(progress * (maximum - 1))
+    return minimum + int(progress * (maximum - minimum))
 
 
 def passes_at(step: int, seed: int, passes: Sequence[int], largest: int | None = None) -> int:
@@ -117,7 +117,7 @@ def train(
     report_to: str = "none",
 ) -> Trainer:
     """Train the model in place, from its last checkpoint if there is one, and return the trainer with its history."""
-    training = recipe.training
+    training, task = recipe.training, recipe.task
     bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     training_args = TrainingArguments(
         output_dir=str(output),
@@ -142,9 +142,9 @@ def train(
         raise ValueError(f"a batch of {training.batch_size} cannot be shared evenly by {devices} devices")
     training_args.per_device_train_batch_size = training.batch_size // devices
     stream = TaskStream(
-        recipe.task,
+        task,
         training.batch_size,
-        lambda step: ramp(step, training.max_steps, training.depth_ramp, recipe.task.max_depth),
+        lambda step: ramp(step, training.max_steps, training.depth_ramp, task.max_depth, task.shallowest),
         seed=seed,
         split="train",
     )
@@ -154,7 +154,7 @@ def train(
         model,
         training_args,
         train_dataset=stream,
-        data_collator=recipe.task.collator(),
+        data_collator=task.collator(),
         optimizers=(optimizer, scheduler),
         callbacks=[SecondsTrained(), *([StopAfter(minutes)] if minutes else [])],
         passes=training.passes,

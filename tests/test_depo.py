@@ -1,13 +1,14 @@
 """Depo: the answers against matrix powers, the distributions, the splits, bad parameters, malformed examples."""
 
 import copy
+import dataclasses
 import functools
 import math
 from collections import Counter
 
 import numpy as np
 import pytest
-from tasks.depo import ANSWER_ID, HOPS_ID, MAX_HOPS, MIN_WORDS, PAD_ID, WORD_ID, Depo
+from tasks.depo import ANSWER_ID, BEGIN_ID, HOPS_ID, MAX_HOPS, MIN_WORDS, PAD_ID, WORD_ID, Depo
 from tasks.task import SPLITS
 from transformers import AutoTokenizer
 
@@ -185,7 +186,7 @@ def test_words_starts_and_edges_are_drawn_evenly():
 
 
 def test_paper_size_fits():
-    assert len(PAPER.tokenizer()) == 2 + MAX_HOPS + 100
+    assert len(PAPER.tokenizer()) == 3 + MAX_HOPS + 100
     examples = PAPER.examples(range(500), split="eval") + PAPER.examples(range(500))
     assert 240 < max(len(example["context_ids"]) for example in examples) <= 300
     assert 50 < max(len(example["question_ids"]) for example in examples) <= 60
@@ -203,7 +204,7 @@ def test_all_words_can_be_used():
 @every_task
 def test_tokenizer_round_trip(task, tmp_path):
     tokenizer = task.tokenizer()
-    assert len(tokenizer) == 2 + MAX_HOPS + 2 * task.vocabulary
+    assert len(tokenizer) == 3 + MAX_HOPS + 2 * task.vocabulary
     ids = [example["context_ids"] + example["question_ids"] for example in task.examples(range(20), depth=MAX_HOPS)]
     tokenizer.save_pretrained(tmp_path)
     for candidate in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
@@ -315,3 +316,14 @@ def test_solve_does_not_look_at_the_answers():
 def test_solve_refuses_malformed_examples(example, complaint):
     with pytest.raises(ValueError, match=complaint):
         MINI.solve(example)
+
+
+def test_a_context_may_begin_with_a_token_of_its_own():
+    task = dataclasses.replace(MINI, begin=True, window_size=17)
+    for plain, begun in zip(MINI.examples(range(100)), task.examples(range(100))):
+        assert begun == plain | {"context_ids": [BEGIN_ID, *plain["context_ids"]]}
+        assert task.solve(begun) == MINI.solve(plain)
+        with pytest.raises(ValueError, match="does not start with <begin>"):
+            task.solve(plain)
+    with pytest.raises(ValueError, match="must hold 8 edges, 17 tokens, got 16"):
+        dataclasses.replace(MINI, begin=True, context_length=16)

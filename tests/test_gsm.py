@@ -360,7 +360,7 @@ def test_impossible_examples_are_refused():
     with pytest.raises(ValueError, match="split must be"):
         MINI.examples([0], split="test")
     for kwargs in ({"depth": 0}, {"max_depth": 0}):
-        with pytest.raises(ValueError, match="must be positive"):
+        with pytest.raises(ValueError, match="must be at least 1"):
             MINI.examples([0], **kwargs)
     with pytest.raises(ValueError, match="context_length must hold"):
         MINI.examples([0], depth=15)
@@ -472,3 +472,7 @@ def test_given_numbers_are_asked_for_on_demand():
         depths.update(example["depths"])
     assert set(depths) == set(range(7))
     assert 0.8 / 7 < depths[0] / depths.total() < 1.2 / 7
+    assert {depth for example in task.examples(range(50), max_depth=0) for depth in example["depths"]} == {0}
+    assert {depth for example in task.examples(range(50), depth=0) for depth in example["depths"]} == {0}
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        MINI.examples([0], depth=0)

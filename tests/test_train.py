@@ -83,6 +83,7 @@ def test_a_ramp_rises_from_one_to_its_maximum():
     assert depths == sorted(depths)
     assert depths[0] == 1 and depths[599] == 5 and depths[600] == depths[-1] == 6
     assert ramp(0, max_steps=1000, share=0.0, maximum=6) == 6
+    assert [ramp(step, 10, 0.5, 2, minimum=0) for step in range(6)] == [0, 0, 0, 1, 1, 2]
 
 
 def test_passes_are_a_function_of_seed_and_step():

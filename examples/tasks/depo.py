@@ -14,6 +14,8 @@ An example with n = 3 one-token words and two questions (`w4.` is word token 4 w
 What is notable:
 - our choice: the answer is the word alone. The paper's loss stands on `<answer>` too, but that is formatting: it is
   always the same at the same place, and would only flatter the loss
+- with one-token words, only counting tells a source from a destination, and positions are relative: `begin=True`
+  puts a token before the first edge to count from
 - k may exceed n: the cycle goes round. Beware of k close to a multiple of n: k = n is to repeat the start, k = n - 1
   is one step back. For k hops to mean k hops, let `words` be more than twice the depth
 - the same (split, seed, index) has the same cycle and the same starts whatever the depth: depths are compared in pairs
@@ -37,7 +39,7 @@ from tasks.task import Example, Task, permutation, word_level_tokenizer
 MIN_WORDS = 3
 MAX_HOPS = 64  # of any Depo, so that the tokens of a model do not depend on the depth that it is trained to
 
-PAD_ID, ANSWER_ID, HOPS_ID = 0, 1, 2  # k hops are HOPS_ID + k - 1
+PAD_ID, ANSWER_ID, BEGIN_ID, HOPS_ID = 0, 1, 2, 3  # k hops are HOPS_ID + k - 1
 WORD_ID = HOPS_ID + MAX_HOPS  # token t of a word is WORD_ID + t, and WORD_ID + vocabulary + t if it is the last one
 
 Word = tuple[int, ...]
@@ -63,6 +65,8 @@ class Depo(Task):
         Least and largest number of tokens of a word, drawn uniformly.
     vocabulary : int
         Number of tokens that words are made of. The last token of a word is another one, so there are twice as many.
+    begin : bool
+        Whether the context begins with a token of its own, `<begin>`.
     context_length : int, optional
         As in [`Task`].
     window_size : int
@@ -78,6 +82,7 @@ class Depo(Task):
     queries: int = 2
     word_tokens: tuple[int, int] = (1, 1)
     vocabulary: int = 50
+    begin: bool = False
     context_length: int | None = None
     window_size: int = 16
 
@@ -104,14 +109,14 @@ class Depo(Task):
                 raise ValueError(
                     f"context_length must be a multiple of window_size {self.window_size}, got {self.context_length}"
                 )
-            if self.context_length < 2 * self.words * largest:
+            longest = self.begin + 2 * self.words * largest
+            if self.context_length < longest:
                 raise ValueError(
-                    f"context_length must hold {self.words} edges, {2 * self.words * largest} tokens, "
-                    f"got {self.context_length}"
+                    f"context_length must hold {self.words} edges, {longest} tokens, got {self.context_length}"
                 )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        tokens = ["<pad>", "<answer>"] + [f"k={k}" for k in range(1, MAX_HOPS + 1)]
+        tokens = ["<pad>", "<answer>", "<begin>"] + [f"k={k}" for k in range(1, MAX_HOPS + 1)]
         tokens += [f"w{t}{end}" for end in ("", ".") for t in range(self.vocabulary)]
         return word_level_tokenizer(tokens)
 
@@ -133,7 +138,7 @@ class Depo(Task):
         else:
             n = self.words
         cycle = self._draw_words(rng, n)
-        context = []
+        context = [BEGIN_ID] * self.begin
         for i in permutation(rng, n):
             context += cycle[i - 1] + cycle[i]
         questions, mask, depths = [], [], []
@@ -163,8 +168,10 @@ class Depo(Task):
         return list(words)
 
     def solve(self, example: Example) -> list[list[int]]:
-        follower, i = {}, 0
         context, questions = example["context_ids"], example["question_ids"]
+        if self.begin and context[:1] != [BEGIN_ID]:
+            raise ValueError(f"the context does not start with <begin>, but with {context[:1]}")
+        follower, i = {}, int(self.begin)
         while i < len(context):
             source, i = self._read_word(context, i)
             destination, i = self._read_word(context, i)

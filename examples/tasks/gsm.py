@@ -130,8 +130,8 @@ class Gsm(Task):
         Most operations in training. Contexts are drawn for it, with quantities of one operation more, so that the
         deepest questions too ask for what others may be defined by.
     shallowest : int
-        Fewest operations in training: 1, or 0 to ask for given numbers, too. A small model then learns to look
-        quantities up before it learns to calculate with them.
+        Fewest operations in training: 1, or 0 to ask for given numbers, too. A curriculum begins with it, so that a
+        small model learns to look quantities up before it learns to calculate with them.
     window_size : int
         L, a multiple of the length of a sentence: 5 tokens (terse) or 9 (prose).
     context_length : int
@@ -237,7 +237,7 @@ class Gsm(Task):
     def _examples(self, index, split, seed, depth, max_depth) -> list[Example]:
         # Contexts are drawn for `max_depth`, so the early ones of a curriculum are shallower and have more quantities
         # of each depth; `depth` only picks the questions, unless it is more than `max_depth`.
-        deepest = max(max_depth, depth or 1)
+        deepest = max(max_depth, depth or 0, 1)
         num_given = self._num_given(deepest)
         wanted = range(self.shallowest, max_depth + 1) if depth is None else (depth,)
         return [

@@ -63,6 +63,8 @@ class Task(ABC):
     depth_name: ClassVar[str]  # what it counts, e.g. "hops", for tables and plots
     deepest: ClassVar[int | None] = None  # the largest depth that there is at all
 
+    shallowest = 1  # the smallest depth, with which a curriculum begins; a subclass may make it a field
+
     @property
     @abstractmethod
     def window_size(self) -> int:
@@ -123,8 +125,8 @@ class Task(ABC):
         """What [`examples`] does, once it is clear that it can."""
 
     def _check_depth(self, name: str, depth: int):
-        if not 1 <= depth <= (self.deepest or depth):
-            limits = f"in 1..{self.deepest}" if self.deepest else "positive"
+        if not self.shallowest <= depth <= (self.deepest or depth):
+            limits = f"in {self.shallowest}..{self.deepest}" if self.deepest else f"at least {self.shallowest}"
             raise ValueError(f"{name}, the number of {self.depth_name}, must be {limits}, got {depth}")
 
     @abstractmethod
