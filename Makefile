@@ -18,9 +18,11 @@ PYTEST := pytest -n $(WORKERS) --dist worksteal
 # The lower bound of our dependency on transformers, e.g. 5.14.0.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 OVERLAY := .venv-oldest
+# Transformers' own tests, which tests/test_transformers_suite.py runs on our classes.
+SUITE := .transformers_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test slow test-oldest style check bench evidence clean
+.PHONY: help env demo suite suite-if-online test slow test-oldest style check bench evidence clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -39,10 +41,21 @@ $(VENV)/.stamp: pyproject.toml
 demo: env ## watch a small model sleep, on a CPU
 	$(BIN)/python examples/demo.py
 
-test: env ## run the tests
+suite: $(SUITE)/.stamp ## fetch transformers' own tests
+
+$(SUITE)/.stamp: tests/fetch_transformers_tests.py $(VENV)/.stamp
+	@echo "[env] transformers' own tests"
+	@$(BIN)/python tests/fetch_transformers_tests.py $(SUITE)
+	@touch $@
+
+# Without them theirs are skipped and ours run. .ci/run asks for `suite` itself.
+suite-if-online: env
+	@$(MAKE) --no-print-directory suite || echo "[env] going on without transformers' own tests"
+
+test: suite-if-online ## run the tests, transformers' own too
 	$(BIN)/$(PYTEST)
 
-slow: env ## run the tests that take minutes
+slow: suite-if-online ## run the tests that take minutes
 	$(BIN)/$(PYTEST) -m slow
 
 # The oldest transformers is laid over the environment, with the dependencies it asks for, so that torch is not
@@ -76,5 +89,5 @@ evidence: env ## train and evaluate all variants of all CPU recipes with three s
 	$(BIN)/python examples/report.py $(EVIDENCE:%=runs/%.jsonl)
 
 clean: ## remove the environments and everything built
-	rm -rf $(VENV) $(OVERLAY) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OVERLAY) $(SUITE) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

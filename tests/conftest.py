@@ -38,6 +38,24 @@ TORCH_RANDOM = TorchRandom()  # hypothesis keeps a weak reference only
 hypothesis.register_random(TORCH_RANDOM)
 
 
+# What transformers' own tests are marked with.
+TRANSFORMERS_MARKERS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "is_fsdp_test",
+    "is_tensor_parallel_test",
+    "is_training_test",
+    "torch_compile_test",
+)
+
+
+def pytest_configure(config):
+    for marker in TRANSFORMERS_MARKERS:
+        config.addinivalue_line("markers", f"{marker}: see tests/test_transformers_suite.py")
+
+
 def pytest_report_header():
     return f"torch {torch.__version__}, transformers {transformers.__version__}"
 

@@ -7,6 +7,7 @@ from algorithm_1 import algorithm_1
 from transformers import DynamicCache
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep.layers_sleep import rotary_embedding
 
 
 L = 5
@@ -355,3 +356,18 @@ def test_flex_attention_gives_the_same():
         output = model(ids, attention_mask=mask).logits
     torch.testing.assert_close(output[0, L:], expected[0, L:], atol=1e-5, rtol=0)
     torch.testing.assert_close(output[1], expected[1], atol=1e-5, rtol=0)
+
+
+def test_linear_rope_stretches_positions():
+    """Keys twice as far apart with factor 2 turn like neighbours without."""
+    plain = SleepConfig.from_preset("tiny")
+    stretched = SleepConfig.from_preset(
+        "tiny", rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+    )
+    tables = [rotary_embedding(config, 0, 16, torch.float64, torch.device("cpu")) for config in (plain, stretched)]
+    for expected, found in zip(*tables, strict=True):
+        torch.testing.assert_close(found[::2], expected[:8], atol=1e-6, rtol=0)  # transformers rounds to float32
+    ids = torch.randint(1, 64, (1, 20))
+    torch.manual_seed(0)
+    logits = [SleepForCausalLM(config).eval()(ids).logits for config in (plain, stretched)]
+    assert all(each.isfinite().all() for each in logits)

@@ -14,7 +14,7 @@ PRESETS_FOLDER = Path(__file__).parent / "presets"
 SLEEP_LAYER_TYPES = ("sleep_attention", "linear_attention")
 SAVED_LAYER_TYPES = "sleep_layer_types"
 # RoPE variants whose frequencies do not depend on the length of the text: windows are all alike.
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear")
 
 
 @strict
@@ -51,8 +51,8 @@ class SleepConfig(PreTrainedConfig):
         attention_dropout (`float`, *optional*, defaults to 0.0):
             Dropout of the attention weights in training.
         rope_parameters (`dict`, *optional*):
-            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"`, `"linear"`,
-            `"llama3"` or `"yarn"`). Positions count from the start of the window. Defaults to theta = 10000.
+            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"` or `"linear"`).
+            Positions count from the start of the window. Defaults to theta = 10000.
         linear_num_key_heads (`int`, *optional*):
             Number of query and key heads of the Gated DeltaNet layers. Defaults to `num_attention_heads`.
         linear_num_value_heads (`int`, *optional*):
@@ -306,7 +306,7 @@ class SleepConfig(PreTrainedConfig):
                 raise ValueError(f"0 < `{name}_min` <= `{name}_max` must hold, got {low} and {high}.")
 
     def validate_rope_type(self):
-        """Windows are all alike, so the frequencies must not depend on the length of the text."""
+        """Windows are all alike, so the frequencies must not depend on the length of texts, trained on or read."""
         rope_type = self.rope_parameters.get("rope_type", "default")
         if rope_type not in ROPE_TYPES:
             raise ValueError(f"`rope_parameters['rope_type']` must be one of {ROPE_TYPES}, got {rope_type!r}.")

@@ -48,7 +48,8 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple, is_torchdynamo_compiling
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache_sleep import SleepState, read_state, write_state
@@ -145,7 +146,7 @@ class SleepModel(SleepPreTrainedModel):
         use_cache: bool | None = None,
         sleep_passes: int | None = None,
         sleep_callback: Callable[[SleepEvent], None] | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """
         Read tokens, sleeping whenever one arrives and the window is full.
@@ -498,7 +499,7 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMix
         logits_to_keep: int | torch.Tensor = 0,
         sleep_passes: int | None = None,
         sleep_callback: Callable[[SleepEvent], None] | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """
         Read tokens and predict the next. Parameters are those of [`SleepModel.forward`], and:
@@ -568,7 +569,7 @@ class SleepForSequenceClassification(SleepPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutputWithPast:
         """
         Classify texts. Parameters are those of [`SleepModel.forward`], and:
@@ -652,7 +653,7 @@ class SleepForTokenClassification(SleepPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
         """
         Classify tokens. Parameters are those of [`SleepModel.forward`], and:
