@@ -301,11 +301,12 @@ def test_every_variant_trains(variant, run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["rule110", "depo", "gsm"])
-def test_recipes_of_the_papers_size_start(preset, tmp_path, capsys):
-    """Their first 50 steps, as they are but for the batch, and without the curriculum, at full depth."""
-    small = ["training.max_steps=50", "training.batch_size=2", "training.depth_ramp=0", "evaluation.num_examples=2"]
-    main([preset, "--output", str(tmp_path), "--cpu", "--set", *small])
+@pytest.mark.parametrize("preset, variant", [("rule110", "N=4"), ("depo", "N=4"), ("gsm", "N=1")])
+def test_recipes_of_the_papers_size_start(preset, variant, tmp_path, capsys):
+    """Their first 50 steps, as they are but for the batch, and at full depth from the first."""
+    small = ["training.max_steps=50", "training.batch_size=1", "training.depth_ramp=0", "training.warmup_steps=5"]
+    command = [preset, "--variant", variant, "--output", str(tmp_path), "--cpu"]
+    main([*command, "--set", *small, "evaluation.num_examples=2", "evaluation.batch_size=1"])
     assert "GPU hours" in capsys.readouterr().out
     losses = [loss for _, loss in json.loads((tmp_path / "results.json").read_text())["losses"]]
     assert len(losses) == 50 and sum(losses[-10:]) < sum(losses[:10])
