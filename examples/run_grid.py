@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from recipe import Recipe, list_variants, load_recipe
 from tqdm.auto import tqdm
 
@@ -94,6 +95,12 @@ def is_finished(run: Run) -> bool:
                     f"{run.results} holds '{run}' with other settings than the recipe has now (section "
                     f"{', '.join(changed)}): remove its line, or keep these results apart with --results"
                 )
+            return True
+    results = run.output / "results.json"  # of a run that outlived its grid
+    if results.exists():
+        line = json.loads(results.read_text(encoding="utf-8"))
+        if all(line[section] == settings for section, settings in run.recipe.settings.items()):
+            add_result(run)
             return True
     return False
 
@@ -175,7 +182,13 @@ def main(argv: Sequence[str] | None = None):
     if args.dry_run:
         print("\n".join(map(shlex.join, commands)))
         return
-    if unfinished := execute(todo, commands, args.jobs):
+    args.output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(args.output / "grid.lock", timeout=0):
+            unfinished = execute(todo, commands, args.jobs)
+    except Timeout:
+        sys.exit(f"another grid is running in {args.output}: wait for it, or give another --output")
+    if unfinished:
         sys.exit(f"{len(unfinished)} runs are not finished; the same command goes on with them")
     print("\n".join(f"results: {path}" for path in sorted({run.results for run in runs}, key=str)))
 

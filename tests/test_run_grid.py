@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import run_grid
+from filelock import FileLock
 from recipe import list_variants
 from run_grid import add_result, is_finished, main, plan, read_lines
 
@@ -64,6 +65,16 @@ def test_results_of_other_settings_are_never_mixed_in(tmp_path):
         is_finished(longer)
 
 
+def test_a_run_that_outlived_its_grid_is_not_run_again(tmp_path):
+    (run,) = plan(["rule110-mini"], ["N=1"], [0], [], tmp_path)
+    write_result(run)
+    assert is_finished(run)
+    assert [line["variant"] for line in read_lines(run.results)] == ["N=1"]
+    (longer,) = plan(["rule110-mini"], ["N=1"], [1], ["training.max_steps=17"], tmp_path)
+    write_result(longer, training={"max_steps": 3})  # another run's
+    assert not is_finished(longer)
+
+
 def test_a_dry_run_runs_nothing(tmp_path, capsys):
     main(["rule110-mini", "--variants", "any N", "--seeds", "3", "--output", str(tmp_path), "--dry-run"])
     printed = capsys.readouterr().out
@@ -87,6 +98,12 @@ def test_a_grid_is_interrupted_and_resumed(tmp_path, capsys):
     assert all([step for step, _ in line["losses"]] == [1, 2, 3] for line in lines)
     main(command)
     assert "2 runs, 2 of them finished already" in capsys.readouterr().out
+
+
+def test_two_grids_do_not_share_a_folder(tmp_path):
+    with FileLock(tmp_path / "grid.lock"), pytest.raises(SystemExit, match="another grid is running in"):
+        main(["rule110-mini", "--variants", "N=1", "--seeds", "0", "--output", str(tmp_path)])
+    assert not (tmp_path / "rule110-mini").exists()
 
 
 def test_a_failed_run_shows_the_end_of_its_log(tmp_path, capsys, monkeypatch):
