@@ -204,3 +204,12 @@ def test_check(write, tmp_path):
     assert check() == f"out of date: {page}"
     write([*RUNS, run("N=1", 2, {(1, 1): 200})])
     assert str(tmp_path / "toy.md") in check()
+
+
+def test_the_committed_tables_are_those_of_the_committed_results(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    files = sorted(map(str, Path("docs/results").glob("*.jsonl")))
+    assert files
+    with pytest.raises(SystemExit) as exit:
+        main([*files, "--check", "--into", "docs/RESULTS.md"])
+    assert exit.value.code == 0
