@@ -4,7 +4,7 @@ An answer is right if all its tokens are. One forward pass over the right answer
 the right answer exactly if, behind every right beginning, the next right token is the likeliest.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import evaluate
@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tasks import Task
-from tasks.task import IGNORE
+from tasks.task import IGNORE, runs
 from tqdm.auto import tqdm
 
 
@@ -52,7 +52,7 @@ def predict_answers(model, batch: dict[str, torch.Tensor], sleep_passes: int) ->
     return [
         (predicted_row[begin:end], row[begin:end])
         for predicted_row, row in zip(predicted.tolist(), labels.tolist())
-        for begin, end in _runs(row)
+        for begin, end in runs(label != IGNORE for label in row)
     ]
 
 
@@ -96,18 +96,23 @@ def evaluate_by_depth(
     was_training = model.training
     model.eval()
     collator, state = task.collator(), PartialState()
-    metrics = {n: evaluate.load(str(METRIC)) for n in passes}
+    metric, answers = evaluate.load(str(METRIC)), {n: [] for n in passes}
     silent = not progress or not state.is_main_process
     for depth in tqdm(list(depths), desc="   evaluating", unit="depth", leave=False, disable=silent):
         examples = task.examples(range(num_examples), split="eval", seed=seed, depth=depth)
         with state.split_between_processes(examples) as mine:
-            batches = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-        for n, metric in metrics.items():
-            answers = [answer for batch in batches for answer in predict_answers(model, collator(batch), n)]
-            predictions, references = zip(*gather_object(answers))
-            metric.add_batch(predictions=predictions, references=references, depths=[depth] * len(references))
+            batches = [collator(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
+        for n in passes:
+            mine = [(*answer, depth) for batch in batches for answer in predict_answers(model, batch, n)]
+            answers[n] += gather_object(mine)
     model.train(was_training)
-    return [{"passes": n, **row} for n, metric in metrics.items() for row in metric.compute()["by_depth"]]
+
+    results = []
+    for n in passes:
+        predictions, references, depths = zip(*answers[n])
+        scores = metric.compute(predictions=predictions, references=references, depths=depths)
+        results += [{"passes": n, **row} for row in scores["by_depth"]]
+    return results
 
 
 def markdown_table(results: list[dict], depth_name: str) -> str:
@@ -121,14 +126,3 @@ def markdown_table(results: list[dict], depth_name: str) -> str:
     for n in dict.fromkeys(n for n, _ in share):
         lines.append(f"| {n} | " + " | ".join(f"{100 * share[n, depth]:.1f} %" for depth in depths) + " |")
     return "\n".join(lines)
-
-
-def _runs(row: list[int]) -> Iterator[tuple[int, int]]:
-    """Begin and end of every run of labels in a row."""
-    begin = None
-    for i, label in enumerate([*row, IGNORE]):
-        if label != IGNORE and begin is None:
-            begin = i
-        elif label == IGNORE and begin is not None:
-            yield begin, i
-            begin = None

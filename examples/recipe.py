@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tasks import TASKS, Task
@@ -177,6 +178,19 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
         evaluation=_build(Evaluation, settings["evaluation"], "evaluation"),
         settings=settings,
     )
+
+
+def what_differs(run: dict, other: dict) -> list[str]:
+    """Which entries of `run`, such as the sections of a recipe, another run's record lacks or has otherwise."""
+    return [name for name, value in run.items() if other.get(name) != value]
+
+
+def train_arguments(
+    preset: str, variant: str | None, seed: int, output: Path | str, overrides: Sequence[str]
+) -> list[str]:
+    """The command line of a run, behind `train.py`."""
+    words = [preset, *(["--variant", variant] if variant else []), "--seed", str(seed), "--output", str(output)]
+    return words + [word for override in overrides for word in ("--set", override)]
 
 
 def _section(settings: dict, name: str) -> dict:

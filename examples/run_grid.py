@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from recipe import Recipe, list_variants, load_recipe
+from recipe import Recipe, list_variants, load_recipe, train_arguments, what_differs
 from tqdm.auto import tqdm
 
 
@@ -46,9 +46,8 @@ class Run:
 
     def command(self, launcher: Sequence[str], overrides: Sequence[str], options: Sequence[str]) -> list[str]:
         """What to execute."""
-        words = [*launcher, str(TRAIN), self.recipe.preset, "--variant", self.recipe.variant]
-        words += ["--seed", str(self.seed), "--output", str(self.output)]
-        return words + [word for override in overrides for word in ("--set", override)] + list(options)
+        run = train_arguments(self.recipe.preset, self.recipe.variant, self.seed, self.output, overrides)
+        return [*launcher, str(TRAIN), *run, *options]
 
 
 def plan(
@@ -88,21 +87,19 @@ def is_finished(run: Run) -> bool:
     """
     for line in read_lines(run.results):
         if (line["variant"], line["seed"]) == run.key():
-            theirs = {section: line[section] for section in run.recipe.settings}
-            if theirs != run.recipe.settings:
-                changed = [name for name, settings in run.recipe.settings.items() if theirs[name] != settings]
+            if changed := what_differs(run.recipe.settings, line):
                 raise ValueError(
                     f"{run.results} holds '{run}' with other settings than the recipe has now (section "
                     f"{', '.join(changed)}): remove its line, or keep these results apart with --results"
                 )
             return True
-    results = run.output / "results.json"  # of a run that outlived its grid
-    if results.exists():
-        line = json.loads(results.read_text(encoding="utf-8"))
-        if all(line[section] == settings for section, settings in run.recipe.settings.items()):
-            add_result(run)
-            return True
     return False
+
+
+def has_result(run: Run) -> bool:
+    """Whether the run's folder holds its results, be it that it has just ended or that it outlived an earlier grid."""
+    results = run.output / "results.json"
+    return results.exists() and not what_differs(run.recipe.settings, json.loads(results.read_text(encoding="utf-8")))
 
 
 def add_result(run: Run):
@@ -131,8 +128,11 @@ def execute(runs: Sequence[Run], commands: Sequence[list[str]], jobs: int) -> li
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run, command = waiting.pop(0)
+                    if has_result(run):
+                        add_result(run)
+                        bar.update()
+                        continue
                     run.output.mkdir(parents=True, exist_ok=True)
-                    (run.output / "results.json").unlink(missing_ok=True)  # another run's
                     with (run.output / "log.txt").open("a", encoding="utf-8") as log:
                         running[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
                 if bar.postfix != (names := " | ".join(map(str, running))):
@@ -142,7 +142,7 @@ def execute(runs: Sequence[Run], commands: Sequence[list[str]], jobs: int) -> li
                     if process.poll() is None:
                         continue
                     del running[run]
-                    if process.returncode == 0 and (run.output / "results.json").exists():
+                    if process.returncode == 0 and has_result(run):
                         add_result(run)
                     else:
                         unfinished.append(run)

@@ -28,8 +28,9 @@ from evaluation import evaluate_by_depth, markdown_table
 from flops import training_flops
 from muon import MuonAdamW
 from progress import use_loss_bar
-from recipe import Recipe, Training, load_recipe
+from recipe import Recipe, Training, load_recipe, train_arguments, what_differs
 from tasks import TaskStream
+from tasks.task import runs
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -161,9 +162,14 @@ def train(
         passes_ramp=training.passes_ramp,
     )
     use_loss_bar(trainer)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(output) if output.is_dir() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
     model.config.use_cache = True  # Trainer turned it off for training
     return trainer
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """The checkpoint that a run in this folder goes on from, if there is one."""
+    return get_last_checkpoint(output) if output.is_dir() else None
 
 
 def check_folder(output: Path, run: dict):
@@ -176,9 +182,9 @@ def check_folder(output: Path, run: dict):
         If it has checkpoints of a run with other settings.
     """
     claim = output / "run.json"
-    if output.is_dir() and get_last_checkpoint(output):
+    if last_checkpoint(output):
         theirs = json.loads(claim.read_text(encoding="utf-8")) if claim.exists() else {}
-        if changed := [name for name in run if theirs.get(name) != run[name]]:
+        if changed := what_differs(run, theirs):
             raise ValueError(
                 f"{output} has checkpoints of another run (what differs: {', '.join(changed)}): give another "
                 "--output, or remove the folder"
@@ -204,9 +210,8 @@ def tokens_per_example(recipe: Recipe, examples: int = 100) -> float:
 
 def command_line(recipe: Recipe, overrides: Sequence[str], seed: int) -> str:
     """The command that repeats this run."""
-    words = ["python", "examples/train.py", recipe.preset, "--seed", str(seed), "--output", f"runs/{recipe.preset}"]
-    words += ["--variant", recipe.variant] if recipe.variant else []
-    return shlex.join(words + [word for override in overrides for word in ("--set", override)])
+    arguments = train_arguments(recipe.preset, recipe.variant, seed, f"runs/{recipe.preset}", overrides)
+    return shlex.join(["python", "examples/train.py", *arguments])
 
 
 def model_card(results: dict) -> str:
@@ -269,8 +274,7 @@ at commit {results["commit"] or "unknown"}, with torch {results["versions"]["tor
 def first_question(recipe: Recipe, seed: int) -> dict:
     """A problem as text, up to its first answer."""
     example = recipe.task.examples([0], split="eval", seed=seed, depth=recipe.evaluation.depths[0])[0]
-    begin = example["answer_mask"].index(1)
-    end = [*example["answer_mask"], 0].index(0, begin)
+    begin, end = next(runs(example["answer_mask"]))
     prompt = example["context_ids"] + example["question_ids"][:begin]
     return {"problem": recipe.task.tokenizer().decode(prompt), "answer_tokens": end - begin}
 
@@ -298,13 +302,14 @@ def main(argv: Sequence[str] | None = None):
 
     recipe = load_recipe(args.preset, args.variant, args.overrides)
     training, evaluation = recipe.training, recipe.evaluation
-    if PartialState(cpu=args.cpu).is_main_process:
+    is_main_process = PartialState(cpu=args.cpu).is_main_process
+    say = print if is_main_process else lambda text: None
+    if is_main_process:
         check_folder(args.output, {"recipe": args.preset, "seed": args.seed, **recipe.settings})
     model = build_model(recipe, args.seed)
     flops = training_flops(model, recipe.task, training.passes, training.batch_size, training.max_steps)
     tokens = round(tokens_per_example(recipe) * training.batch_size * training.max_steps)
     hours = flops / (args.sustained_tflops * 1e12) / 3600
-    say = print if PartialState(cpu=args.cpu).is_main_process else lambda text: None
     name = f"{args.preset}, variant {args.variant!r}" if args.variant else args.preset
     say(
         f"{name}, seed {args.seed}: {recipe.description}\n"
@@ -333,7 +338,7 @@ def main(argv: Sequence[str] | None = None):
         num_examples=evaluation.num_examples,
         batch_size=evaluation.batch_size,
     )
-    if not trainer.is_world_process_zero():
+    if not is_main_process:
         return
 
     results = {

@@ -7,7 +7,7 @@ import pytest
 import run_grid
 from filelock import FileLock
 from recipe import list_variants
-from run_grid import add_result, is_finished, main, plan, read_lines
+from run_grid import add_result, has_result, is_finished, main, plan, read_lines
 
 
 SMALL = [
@@ -68,11 +68,15 @@ def test_results_of_other_settings_are_never_mixed_in(tmp_path):
 def test_a_run_that_outlived_its_grid_is_not_run_again(tmp_path):
     (run,) = plan(["rule110-mini"], ["N=1"], [0], [], tmp_path)
     write_result(run)
-    assert is_finished(run)
+    command = ["rule110-mini", "--variants", "N=1", "--seeds", "0", "--output", str(tmp_path)]
+    main([*command, "--dry-run"])
+    assert not read_lines(run.results)  # looking changes nothing
+    main(command)
+    assert is_finished(run) and not (run.output / "log.txt").exists()
     assert [line["variant"] for line in read_lines(run.results)] == ["N=1"]
     (longer,) = plan(["rule110-mini"], ["N=1"], [1], ["training.max_steps=17"], tmp_path)
     write_result(longer, training={"max_steps": 3})  # another run's
-    assert not is_finished(longer)
+    assert not is_finished(longer) and not has_result(longer)
 
 
 def test_a_dry_run_runs_nothing(tmp_path, capsys):

@@ -33,7 +33,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import Example, Task, permutation, word_level_tokenizer
+from tasks.task import Example, Task, check_context_length, permutation, word_level_tokenizer
 
 
 MIN_WORDS = 3
@@ -104,16 +104,12 @@ class Depo(Task):
         questions = min(self.queries, self.words) * (2 + 2 * largest)
         if questions > self.window_size:  # a sleep amid the questions would be one more than the depth tells
             raise ValueError(f"window_size must hold all questions, {questions} tokens, got {self.window_size}")
-        if self.context_length is not None:
-            if self.context_length % self.window_size:
-                raise ValueError(
-                    f"context_length must be a multiple of window_size {self.window_size}, got {self.context_length}"
-                )
-            longest = self.begin + 2 * self.words * largest
-            if self.context_length < longest:
-                raise ValueError(
-                    f"context_length must hold {self.words} edges, {longest} tokens, got {self.context_length}"
-                )
+        check_context_length(self.context_length, self.window_size)
+        longest = self.begin + 2 * self.words * largest
+        if self.context_length is not None and self.context_length < longest:
+            raise ValueError(
+                f"context_length must hold {self.words} edges, {longest} tokens, got {self.context_length}"
+            )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         tokens = ["<pad>", "<answer>", "<begin>"] + [f"k={k}" for k in range(1, MAX_HOPS + 1)]

@@ -53,7 +53,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import Example, Task, word_level_tokenizer
+from tasks.task import Example, Task, check_choice, check_context_length, word_level_tokenizer
 
 
 QUESTION_PLACES = ("after", "before")
@@ -174,9 +174,8 @@ class Gsm(Task):
 
     def __post_init__(self):
         object.__setattr__(self, "operators", tuple(self.operators))  # recipes have lists
-        for field, values in (("question", QUESTION_PLACES), ("order", ORDERS), ("style", tuple(STYLES))):
-            if getattr(self, field) not in values:
-                raise ValueError(f"{field} must be one of {values}, got {getattr(self, field)!r}")
+        for field, values in (("question", QUESTION_PLACES), ("order", ORDERS), ("style", STYLES)):
+            check_choice(field, getattr(self, field), values)
         if not self.operators or not set(self.operators) <= set(OPERATORS):
             raise ValueError(f"operators must be some of {OPERATORS}, got {self.operators}")
         if len(set(self.operators)) < len(self.operators):
@@ -203,11 +202,7 @@ class Gsm(Task):
                 f"window_size must be a multiple of a {self.style} sentence, {self.sentence_size} tokens, "
                 f"got {self.window_size}"
             )
-        if self.context_length < 1 or self.context_length % self.window_size:
-            raise ValueError(
-                f"context_length must be a multiple of the window, {self.window_size} tokens, "
-                f"got {self.context_length}"
-            )
+        check_context_length(self.context_length, self.window_size)
         slots = self.context_length // self.sentence_size
         if not slots <= self.names <= len(NAMES):
             raise ValueError(f"names must be from {slots}, the sentences, to {len(NAMES)}, got {self.names}")

@@ -30,10 +30,10 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import Example, Task
+from tasks.gsm import QUESTION_PLACES
+from tasks.task import Example, Task, as_pretrained, check_choice, check_context_length
 
 
-QUESTION_PLACES = ("after", "before")
 PAD, END = "<pad>", "<end>"
 INSTRUCTION = " Give the result as your final answer. Do not include units."  # the same for all problems
 PROMPT = " Answer:"
@@ -77,28 +77,17 @@ class GsmSymbolic(Task):
     def __post_init__(self):
         if not MIN_STEPS <= self.max_depth <= MAX_STEPS:
             raise ValueError(f"max_depth must be in {MIN_STEPS}..{MAX_STEPS}, got {self.max_depth}")
-        if self.question not in QUESTION_PLACES:
-            raise ValueError(f"question must be one of {QUESTION_PLACES}, got {self.question!r}")
+        check_choice("question", self.question, QUESTION_PLACES)
         if self.window_size < 1:
             raise ValueError(f"window_size must be positive, got {self.window_size}")
-        if self.context_length is not None and (self.context_length < 1 or self.context_length % self.window_size):
-            raise ValueError(
-                f"context_length must be a multiple of the window, {self.window_size} tokens, "
-                f"got {self.context_length}"
-            )
+        check_context_length(self.context_length, self.window_size)
         if self.vocab_size < MIN_VOCABULARY:
             raise ValueError(f"vocab_size must be at least {MIN_VOCABULARY}, got {self.vocab_size}")
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """A byte-pair encoding of whole words at most, digits apart."""
-        return PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer.from_str(_train_tokenizer(self.vocab_size).to_str()),
-            pad_token=PAD,
-            eos_token=END,
-            padding_side="left",
-            clean_up_tokenization_spaces=False,
-            model_input_names=["input_ids", "attention_mask"],
-        )
+        tokenizer = Tokenizer.from_str(_train_tokenizer(self.vocab_size).to_str())
+        return as_pretrained(tokenizer, pad_token=PAD, eos_token=END)
 
     def _examples(self, index, split, seed, depth, max_depth) -> list[Example]:
         # Templates are drawn evenly among those of the wanted depths.

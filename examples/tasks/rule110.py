@@ -24,7 +24,7 @@ from collections.abc import Iterable
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import SPLITS, Example, Task, word_level_tokenizer
+from tasks.task import SPLITS, Example, Task, check_choice, word_level_tokenizer
 
 
 LAYOUTS = ("dense", "paper")
@@ -97,8 +97,8 @@ class Rule110(Task):
     deepest = MAX_STEPS
 
     def __post_init__(self):
-        _check_one_of("layout", self.layout, LAYOUTS)
-        _check_one_of("boundary", self.boundary, BOUNDARIES)
+        check_choice("layout", self.layout, LAYOUTS)
+        check_choice("boundary", self.boundary, BOUNDARIES)
         dense = self.layout == "dense"
         object.__setattr__(self, "width", self.width or (12 if dense else 24))
         object.__setattr__(self, "rows", self.rows or (1 if dense else 4))
@@ -198,8 +198,3 @@ def _draw_rows(key: np.ndarray, num_rows: int, width: int, split: str) -> np.nda
         rejected = _in_eval_split(rows[pending], width) != (split == "eval")
         key, pending = key[rejected], pending[rejected]
     return (rows.reshape(-1, num_rows, 1) >> np.arange(width, dtype=np.uint64) & np.uint64(1)).astype(np.int64)
-
-
-def _check_one_of(name: str, value: str, choices: tuple[str, ...]):
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -13,7 +13,7 @@ What is notable:
 import dataclasses
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar, TypedDict
 
 import datasets
@@ -110,8 +110,7 @@ class Task(ABC):
         ValueError
             If the task has no such split or depth.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+        check_choice("split", split, SPLITS)
         max_depth = self.max_depth if max_depth is None else max_depth
         self._check_depth("max_depth", max_depth)
         if depth is not None:
@@ -168,8 +167,7 @@ class WindowCollator:
     """
 
     def __init__(self, window_size: int, pad_token_id: int, context_length: int | None = None):
-        if context_length is not None and context_length % window_size:
-            raise ValueError(f"context_length {context_length} is not a multiple of the window, {window_size} tokens")
+        check_context_length(context_length, window_size)
         self.window_size = window_size
         self.pad_token_id = pad_token_id
         self.context_length = context_length
@@ -242,16 +240,46 @@ class TaskStream(IterableDataset):
             block_index += stride
 
 
+def check_choice(name: str, value: str, choices: Sequence[str]):
+    """Raise ValueError if `value` is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def check_context_length(context_length: int | None, window_size: int):
+    """Raise ValueError if contexts of this length, if it is given, do not fill whole windows."""
+    if context_length is not None and (context_length < 1 or context_length % window_size):
+        raise ValueError(
+            f"context_length must be a multiple of the window, {window_size} tokens, got {context_length}"
+        )
+
+
+def runs(flags: Iterable) -> Iterator[tuple[int, int]]:
+    """Begin and end of every run of true flags: where the answers are."""
+    begin = None
+    for i, flag in enumerate([*flags, False]):
+        if flag and begin is None:
+            begin = i
+        elif not flag and begin is not None:
+            yield begin, i
+            begin = None
+
+
 def word_level_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """Build a tokenizer whose tokens are `words`, separated by spaces, in and out; `words[0]` is for padding."""
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}))  # an unknown word raises
     tokenizer.pre_tokenizer = WhitespaceSplit()
+    return as_pretrained(tokenizer, pad_token=words[0])
+
+
+def as_pretrained(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
+    """What a language model takes of a tokenizer: padded on the left, nothing tidied up, no token types."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=words[0],
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
+        **special_tokens,
     )
 
 
