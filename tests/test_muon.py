@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from muon import MuonAdamW, split_parameters
+from muon import Muon, MuonAdamW, orthogonalize, split_parameters
 from torch import nn
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
@@ -81,14 +81,14 @@ def test_each_parameter_is_in_one_group_and_frozen_ones_in_none():
         assert group["weight_decay"] == (0.3 if group["params"][0].ndim > 1 else 0.0)
 
 
-def test_it_is_torchs_two_rules():
+def test_it_is_the_two_rules():
     torch.manual_seed(0)
     model = Plain()
     twin = copy.deepcopy(model)
     train(model, MuonAdamW(model, lr_muon=0.02, lr_adamw=0.01, weight_decay=0.1), range(5))
 
     split = split_parameters(twin)
-    muon = torch.optim.Muon(split["muon"].values(), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(split["muon"].values(), lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     groups = [
         {"params": [p for p in split["adamw"].values() if p.ndim > 1], "weight_decay": 0.1},
         {"params": [p for p in split["adamw"].values() if p.ndim == 1], "weight_decay": 0.0},
@@ -100,6 +100,56 @@ def test_it_is_torchs_two_rules():
         muon.step()
         adamw.step()
     assert_same_weights(model, twin)
+
+
+@pytest.mark.parametrize("adjust_lr_fn", [None, "original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("shape", [(6, 6), (4, 16), (16, 4)])
+def test_a_step_of_muon_is_torchs(monkeypatch, shape, nesterov, adjust_lr_fn):
+    # Their iteration rounds to bfloat16 on every device; exactly the same matrices orthogonalised alike, one by one.
+    monkeypatch.setattr(
+        "torch.optim._muon._zeropower_via_newtonschulz",
+        lambda update, coefficients, steps, eps: orthogonalize(update, coefficients, steps, eps),
+    )
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for _ in range(3)]
+    theirs = copy.deepcopy(ours)
+    settings = {"lr": 0.02, "weight_decay": 0.1, "nesterov": nesterov, "adjust_lr_fn": adjust_lr_fn}
+    optimizer, reference = Muon(ours, **settings), torch.optim.Muon(theirs, **settings)
+    for step in range(4):
+        for i, (mine, other) in enumerate(zip(ours, theirs)):
+            mine.grad = None if i == step % 3 else torch.randn(shape)  # not every matrix has a gradient every time
+            other.grad = mine.grad
+        optimizer.step()
+        reference.step()
+    for mine, other in zip(ours, theirs):
+        torch.testing.assert_close(mine, other)
+
+
+def test_muon_is_torchs_but_for_rounding():
+    torch.manual_seed(0)
+    matrix = nn.Parameter(torch.zeros(24, 48))
+    twin = copy.deepcopy(matrix)
+    matrix.grad = twin.grad = torch.randn(24, 48)
+    Muon([matrix], lr=1.0).step()
+    torch.optim.Muon([twin], lr=1.0).step()
+    assert (matrix - twin).norm() < 0.02 * twin.norm()
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 5, 20), (3, 20, 5), (7, 9)])
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
+    torch.manual_seed(0)
+    matrices = 100 * torch.randn(shape)
+    settings = {"coefficients": (3.4445, -4.7750, 2.0315), "steps": 5, "eps": 1e-7}
+    result = orthogonalize(matrices, **settings)
+    assert result.dtype == torch.float32
+    values = torch.linalg.svdvals(result)
+    assert values.min() > 0.3 and values.max() < 1.3, values
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    rotated = u.mT @ result @ vh.mT  # diagonal, as the singular vectors stay
+    torch.testing.assert_close(rotated, torch.diag_embed(rotated.diagonal(dim1=-2, dim2=-1)), atol=1e-4, rtol=0)
+    zero = orthogonalize(torch.zeros(shape), **settings)
+    assert not zero.any()
 
 
 def through_state_dict(optimizer, twin):
