@@ -23,6 +23,7 @@ from .modeling_sleep import (
     SleepModel,
     SleepPreTrainedModel,
 )
+from .trainer_sleep import SleepCallback
 
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ for auto_class, model_class in (
 
 __all__ = [
     "FastWeightsLayer",
+    "SleepCallback",
     "SleepConfig",
     "SleepEvent",
     "SleepForCausalLM",

@@ -33,6 +33,8 @@ class SleepEvent:
         Wall time of the sleep.
     relative_change : list[float]
         For each of the N - 1 passes asleep, |S_j - S_{j-1}| / |S_{j-1}| over all fast weights of the looped span.
+    state_norm : float
+        |S| after the sleep: the Frobenius norm over all fast weights of a row, averaged over the rows.
     freed_bytes : int
         Bytes of cache that the sleep freed.
     """
@@ -41,6 +43,7 @@ class SleepEvent:
     passes: int
     seconds: float
     relative_change: list[float]
+    state_norm: float
     freed_bytes: int
 
 

@@ -14,33 +14,57 @@ from packaging import version
 from modeling_sleep import SleepConfig, SleepForCausalLM
 
 
-@pytest.mark.skipif(
+needs_whole_gradients = pytest.mark.skipif(
     version.parse(transformers.__version__) < version.parse("5.20"),
     reason="older releases shard into plain tensors, whose gradients cannot be put together again",
 )
-@pytest.mark.parametrize("parallelism", ["tensor", "data"])
-def test_two_processes_equal_one(parallelism, tmp_path):
+
+
+def run_in_two_processes(program, folder):
     config = SleepConfig.from_preset("tiny", initializer_range=0.1, sleep_passes=3, loop_span=(1, 4))
     torch.manual_seed(0)
-    SleepForCausalLM(config).save_pretrained(tmp_path)
-    program = Path(__file__).parent / "distributed_program.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(program)]
+    SleepForCausalLM(config).save_pretrained(folder)
+    path = Path(__file__).parent / "distributed_program.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(path)]
     run = subprocess.run(
-        [*command, parallelism, str(tmp_path)],
+        [*command, program, str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    results = [json.loads(line.split("RESULTS ")[1]) for line in run.stdout.splitlines() if "RESULTS " in line]
-    assert len(results) == 2
-    for result in results:
-        assert result["processes"] == 2 and result["shard"] == 0.5
+    results = [json.loads((folder / f"results-{rank}.json").read_text()) for rank in range(2)]
+    assert [result["processes"] for result in results] == [2, 2]
+    return results
+
+
+@needs_whole_gradients
+@pytest.mark.parametrize("parallelism", ["tensor", "data"])
+def test_two_processes_equal_one(parallelism, tmp_path):
+    for result in run_in_two_processes(parallelism, tmp_path):
+        assert result["shard"] == 0.5
         assert result["tokens equal"]
         for checkpointing in (False, True):
             assert result[f"loss, checkpointing {checkpointing}"] < 1e-6  # transformers' loss is float32
             assert result[f"gradients, checkpointing {checkpointing}"] < 1e-6
+
+
+@pytest.mark.parametrize("program", ["ddp", pytest.param("fsdp2", marks=needs_whole_gradients)])
+def test_texts_of_different_lengths_do_not_hang_and_change_nobodys_loss(program, tmp_path):
+    for result in run_in_two_processes(program, tmp_path):
+        differences = {name: x for name, x in result.items() if name.startswith(("loss", "gradients"))}
+        assert len(differences) == 16 and max(differences.values()) < 1e-6, differences
+        if program == "fsdp2":
+            assert all(result[name] for name in result if " equal, " in name)
+            assert "must be the same in all processes" in result["error"] and "got 2 to 3" in result["error"]
+
+
+@needs_whole_gradients
+def test_a_sharded_checkpoint_comes_back(tmp_path):
+    for result in run_in_two_processes("checkpoint", tmp_path):
+        assert result["before"] > 0.01 and result["shards"] == 0 and result["whole"] < 1e-9
+        assert result["files"] == 2
 
 
 def test_a_recipe_trains_alike_in_two_processes(tmp_path):

@@ -87,6 +87,9 @@ class SleepConfig(PreTrainedConfig):
         bptt_windows (`int`, *optional*):
             Back-propagate through at most this many windows: S is detached between groups of `bptt_windows` windows,
             counted from the end of the sequence. Defaults to all windows.
+        skip_logits (`bool`, *optional*, defaults to `False`):
+            Whether training with labels computes the loss window by window and returns no logits, so that those of
+            the whole text are never in memory. `forward(..., skip_logits=...)` has the last word.
         hidden_act (`str`, *optional*, defaults to `"silu"`):
             Activation of the MLP.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -159,6 +162,7 @@ class SleepConfig(PreTrainedConfig):
     sleep_passes: int = 1
     loop_span: list[int] | tuple[int, int] | None = None
     bptt_windows: int | None = None
+    skip_logits: bool = False
     hidden_act: str = "silu"
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6

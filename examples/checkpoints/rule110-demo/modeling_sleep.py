@@ -37,6 +37,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
@@ -54,6 +55,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache_sleep import SleepState, read_state, write_state
 from .configuration_sleep import SleepConfig
+from .distributed_sleep import is_sharded, largest_of_all_processes
 from .generation_sleep import SleepEvent, SleepGenerationMixin, SleepMixin, raise_if_not_finite
 from .layers_sleep import SleepAttention, SleepDecoderLayer, SleepGatedDeltaNet, SleepLayers, rotary_embedding
 
@@ -201,23 +203,34 @@ class SleepModel(SleepPreTrainedModel):
         _check_unpacked(kwargs)
 
         windows = self._split_into_windows(inputs_embeds.shape[1], state.stored)
-        outputs, begin = [], 0
-        for i, length in enumerate(windows):
-            if state.stored >= self.config.window_size:
+        sleeps_first = state.stored >= self.config.window_size
+        num_windows, any_sleeps_first = self._agree_on_windows(len(windows), sleeps_first, passes, inputs_embeds)
+        outputs, idle, begin = [], [], 0
+        for i in range(num_windows):
+            is_mine = i < len(windows)
+            if is_mine and state.stored >= self.config.window_size:
                 state = self._sleep(state, passes, sleep_callback)
-            if i > 0 and self.config.bptt_windows and (len(windows) - i) % self.config.bptt_windows == 0:
-                state = _detach(state)
-            window = slice(begin, begin + length)
-            output, state = self._wake_window(
-                inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs
-            )
-            outputs.append(output)
-            begin += length
+            elif i > 0 or any_sleeps_first:
+                idle += self._idle_asleep(inputs_embeds, passes)
+            if i > 0 and self.config.bptt_windows and (num_windows - i) % self.config.bptt_windows == 0:
+                state, idle = _detach(state), [tensor.detach() for tensor in idle]
+            if is_mine:
+                window = slice(begin, begin + windows[i])
+                output, state = self._wake_window(
+                    inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs
+                )
+                outputs.append(output)
+                begin += windows[i]
+            else:
+                idle += self._idle_awake(inputs_embeds)
         if use_cache:
             write_state(past_key_values, state, self.config)
 
+        last_hidden_state = _concatenate([output.last_hidden_state for output in outputs])
+        if idle:  # changes nothing, but backward has to pass through all that others pass through
+            last_hidden_state = last_hidden_state + 0 * sum(tensor.sum() for tensor in idle).to(last_hidden_state)
         return BaseModelOutputWithPast(
-            last_hidden_state=_concatenate([output.last_hidden_state for output in outputs]),
+            last_hidden_state=last_hidden_state,
             past_key_values=past_key_values if use_cache else None,
             hidden_states=_concatenate_layers([output.hidden_states for output in outputs], _concatenate),
             attentions=_concatenate_layers([output.attentions for output in outputs], _block_diagonal),
@@ -271,7 +284,7 @@ class SleepModel(SleepPreTrainedModel):
 
     def _sleep(self, state: SleepState, passes: int, callback=None) -> SleepState:
         """Consolidate the current window into S and clear it."""
-        began, bytes_before = time.perf_counter(), state.nbytes()
+        began, bytes_before = time.perf_counter(), state.nbytes() if callback is not None else 0
         changes = None
         if passes > 1 and state.stored > 0:
             start, num_layers = self.config.looped_layers[0], self.config.num_hidden_layers
@@ -304,6 +317,7 @@ class SleepModel(SleepPreTrainedModel):
                     passes=passes,
                     seconds=time.perf_counter() - began,
                     relative_change=[] if changes is None else changes.tolist(),
+                    state_norm=_norm(state, self.config),
                     freed_bytes=bytes_before - state.nbytes(),
                 )
             )
@@ -363,6 +377,32 @@ class SleepModel(SleepPreTrainedModel):
             else:
                 layers.append(tuple(x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (first, second)))
         return SleepState.empty(len(layers))._replace(layers=layers, seen=state.seen, sleeps=state.sleeps + 1)
+
+    # In step with other processes, while parameters are sharded.
+
+    def _agree_on_windows(self, num_windows: int, sleeps_first: bool, passes: int, inputs_embeds) -> tuple[int, bool]:
+        """How many windows the longest text of all processes has, and whether any process begins with a sleep."""
+        if not is_sharded(self.layers[0]):
+            return num_windows, sleeps_first
+        numbers = [num_windows, int(sleeps_first), passes, -passes]
+        num_windows, sleeps_first, most, least = largest_of_all_processes(numbers, inputs_embeds.device)
+        if most != -least:
+            raise ValueError(
+                f"`sleep_passes` must be the same in all processes, as their parameters are sharded; got {-least} to "
+                f"{most}. If you draw N at random, seed it alike everywhere."
+            )
+        return num_windows, bool(sleeps_first)
+
+    def _idle_awake(self, inputs_embeds) -> list[torch.Tensor]:
+        """A pass like any other, of which nothing is kept."""
+        output, _ = self._wake_window(inputs_embeds[:1, :1], None, SleepState.empty(len(self.layers)))
+        return [output.last_hidden_state]
+
+    def _idle_asleep(self, inputs_embeds, passes: int) -> list[torch.Tensor]:
+        """A sleep like any other, of which nothing is kept."""
+        state = SleepState.empty(len(self.layers))._replace(kept_hidden_states=inputs_embeds[:1, :1], stored=1)
+        state = self._sleep(state, passes)
+        return [tensor for pair in state.layers for tensor in pair if tensor is not None]
 
     # What both share.
 
@@ -497,6 +537,7 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMix
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         sleep_passes: int | None = None,
         sleep_callback: Callable[[SleepEvent], None] | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -510,12 +551,21 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMix
             (batch, length), aligned with `input_ids` and shifted inside; -100 is not predicted.
         logits_to_keep : int or torch.Tensor, optional
             Compute logits of the last so many tokens, or of these indices. 0: of all.
+        skip_logits : bool, optional
+            Compute the loss from one window after the other, and only where there are labels, so that the logits of
+            the whole text are never in memory. Default: `config.skip_logits` in training with labels, otherwise
+            False.
 
         Returns
         -------
         CausalLMOutputWithPast
-            `logits` is (batch, length or `logits_to_keep`, vocab_size).
+            `logits` is (batch, length or `logits_to_keep`, vocab_size), or None if they are skipped.
         """
+        if skip_logits is None:
+            skip_logits = self.config.skip_logits and self.training and labels is not None
+        keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if skip_logits and (labels is None or not keeps_all):
+            raise ValueError("`skip_logits` returns the loss alone: it needs `labels`, and no `logits_to_keep`.")
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -528,10 +578,13 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMix
             return_dict=True,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None:
+        logits = loss = None
+        if skip_logits:
+            loss = self._loss_by_window(outputs.last_hidden_state, labels, **kwargs)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        if labels is not None and not skip_logits:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -540,6 +593,43 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMix
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _loss_by_window(
+        self, hidden_states, labels, num_items_in_batch=None, shift_labels=None, ignore_index=-100, **kwargs
+    ) -> torch.Tensor:
+        """
+        What `loss_function` gives for `hidden_states`, (batch, length, hidden_size), with the logits of one window in
+        memory at a time, forward and (computed again) backward. Windows without labels do not meet `lm_head`.
+        """
+        if shift_labels is None:
+            shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[:, 1:]
+        shift_labels = shift_labels.to(hidden_states.device)
+        if num_items_in_batch is None:
+            num_items_in_batch = (shift_labels != ignore_index).sum()
+
+        def loss_of(hidden_states, shift_labels):
+            return self.loss_function(
+                logits=self.lm_head(hidden_states),
+                labels=None,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=shift_labels,
+                ignore_index=ignore_index,
+                **kwargs,
+            )
+
+        labelled = []  # per window (tokens, hidden_size) and (tokens,)
+        for window, label in zip(*(x.split(self.config.window_size, dim=1) for x in (hidden_states, shift_labels))):
+            is_labelled = label != ignore_index
+            labelled.append((window[is_labelled], label[is_labelled]))
+        nothing = (hidden_states[:, :0].flatten(0, 1), shift_labels[:, :0].flatten())
+        if is_sharded(self.model.layers[0]):  # then all processes call `lm_head` equally often
+            (most,) = largest_of_all_processes([len(labelled)], hidden_states.device)
+            labelled += [nothing] * (most - len(labelled))
+        else:
+            labelled = [pair for pair in labelled if pair[1].numel()] or [nothing]
+        # Reentrant checkpoints want inputs that require gradients, which a frozen model with an adapter has not.
+        return sum(checkpoint(loss_of, *pair, use_reentrant=False) for pair in labelled)
 
 
 class SleepForSequenceClassification(SleepPreTrainedModel):
@@ -735,6 +825,16 @@ def _relative_change(before, after) -> torch.Tensor:
     # A window of padding leaves S at zero: 0 / 0 would be NaN, but nothing has changed.
     size = sum(x.square().sum() for x in before)
     return (difference / size.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
+
+
+def _norm(state: SleepState, config: SleepConfig) -> float:
+    """|S|, of all matrices of a row together, averaged over the rows."""
+    squares = [
+        recurrent_state.detach().square().sum(dim=(1, 2, 3))
+        for layer_type, (recurrent_state, _) in zip(config.layer_types, state.layers, strict=True)
+        if layer_type == "linear_attention" and recurrent_state is not None
+    ]
+    return sum(squares).sqrt().mean().item() if squares else 0.0
 
 
 def _concatenate(pieces: list) -> torch.Tensor:
