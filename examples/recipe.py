@@ -48,6 +48,8 @@ class Training:
     lr_schedule : str
         After the warm-up, a name of [`transformers.get_scheduler`].
     warmup_steps : int
+    lr_decay : float
+        Share of the run, at its end, along which the learning rate falls; for `"warmup_stable_decay"` alone.
     max_grad_norm : float
     amnesia : bool
         The control that zeroes the fast weights, too, at the end of a window.
@@ -65,6 +67,7 @@ class Training:
     adjust_lr: str = "match_rms_adamw"
     lr_schedule: str = "cosine"
     warmup_steps: int = 100
+    lr_decay: float = 0.0
     max_grad_norm: float = 1.0
     amnesia: bool = False
 
@@ -73,6 +76,11 @@ class Training:
             raise ValueError(f"training.optimizer must be muon or adamw, got {self.optimizer!r}")
         if not self.passes or min(self.passes) < 1:
             raise ValueError(f"training.passes must be some N of at least 1, got {self.passes}")
+        if (self.lr_decay > 0) != (self.lr_schedule == "warmup_stable_decay") or not 0 <= self.lr_decay <= 1:
+            raise ValueError(
+                f"training.lr_decay must be in (0, 1] with lr_schedule 'warmup_stable_decay' and 0 with any other, "
+                f"got {self.lr_decay} with {self.lr_schedule!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

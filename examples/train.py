@@ -150,7 +150,10 @@ def train(
         split="train",
     )
     optimizer = build_optimizer(model, training)
-    scheduler = get_scheduler(training.lr_schedule, optimizer, training.warmup_steps, training.max_steps)
+    decay = {"num_decay_steps": round(training.lr_decay * training.max_steps)} if training.lr_decay else None
+    scheduler = get_scheduler(
+        training.lr_schedule, optimizer, training.warmup_steps, training.max_steps, scheduler_specific_kwargs=decay
+    )
     trainer = SleepTrainer(
         model,
         training_args,

@@ -68,6 +68,8 @@ def test_the_vocabulary_is_the_tasks():
         ("rule110-mini", None, ["task.boundary=open"], "boundary must be one of"),
         ("rule110-mini", None, ["training.optimizer=sgd"], "optimizer must be muon or adamw, got 'sgd'"),
         ("rule110-mini", None, ["training.passes=[0, 1]"], "passes must be some N of at least 1"),
+        ("rule110-mini", None, ["training.lr_decay=0.2"], "lr_decay must be .* 0 with any other, got 0.2 with 'cos"),
+        ("rule110-mini", None, ["training.lr_schedule=warmup_stable_decay"], "lr_decay must be in .*, got 0.0 with"),
     ],
 )
 def test_bad_recipes_are_refused(preset, variant, overrides, message):
@@ -84,6 +86,15 @@ def test_a_ramp_rises_from_one_to_its_maximum():
     assert depths[0] == 1 and depths[599] == 5 and depths[600] == depths[-1] == 6
     assert ramp(0, max_steps=1000, share=0.0, maximum=6) == 6
     assert [ramp(step, 10, 0.5, 2, minimum=0) for step in range(6)] == [0, 0, 0, 1, 1, 2]
+
+
+def test_the_learning_rate_falls_at_the_end_alone(run):
+    overrides = ["max_steps=10", "warmup_steps=2", "lr_schedule=warmup_stable_decay", "lr_decay=0.3"]
+    _, _, trainer = run(*(f"training.{override}" for override in overrides))
+    rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
+    full = max(rates)
+    assert rates[:8] == [0, full / 2, *[full] * 6]
+    assert full > rates[8] > rates[9] > 0
 
 
 def test_passes_are_a_function_of_seed_and_step():
