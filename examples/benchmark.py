@@ -5,7 +5,7 @@
     decode    ms per token after 100 windows, over the first window
     sleep     a sleep of N passes, over N - 1 prefills of one window
     step      a training step with N = 4, over N = 1
-    memory    peak memory of a training step with N = 8, over N = 1
+    memory    peak memory of a training step: N = 8 over N = 1, without over with logits, cut over whole backward
     rule      the chunked gated delta rule, forward and backward, over the one in transformers
     cache     bytes of the cache after 100 windows, over those after the first
 
@@ -77,11 +77,11 @@ class Bench:
         # At least so many rounds, and more until so many seconds are over.
         self.min_rounds, self.seconds = (3, 0.2) if quick else (7, 4.0)
 
-    def model(self) -> SleepForCausalLM:
+    def model(self, **overrides) -> SleepForCausalLM:
         """A fresh model; what its weights are does not matter here."""
         torch.manual_seed(0)
         preset = "rule110-mini" if self.quick else "rule110"
-        config = SleepConfig.from_preset(preset, window_size=self.window_size)
+        config = SleepConfig.from_preset(preset, window_size=self.window_size, **overrides)
         return SleepForCausalLM(config).eval().to(self.device)
 
     def sizes(self, model: SleepForCausalLM, batch: int) -> str:
@@ -239,10 +239,10 @@ def measure_sleep(bench: Bench) -> Iterator[Row]:
 # Training
 
 
-def training_step(model: SleepForCausalLM, tokens: torch.Tensor, passes: int) -> None:
-    """Forward and backward; only the last `LABELS` tokens, the window behind the context's, have labels."""
+def training_step(model: SleepForCausalLM, tokens: torch.Tensor, passes: int, num_labels: int | None = LABELS) -> None:
+    """Forward and backward; only the last tokens have labels, or all. By default, the window behind the context's."""
     labels = tokens.clone()
-    labels[:, :-LABELS] = -100
+    labels[:, : -num_labels if num_labels else 0] = -100
     model(tokens, labels=labels, sleep_passes=passes, use_cache=False).loss.backward()
 
 
@@ -279,7 +279,18 @@ def resident_bytes(name: str) -> int | None:
     return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name))
 
 
-def memory_of_a_step(bench: Bench, passes: int, checkpointing: bool) -> dict[str, int]:
+@dataclass(frozen=True)
+class Step:
+    """A training step whose memory is measured. `labels`: of the last so many tokens, None for all."""
+
+    passes: int = 1
+    checkpointing: bool = False
+    windows: int = CONTEXT_WINDOWS
+    labels: int | None = LABELS
+    model: dict = field(default_factory=dict)  # fields of the config
+
+
+def memory_of_a_step(bench: Bench, step: Step) -> dict[str, int]:
     """
     Memory of one training step, in bytes. It runs in a process of its own, whose peak is thus the step's.
 
@@ -288,31 +299,31 @@ def memory_of_a_step(bench: Bench, passes: int, checkpointing: bool) -> dict[str
     `tensors` is the peak of what a second such step allocates, counted by torch's allocator. On CUDA all of it is what
     the allocator holds.
     """
-    model = bench.model().train()
-    if checkpointing:
+    model = bench.model(**step.model).train()
+    if step.checkpointing:
         enable_checkpointing(model)
-    tokens = training_tokens(bench, model, 2)
+    tokens = bench.tokens(model, 2, step.windows * model.config.window_size + LABELS)
     training_step(model, tokens[:1, -2 * LABELS :], 1)
 
     if bench.device != "cpu":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        training_step(model, tokens, passes)
+        training_step(model, tokens, step.passes, step.labels)
         peak = torch.cuda.max_memory_allocated()
         return {"before": before, "peak": peak, "tensors": peak - before}
 
     before = resident_bytes("VmRSS")
-    training_step(model, tokens, passes)
+    training_step(model, tokens, step.passes, step.labels)
     peak = resident_bytes("VmHWM")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        training_step(model, tokens, passes)
+        training_step(model, tokens, step.passes, step.labels)
     events = (event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
     allocated = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     return {"before": before, "peak": peak, "tensors": int(allocated.max())}
 
 
-def measure_memory(bench: Bench) -> Iterator[Row]:
+def compare_memory(bench: Bench, name: str, setting: str, target: float | None, one: Step, other: Step) -> Row:
     """
     Judged on the stricter of two: what the step adds to the process, and what its tensors take; on the tensors alone
     where they are too small for the process to show them.
@@ -320,36 +331,57 @@ def measure_memory(bench: Bench) -> Iterator[Row]:
     # So that a freed tensor leaves the process at once, and a peak is one of tensors alive: by default malloc raises
     # the size from which it asks the system for memory of its own, and keeps what is freed below it.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    model = bench.model()
-    setting = f"{CONTEXT_WINDOWS} context windows, then {LABELS} labels; {bench.sizes(model, 2)}"
+    found = []
+    for step in tqdm((one, other), desc=f"   {name}", unit="process", leave=False):
+        command = [sys.executable, __file__, "--device", bench.device, "--threads", str(bench.threads)]
+        command += ["--quick"] if bench.quick else []
+        command += ["--memory-of-a-step", json.dumps(asdict(step))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"the process that measures memory failed:\n{done.stderr}")
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    first, second = found
+    ratios = {"tensors": first["tensors"] / second["tensors"]}
+    if first["peak"] is not None:
+        ratios["whole process"] = first["peak"] / second["peak"]
+        ratios["growth"] = (first["peak"] - first["before"]) / (second["peak"] - second["before"])
+    kinds = ("tensors", "growth") if "growth" in ratios and second["tensors"] > VISIBLE_BYTES else ("tensors",)
+    judged = max(kinds, key=ratios.get)
+    absolutes = [f"{kind} {ratio:.2f}" for kind, ratio in ratios.items() if kind != judged]
+    sizes = f"{first['tensors'] / 2**20:.0f} over {second['tensors'] / 2**20:.0f} MiB of tensors"
+    return Row(
+        f"{name}, by {'growth of the process' if judged == 'growth' else 'tensors'}",
+        setting,
+        target,
+        ratios[judged],
+        absolute="; ".join([sizes, *absolutes]),
+        details={"ratios": ratios, "one": first, "other": second},
+    )
+
+
+def measure_memory(bench: Bench) -> Iterator[Row]:
+    """What sleeping longer takes, and what a long text with a large vocabulary does."""
+    setting = f"{CONTEXT_WINDOWS} context windows, then {LABELS} labels; {bench.sizes(bench.model(), 2)}"
     for checkpointing, target in ((True, 1.5),) if bench.quick else ((True, 1.5), (False, None)):
-        found = {}
         name = "peak memory of a step, N = 8 over N = 1" + ("" if checkpointing else ", not checkpointed")
-        for passes in tqdm((1, 8), desc=f"   {name}", unit="process", leave=False):
-            command = [sys.executable, __file__, "--device", bench.device, "--threads", str(bench.threads)]
-            command += ["--quick"] if bench.quick else []
-            command += ["--memory-of-a-step", str(passes), str(int(checkpointing))]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"the process that measures memory failed:\n{done.stderr}")
-            found[passes] = json.loads(done.stdout.splitlines()[-1])
-        one, other = found[8], found[1]
-        ratios = {"tensors": one["tensors"] / other["tensors"]}
-        if one["peak"] is not None:
-            ratios["whole process"] = one["peak"] / other["peak"]
-            ratios["growth"] = (one["peak"] - one["before"]) / (other["peak"] - other["before"])
-        kinds = ("tensors", "growth") if "growth" in ratios and other["tensors"] > VISIBLE_BYTES else ("tensors",)
-        judged = max(kinds, key=ratios.get)
-        absolutes = [f"{kind} {ratio:.2f}" for kind, ratio in ratios.items() if kind != judged]
-        sizes = f"{one['tensors'] / 2**20:.0f} over {other['tensors'] / 2**20:.0f} MiB of tensors"
-        yield Row(
-            f"{name}, by {'growth of the process' if judged == 'growth' else 'tensors'}",
-            setting,
-            target,
-            ratios[judged],
-            absolute="; ".join([sizes, *absolutes]),
-            details={"ratios": ratios, "N = 8": one, "N = 1": other},
+        one, other = (Step(passes, checkpointing) for passes in (8, 1))
+        yield compare_memory(bench, name, setting, target, one, other)
+
+    vocabulary, windows = (5_000, 4) if bench.quick else (50_000, 8)
+    setting = f"{windows} windows, labels everywhere, vocabulary {vocabulary:,}; {bench.sizes(bench.model(), 2)}"
+    for checkpointing in (False, True):
+        name = "peak memory of a step, `skip_logits` over all logits" + (", checkpointed" if checkpointing else "")
+        one, other = (
+            Step(4, checkpointing, windows, None, {"vocab_size": vocabulary, "skip_logits": skip_logits})
+            for skip_logits in (True, False)
         )
+        yield compare_memory(bench, name, setting, None, one, other)
+
+    setting = f"{windows} context windows, then {LABELS} labels; {bench.sizes(bench.model(), 2)}"
+    for bptt_windows in (2,) if bench.quick else (1, 2, 4):
+        one, other = (Step(4, windows=windows, model={"bptt_windows": bptt}) for bptt in (bptt_windows, None))
+        name = f"peak memory of a step with N = 4, `bptt_windows={bptt_windows}` over all windows"
+        yield compare_memory(bench, name, setting, None, one, other)
 
 
 # The gated delta rule
@@ -461,7 +493,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, default=list(MEASUREMENTS), metavar="NAME")
-    parser.add_argument("--memory-of-a-step", type=int, nargs=2, help=argparse.SUPPRESS)  # see `measure_memory`
+    parser.add_argument("--memory-of-a-step", type=json.loads, help=argparse.SUPPRESS)  # see `compare_memory`
     return parser.parse_args(argv)
 
 
@@ -470,8 +502,7 @@ def main(argv: list[str] | None = None):
     torch.set_num_threads(args.threads)
     bench = Bench(args.quick, args.device, args.threads)
     if args.memory_of_a_step:
-        passes, checkpointing = args.memory_of_a_step
-        print(json.dumps(memory_of_a_step(bench, passes, bool(checkpointing))))
+        print(json.dumps(memory_of_a_step(bench, Step(**args.memory_of_a_step))))
         return
 
     rows, began = [], time.perf_counter()

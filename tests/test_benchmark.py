@@ -106,6 +106,9 @@ def test_the_whole_command(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     results = read(tmp_path)
-    memory = [row for row in results["rows"] if row["measurement"].startswith("peak memory")]
-    assert len(results["rows"]) >= len(MEASUREMENTS) and len(memory) == 1
-    assert all(memory[0]["details"][n]["tensors"] > 0 for n in ("N = 1", "N = 8"))
+    assert len(results["rows"]) >= len(MEASUREMENTS)
+    memory = {row["measurement"]: row for row in results["rows"] if row["measurement"].startswith("peak memory")}
+    assert len(memory) == 4
+    assert all(row["details"][side]["tensors"] > 0 for row in memory.values() for side in ("one", "other"))
+    for name, row in memory.items():
+        assert (row["ratio"] < 1) == ("skip_logits" in name or "bptt" in name), (name, row["ratio"])
