@@ -203,34 +203,25 @@ class SleepModel(SleepPreTrainedModel):
         _check_unpacked(kwargs)
 
         windows = self._split_into_windows(inputs_embeds.shape[1], state.stored)
-        sleeps_first = state.stored >= self.config.window_size
-        num_windows, any_sleeps_first = self._agree_on_windows(len(windows), sleeps_first, passes, inputs_embeds)
-        outputs, idle, begin = [], [], 0
-        for i in range(num_windows):
-            is_mine = i < len(windows)
-            if is_mine and state.stored >= self.config.window_size:
+        if is_sharded(self.layers[0]):
+            inputs_embeds = self._keep_in_step(inputs_embeds, len(windows), state, passes)
+        outputs, begin = [], 0
+        for i, length in enumerate(windows):
+            if state.stored >= self.config.window_size:
                 state = self._sleep(state, passes, sleep_callback)
-            elif i > 0 or any_sleeps_first:
-                idle += self._idle_asleep(inputs_embeds, passes)
-            if i > 0 and self.config.bptt_windows and (num_windows - i) % self.config.bptt_windows == 0:
-                state, idle = _detach(state), [tensor.detach() for tensor in idle]
-            if is_mine:
-                window = slice(begin, begin + windows[i])
-                output, state = self._wake_window(
-                    inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs
-                )
-                outputs.append(output)
-                begin += windows[i]
-            else:
-                idle += self._idle_awake(inputs_embeds)
+            if i > 0 and self._cuts_backward(len(windows) - i):
+                state = _detach(state)
+            window = slice(begin, begin + length)
+            output, state = self._wake_window(
+                inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs
+            )
+            outputs.append(output)
+            begin += length
         if use_cache:
             write_state(past_key_values, state, self.config)
 
-        last_hidden_state = _concatenate([output.last_hidden_state for output in outputs])
-        if idle:  # changes nothing, but backward has to pass through all that others pass through
-            last_hidden_state = last_hidden_state + 0 * sum(tensor.sum() for tensor in idle).to(last_hidden_state)
         return BaseModelOutputWithPast(
-            last_hidden_state=last_hidden_state,
+            last_hidden_state=_concatenate([output.last_hidden_state for output in outputs]),
             past_key_values=past_key_values if use_cache else None,
             hidden_states=_concatenate_layers([output.hidden_states for output in outputs], _concatenate),
             attentions=_concatenate_layers([output.attentions for output in outputs], _block_diagonal),
@@ -380,29 +371,40 @@ class SleepModel(SleepPreTrainedModel):
 
     # In step with other processes, while parameters are sharded.
 
-    def _agree_on_windows(self, num_windows: int, sleeps_first: bool, passes: int, inputs_embeds) -> tuple[int, bool]:
-        """How many windows the longest text of all processes has, and whether any process begins with a sleep."""
-        if not is_sharded(self.layers[0]):
-            return num_windows, sleeps_first
+    def _keep_in_step(self, inputs_embeds, num_windows: int, state: SleepState, passes: int) -> torch.Tensor:
+        """
+        Pass through the layers as often as the process with the longest text does, for nothing, before our own text.
+
+        Returns `inputs_embeds` as they were, but backward through them passes wherever it does in other processes.
+        Ghost windows stand in front, as `bptt_windows` counts from the end.
+        """
+        sleeps_first = state.stored >= self.config.window_size
         numbers = [num_windows, int(sleeps_first), passes, -passes]
-        num_windows, sleeps_first, most, least = largest_of_all_processes(numbers, inputs_embeds.device)
+        most_windows, any_sleeps_first, most, least = largest_of_all_processes(numbers, inputs_embeds.device)
         if most != -least:
             raise ValueError(
                 f"`sleep_passes` must be the same in all processes, as their parameters are sharded; got {-least} to "
                 f"{most}. If you draw N at random, seed it alike everywhere."
             )
-        return num_windows, bool(sleeps_first)
+        ghosts = most_windows - num_windows
+        token, ghost, seen = inputs_embeds[:1, :1], SleepState.empty(len(self.layers)), []
+        for i in range(ghosts + 1):
+            others_sleep, we_sleep = i > 0 or any_sleeps_first, i == ghosts and sleeps_first
+            if others_sleep and not we_sleep:
+                if ghost.stored == 0:
+                    ghost = ghost._replace(kept_hidden_states=token, stored=1)
+                ghost = self._sleep(ghost, passes)
+            if i > 0 and self._cuts_backward(most_windows - i):
+                ghost = _detach(ghost)
+            if i < ghosts:
+                output, ghost = self._wake_window(token, None, ghost)
+                seen.append(output.last_hidden_state)
+        seen += [tensor for pair in ghost.layers for tensor in pair if tensor is not None]
+        return inputs_embeds + 0 * sum(tensor.sum() for tensor in seen) if seen else inputs_embeds
 
-    def _idle_awake(self, inputs_embeds) -> list[torch.Tensor]:
-        """A pass like any other, of which nothing is kept."""
-        output, _ = self._wake_window(inputs_embeds[:1, :1], None, SleepState.empty(len(self.layers)))
-        return [output.last_hidden_state]
-
-    def _idle_asleep(self, inputs_embeds, passes: int) -> list[torch.Tensor]:
-        """A sleep like any other, of which nothing is kept."""
-        state = SleepState.empty(len(self.layers))._replace(kept_hidden_states=inputs_embeds[:1, :1], stored=1)
-        state = self._sleep(state, passes)
-        return [tensor for pair in state.layers for tensor in pair if tensor is not None]
+    def _cuts_backward(self, windows_left: int) -> bool:
+        """Whether `bptt_windows` ends the gradient's way back where so many windows are still to come."""
+        return self.config.bptt_windows is not None and windows_left % self.config.bptt_windows == 0
 
     # What both share.
 

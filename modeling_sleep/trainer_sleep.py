@@ -26,7 +26,8 @@ class SleepCallback(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self._events = None  # of the current step, if it is to be logged
+        self._listens = False
+        self._events = []  # of the last step listened to
         self._hook = None
 
     def on_train_begin(self, args, state, control, model, **kwargs):
@@ -34,31 +35,38 @@ class SleepCallback(TrainerCallback):
         if not sleepers:
             raise ValueError(f"SleepCallback is for models that sleep, and {type(model).__name__} does not.")
         self._hook = sleepers[0].register_forward_pre_hook(self._listen, with_kwargs=True)
+        # First of all, so that the others get our numbers with the loss. A new list: this one is being walked.
+        handler = self.trainer.callback_handler
+        handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
 
     def on_step_begin(self, args, state, control, **kwargs):
         # Measuring waits for the device: leave the steps alone that are not logged.
         step, every = state.global_step + 1, state.logging_steps
-        is_logged = args.logging_strategy != "steps" or step % every == 0 or (step == 1 and args.logging_first_step)
-        self._events = [] if is_logged else None
+        self._listens = (
+            args.logging_strategy != "steps" or step % every == 0 or (step == 1 and args.logging_first_step)
+        )
+        self._events = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        events, self._events = self._events, None
-        if not (control.should_log and events is not None):
+        self._listens = False
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" not in logs:
             return
-        numbers = {"sleeps_per_step": len(events)}
-        if events:
-            numbers["state_norm"] = sum(event.state_norm for event in events) / len(events)
-            for i, changes in enumerate(zip(*(event.relative_change for event in events))):
+        numbers = {"sleeps_per_step": len(self._events)}
+        if self._events:
+            numbers["state_norm"] = sum(event.state_norm for event in self._events) / len(self._events)
+            for i, changes in enumerate(zip(*(event.relative_change for event in self._events))):
                 numbers[f"state_change_pass_{i + 2}"] = sum(changes) / len(changes)
-        self.trainer.log(numbers)
-        control.should_log = True  # `log` takes it for done, but the loss is still to come
+        logs.update(numbers)
+        state.log_history[-1].update(numbers)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._hook.remove()
 
     def _listen(self, module, args, kwargs):
         """Add ourselves to what the caller of `forward` may have given."""
-        if self._events is None:
+        if not self._listens:
             return None
         given = kwargs.get("sleep_callback")
 

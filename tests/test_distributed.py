@@ -1,4 +1,4 @@
-"""Two real processes on the CPU: tensor and fully sharded data parallelism, and the training script."""
+"""Two real processes on the CPU: tensor, data and fully sharded data parallelism, and the training scripts."""
 
 import json
 import os
@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from accelerate.commands.config.config_args import load_config_from_file
 from packaging import version
+from safetensors.torch import load_file
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
 
+
+REPOSITORY = Path(__file__).parents[1]
 
 needs_whole_gradients = pytest.mark.skipif(
     version.parse(transformers.__version__) < version.parse("5.20"),
@@ -69,7 +73,7 @@ def test_a_sharded_checkpoint_comes_back(tmp_path):
 
 def test_a_recipe_trains_alike_in_two_processes(tmp_path):
     """Each process writes and evaluates its own half of the examples."""
-    command = [Path(__file__).parents[1] / "examples" / "train.py", "rule110-mini", "--cpu", "--set"]
+    command = [REPOSITORY / "examples" / "train.py", "rule110-mini", "--cpu", "--set"]
     command += ["model.hidden_size=16", "model.intermediate_size=32", "training.max_steps=4", "training.batch_size=8"]
     command += ["evaluation.num_examples=9", "evaluation.depths=[1,2]", "--output"]
     launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
@@ -89,5 +93,56 @@ def test_a_recipe_trains_alike_in_two_processes(tmp_path):
     assert (one["processes"], two["processes"]) == (1, 2)
     assert [row["total"] for row in two["counts"]] == [9] * 8
     assert one["counts"] == two["counts"]
-    # Muon rounds to bfloat16 inside.
     assert [loss for _, loss in two["losses"]] == pytest.approx([loss for _, loss in one["losses"]], abs=1e-3)
+
+
+# The loop on Accelerate, launched with the files that we ship.
+
+PRESETS = REPOSITORY / "configuration" / "presets"
+SMALL_LOOP = ["--cpu", "--steps", "5", "--batch-size", "8", "--examples", "4"]
+
+
+def launch(words, output):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*words, *SMALL_LOOP, "--output", str(output)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert run.stdout.count(f"saved to {output}") == 1
+    return run.stdout, load_file(output / "model.safetensors")
+
+
+def accelerate_launch(preset, script):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PRESETS / preset)]
+    return [*launcher, "--num_processes", "2", "--mixed_precision", "no", str(script)]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    script = REPOSITORY / "examples" / "train_accelerate.py"
+    return launch([sys.executable, str(script)], tmp_path_factory.mktemp("one"))[1]
+
+
+@pytest.mark.parametrize("preset", ["ddp.yaml", "fsdp2.yaml"])
+def test_the_loop_trains_alike_in_two_processes(preset, one_process, tmp_path):
+    script = REPOSITORY / "examples" / "train_accelerate.py"
+    if preset == "fsdp2.yaml":
+        script = Path(__file__).parent / "accelerate_fsdp2_on_cpu.py"
+    said, weights = launch(accelerate_launch(preset, script), tmp_path)
+    assert said.count("2 process(es) on cpu") == 1
+    assert said.count("of 2 holds a shard") == (2 if preset == "fsdp2.yaml" else 0)
+    assert weights.keys() == one_process.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, one_process[name], atol=1e-4, rtol=0, msg=name)
+
+
+def test_the_files_for_accelerate_are_what_they_are_called():
+    files = {path.stem: load_config_from_file(str(path)) for path in PRESETS.glob("*.yaml")}
+    assert {name: str(config.distributed_type) for name, config in files.items()} == {
+        "ddp": "DistributedType.MULTI_GPU",
+        "fsdp2": "DistributedType.FSDP",
+        "deepspeed_zero3": "DistributedType.DEEPSPEED",
+    }
+    assert files["fsdp2"].fsdp_config["fsdp_version"] == 2
+    wrapped = files["fsdp2"].fsdp_config["fsdp_transformer_layer_cls_to_wrap"]
+    assert wrapped.split(",") == SleepForCausalLM._no_split_modules
+    assert files["deepspeed_zero3"].deepspeed_config["zero_stage"] == 3

@@ -1,5 +1,6 @@
 """What we tell people to run, runs: the presets and the code of the README."""
 
+import json
 import os
 import re
 import subprocess
@@ -94,6 +95,36 @@ def test_shipped_checkpoints_hold_the_code_of_the_package(folder, tmp_path):
         path.name: path.read_bytes() for path in tmp_path.glob("*.py")
     }
     assert SleepConfig.from_pretrained(folder).use_cache
+
+
+def test_text_of_ones_own_with_trainer(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Line {i} says that {i} and {i + 1} make {2 * i + 1}.\n" for i in range(1500)))
+
+    def run(*flags):
+        command = [sys.executable, REPOSITORY / "examples" / "finetune_trainer.py", "--text", text, *flags]
+        command += ["--windows", "3", "--batch-size", "4", "--passes", "3"]
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    folder = tmp_path / "model"
+    said = run("--output", folder, "--steps", "6")
+    assert len(re.findall("'sleeps_per_step': 2, 'state_norm'", said)) == 6  # between three windows
+    assert {"state_change_pass_2", "state_change_pass_3"} <= set(re.findall(r"state_change_pass_\d", said))
+    whole, apart = (float(re.search(rf"{how} +(\d+\.\d\d)", said)[1]) for how in ("as a whole", "by window"))
+    assert 10 < whole < 1500 and 10 < apart < 1500 and whole != apart
+    config = SleepConfig.from_pretrained(folder)
+    assert (config.use_cache, config.skip_logits, config.sleep_passes) == (True, False, 3)
+
+    assert "'epoch'" in run("--output", folder, "--steps", "8", "--resume")
+    steps = [
+        log["step"] for log in json.loads((folder / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
+    ]
+    assert steps == list(range(1, 9))
+    again = run("--model", folder, "--output", tmp_path / "other", "--steps", "2")  # a model that we have
+    assert float(re.search(r"as a whole +(\d+\.\d\d)", again)[1]) < whole
 
 
 def test_demo_runs_from_start_to_end(tmp_path):
