@@ -23,6 +23,7 @@ from .modeling_sleep import (
     SleepModel,
     SleepPreTrainedModel,
 )
+from .peft_sleep import memory_target_modules
 from .trainer_sleep import SleepCallback
 
 
@@ -52,4 +53,5 @@ __all__ = [
     "SleepPreTrainedModel",
     "SleepWindowLayer",
     "gated_delta_rule",
+    "memory_target_modules",
 ]

@@ -58,6 +58,10 @@ from .configuration_sleep import SleepConfig
 from .distributed_sleep import is_sharded, largest_of_all_processes
 from .generation_sleep import SleepEvent, SleepGenerationMixin, SleepMixin, raise_if_not_finite
 from .layers_sleep import SleepAttention, SleepDecoderLayer, SleepGatedDeltaNet, SleepLayers, rotary_embedding
+from .peft_sleep import register_target_modules
+
+
+register_target_modules()
 
 
 class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
@@ -460,9 +464,9 @@ class SleepModel(SleepPreTrainedModel):
         if is_torchdynamo_compiling():
             return
         low, high = (int(x) for x in input_ids.aminmax())
-        if low < 0 or high >= self.embed_tokens.num_embeddings:
+        if low < 0 or high >= self.config.vocab_size:
             raise ValueError(
-                f"`input_ids` must lie between 0 and {self.embed_tokens.num_embeddings - 1} (the vocabulary of this "
+                f"`input_ids` must lie between 0 and {self.config.vocab_size - 1} (the vocabulary of this "
                 f"model), got values from {low} to {high}. Is this the model's own tokenizer?"
             )
 

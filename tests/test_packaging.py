@@ -14,7 +14,7 @@ import modeling_sleep
 
 
 REPOSITORY = Path(__file__).parents[1]
-PRESETS = {f"modeling_sleep/configuration/presets/{p.name}" for p in REPOSITORY.glob("configuration/presets/*.json")}
+PRESETS = {f"modeling_sleep/configuration/presets/{p.name}" for p in REPOSITORY.glob("configuration/presets/*.*")}
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "demo", "outputs", "runs", "*.egg-info")
 
 
@@ -43,7 +43,7 @@ def test_wheel_contains_the_configuration_and_every_preset(files):
 def test_wheel_installs_one_top_level_package(files):
     metadata = f"modeling_sleep-{modeling_sleep.__version__}.dist-info"
     assert {name.split("/")[0] for name in files} == {"modeling_sleep", metadata}
-    assert all(name.endswith((".py", ".json")) for name in files if name.startswith("modeling_sleep/"))
+    assert all(name.endswith((".py", ".json", ".yaml")) for name in files if name.startswith("modeling_sleep/"))
 
 
 @pytest.mark.parametrize("installation", ["wheel", "editable"])

@@ -35,6 +35,7 @@ CODE = {
     "generation_sleep.py": REPOSITORY / "modeling_sleep" / "generation_sleep.py",
     "layers_sleep.py": REPOSITORY / "modeling_sleep" / "layers_sleep.py",
     "modeling_sleep.py": REPOSITORY / "modeling_sleep" / "modeling_sleep.py",
+    "peft_sleep.py": REPOSITORY / "modeling_sleep" / "peft_sleep.py",
 }
 FILES = {"causal": {"config.json", "generation_config.json", "model.safetensors", *CODE}}
 for kind in ("base", "sequence", "tokens"):

@@ -215,6 +215,12 @@ def check_cache(cache: Cache, config) -> None:
         else:
             fits = hasattr(layer, "window_start_state") or _is_unused(layer)
         if not fits:
+            if type(layer) is DynamicLayer and layer.is_initialized:  # a `DynamicCache` made of keys and values
+                hint = (
+                    "If PEFT's prefix tuning made it: the first sleep would drop its keys and values without having "
+                    "replayed them. Use prompt tuning, whose virtual tokens are read and slept over like others, or "
+                    "LoRA."
+                )
             raise ValueError(
                 f"Layer {i} of `past_key_values` ({type(cache).__name__}) is a {type(layer).__name__}, which cannot "
                 f"serve a {layer_type!r} layer: static, quantised and foreign caches do not know how to sleep. {hint}"

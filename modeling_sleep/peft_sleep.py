@@ -1,0 +1,48 @@
+"""PEFT finds its way in our models: default target modules for its methods, and the names of the memory's projections.
+
+Our linear layers carry Llama's names, so what PEFT targets in Llama, it may target here. Attention and Gated DeltaNet
+layers share these names: `LoraConfig(task_type="CAUSAL_LM")` adapts queries and values of both. What belongs to the
+latter alone is named by `memory_target_modules`.
+"""
+
+from .configuration_sleep import SleepConfig
+
+
+# Every `nn.Linear` of a Gated DeltaNet layer.
+MEMORY_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "a_proj", "b_proj", "g_proj", "o_proj")
+
+
+def memory_target_modules(config: SleepConfig) -> list[str]:
+    """
+    Name the linear projections of the Gated DeltaNet layers, which write and read the fast weights.
+
+    Parameters
+    ----------
+    config : SleepConfig
+        Of the model to adapt, with or without a head.
+
+    Returns
+    -------
+    list[str]
+        For `LoraConfig(target_modules=...)`: ends of the modules' names that no attention layer has.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such layer.
+    """
+    if "linear_attention" not in config.layer_types:
+        raise ValueError("A model of attention layers alone has no memory to adapt: choose other `target_modules`.")
+    return [f"linear_attn.{name}" for name in MEMORY_PROJECTIONS]
+
+
+def register_target_modules() -> None:
+    """Let PEFT know our models wherever it knows Llama's modules; what it knows of ours already stays as it is."""
+    try:
+        from peft.utils import constants
+    except ImportError:  # it is optional
+        return
+    for name, mapping in vars(constants).items():
+        # Also IA3's FEEDFORWARD_MODULES, but not prefix tuning: a sleep would drop its keys and values.
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING") and "llama" in mapping:
+            mapping.setdefault(SleepConfig.model_type, mapping["llama"])
