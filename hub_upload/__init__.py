@@ -1,6 +1,14 @@
-"""From a trained model to a repository on the Hub.
+"""From a trained model to a repository on the Hub, and back: `python -m modeling_sleep.hub_upload --help`.
 
-Here will live the four steps that publish a model: *export* (write a folder that loads with `trust_remote_code=True`
-and without this package), the *model card* (filled from the configuration and from measured results, never by hand),
-the *checks* (load the exported folder in a fresh process and compare its logits with the original's) and the *push*.
+    contents.py       which files belong into a repository, and nothing else
+    versions.py       what a checkpoint says of the code and the transformers that it was made with
+    card.py           the model card, rendered from the run's `results.json`, never typed by hand
+    export.py         a folder that loads with `trust_remote_code=True`, without this package
+    verify.py         that it does, and holds nothing that should not go out
+    clean_room.py     what verify runs in a process that has never heard of this package
+    push.py           one commit, or what it would be
+    pull.py           a repository as a folder
+    __main__.py       the command line
+
+`Trainer(push_to_hub=True)` and `model.push_to_hub()` give repositories that load, too; these have a card and checks.
 """
