@@ -182,11 +182,12 @@ def _fla_fits(value: torch.Tensor) -> bool:
 
 
 def _fla(query, key, value, log_decay, beta, initial_state):
-    from fla.ops.gated_delta_rule import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
+    # No import statement, here neither: loading code from the Hub, transformers asks for all that stand in a file.
+    fla = importlib.import_module("fla.ops.gated_delta_rule")
 
     # The fused recurrent kernel has no backward.
     one_token_awake = value.shape[1] == 1 and not torch.is_grad_enabled()
-    rule = fused_recurrent_gated_delta_rule if one_token_awake else chunk_gated_delta_rule
+    rule = fla.fused_recurrent_gated_delta_rule if one_token_awake else fla.chunk_gated_delta_rule
     return rule(
         query,
         key,

@@ -110,6 +110,9 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
             "AutoModelForSequenceClassification": "modeling_sleep.SleepForSequenceClassification",
             "AutoModelForTokenClassification": "modeling_sleep.SleepForTokenClassification",
         }
+        # Whatever the weights were loaded from, the code that goes with them now is this.
+        self.config.modeling_sleep_version = self.config.code_version
+        self.config.transformers_range = self.config.tested_transformers
         super().save_pretrained(save_directory, **kwargs)
 
 

@@ -6,9 +6,15 @@ This file is self-contained: it is copied into every saved folder and loaded the
 import json
 from pathlib import Path
 
+import transformers
 from huggingface_hub.dataclasses import strict
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 SLEEP_LAYER_TYPES = ("sleep_attention", "linear_attention")
@@ -103,6 +109,10 @@ class SleepConfig(PreTrainedConfig):
         pad_token_id (`int`, *optional*): Index of the padding token.
         bos_token_id (`int`, *optional*): Index of the token that begins a text.
         eos_token_id (`int` or `list[int]`, *optional*): Index or indices of the tokens that end a text.
+        modeling_sleep_version (`str`, *optional*):
+            The version of the code that a checkpoint was saved with. `save_pretrained` of a model writes it.
+        transformers_range (`str`, *optional*):
+            The releases of transformers that this code was tested with. `save_pretrained` of a model writes it.
 
     Raises:
         `StrictDataclassError` (of `huggingface_hub.errors`) or `ValueError`: if a field is of the wrong type or out
@@ -119,6 +129,9 @@ class SleepConfig(PreTrainedConfig):
     """
 
     model_type = "sleep"
+    # Of the code, not of a checkpoint, and no fields: tests keep them equal to the package's and pyproject.toml's.
+    code_version = "0.1.0"
+    tested_transformers = ">=5.14.0,<5.24"
     keys_to_ignore_at_inference = ["past_key_values"]
     # As in the in-tree hybrids, the recurrent mixers are replicated: a head of S is small, and its rule is sequential.
     base_model_tp_plan = {
@@ -171,6 +184,8 @@ class SleepConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    modeling_sleep_version: str | None = None
+    transformers_range: str | None = None
 
     def __post_init__(self, **kwargs):
         if (layer_types := kwargs.pop(SAVED_LAYER_TYPES, None)) is not None:
@@ -198,6 +213,25 @@ class SleepConfig(PreTrainedConfig):
         if self.rope_parameters is not None:
             self.validate_rope_type()  # before the parent asks for what other types need
         super().__post_init__(**kwargs)
+        self._warn_if_made_with_others()
+
+    def _warn_if_made_with_others(self):
+        """Say so, once, if a checkpoint was made for other releases than those here; it is loaded all the same."""
+        try:
+            version, code = Version(self.modeling_sleep_version or self.code_version), Version(self.code_version)
+            supported = SpecifierSet(self.transformers_range or "")
+        except (InvalidVersion, InvalidSpecifier):  # of a future that writes them differently
+            return
+        if version.release[:2] != code.release[:2]:
+            logger.warning_once(
+                f"This checkpoint was made with modeling_sleep {version}, and this is {code}. If something is not as "
+                f"it should be: `pip install modeling-sleep=={version}`."
+            )
+        if not supported.contains(transformers.__version__, prereleases=True):
+            logger.warning_once(
+                f"This checkpoint's code was tested with transformers{supported}, and {transformers.__version__} is "
+                f'installed. If something is not as it should be: `pip install "transformers{supported}"`.'
+            )
 
     def to_diff_dict(self) -> dict:
         """What is saved. `layer_types` goes by another name there: transformers reads every `config.json` also as a

@@ -1,0 +1,137 @@
+"""The command line. See the package's docstring for what is where.
+
+python -m modeling_sleep.hub_upload export runs/rule110-mini rule110
+python -m modeling_sleep.hub_upload verify rule110
+python -m modeling_sleep.hub_upload push rule110 user/rule110 --dry-run
+python -m modeling_sleep.hub_upload pull user/rule110 somewhere-else
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.utils import logging
+
+from .export import export
+from .hub import explain_hub_errors
+from .pull import pull
+from .push import push
+from .verify import verify
+
+
+OK, FAILED, REFUSED = 0, 1, 2
+EXIT_CODES = (
+    "Exit codes: 0 all is well; 1 a check failed, or the Hub refused or could not be reached; 2 the command cannot be "
+    "carried out as given."
+)
+
+
+def run_export(args) -> int:
+    for note in export(args.folder, args.out, overwrite=args.overwrite, license=args.license):
+        print(f"note    {note}")
+    print(f"wrote   {args.out}\nnext    python -m modeling_sleep.hub_upload verify {args.out}")
+    return OK
+
+
+def run_verify(args) -> int:
+    return OK if verify(args.out) else FAILED
+
+
+def run_push(args) -> int:
+    if not verify(args.out):
+        print("nothing was sent", file=sys.stderr)
+        return FAILED
+    push(
+        args.out,
+        args.repo,
+        private=args.private,
+        revision=args.revision,
+        dry_run=args.dry_run,
+        message=args.message,
+        force_card=args.force_card,
+        token=args.token,
+    )
+    return OK
+
+
+def run_pull(args) -> int:
+    print(f"fetched {pull(args.repo, args.out, revision=args.revision, token=args.token)}")
+    return OK if verify(args.out) else FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_sleep.hub_upload",
+        description="From a trained model to a repository on the Hub, and back.",
+        epilog=EXIT_CODES,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name, run, text):
+        command = commands.add_parser(name, help=text, description=text, epilog=EXIT_CODES)
+        command.set_defaults(run=run)
+        return command
+
+    def add_token(command):
+        command.add_argument(
+            "--token", help="of the Hub; better HF_TOKEN or `hf auth login`, as others can see command lines"
+        )
+
+    command = add("export", run_export, "write a folder that loads anywhere, with code, card and nothing else")
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="what save_pretrained or a Trainer wrote")
+    command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet, or empty")
+    command.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
+    command.add_argument("--license", metavar="ID", help="default: what FOLDER's card says, or else apache-2.0")
+
+    command = add("verify", run_verify, "check an exported folder, in a process without this package too")
+    command.add_argument("out", type=Path, metavar="OUT", help="what export wrote")
+
+    command = add("push", run_push, "verify a folder and send it to the Hub in one commit")
+    command.add_argument("out", type=Path, metavar="OUT", help="what export wrote")
+    command.add_argument("repo", metavar="REPO", help="USER/NAME; it is made if it is not there")
+    command.add_argument("--private", action="store_true", help="if the repository is made")
+    command.add_argument("--revision", help="a branch, made from main if it is not there (default: main)")
+    command.add_argument("--dry-run", action="store_true", help="print what would go up, and write nothing")
+    command.add_argument("--message", help="of the commit")
+    command.add_argument("--force-card", action="store_true", help="overwrite a card that was edited on the Hub")
+    add_token(command)
+
+    command = add("pull", run_pull, "fetch a repository of the Hub into a folder, and verify it")
+    command.add_argument("repo", metavar="REPO", help="USER/NAME")
+    command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet, or empty")
+    command.add_argument("--revision", help="a branch, a tag or a commit (default: main)")
+    add_token(command)
+    return parser
+
+
+@contextmanager
+def quiet_transformers():
+    """Without what loading says of weights: that a head is left out is no news. Uploads keep their bars."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        with quiet_transformers(), explain_hub_errors():
+            return args.run(args)
+    except ConnectionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""A repository of the Hub as a folder, of one commit."""
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+
+def pull(repo: str, out: Path, *, revision: str | None = None, token: str | None = None) -> str:
+    """
+    Fetch a repository.
+
+    Parameters
+    ----------
+    repo : str
+        `user/name`.
+    out : Path
+        Not there yet, or empty, or where an earlier pull broke off.
+    revision : str, optional
+        A branch, a tag or a commit. Default: main.
+    token : str, optional
+        Default: that of `HF_TOKEN` or `hf auth login`.
+
+    Returns
+    -------
+    str
+        The repository and the commit that was fetched.
+
+    Raises
+    ------
+    ValueError
+        If the folder is not empty.
+    """
+    out, notes = Path(out), Path(out) / ".cache"
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (notes / "huggingface").is_dir())):
+        raise ValueError(f"{out} is not empty. Give a folder that is not there yet.")
+    api = HfApi(token=token)
+    commit = api.model_info(repo, revision=revision).sha
+    api.snapshot_download(repo, revision=commit, local_dir=out)
+    shutil.rmtree(notes, ignore_errors=True)  # the client's, with which a pull that broke off would have gone on
+    return f"{repo} at commit {commit}"

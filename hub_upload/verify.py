@@ -1,0 +1,279 @@
+"""Whether a folder can go out: it holds what it must and nothing else, and is the same model without this package.
+
+Notable:
+- the code runs only after it was found to be the installed package's, byte by byte: a folder from elsewhere is no
+  reason to run what is in it
+- the original's outputs come from the installed package in this process, the folder's from a process that has never
+  heard of it, with an empty cache and no network
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers.dynamic_module_utils import get_imports
+
+import modeling_sleep
+
+from . import clean_room
+from .contents import AUTO_MAP, CARD, PICKLES, WEIGHTS, belongs, code_files, list_files, model_class, read_json
+from .export import check_source
+from .versions import CODE_FIELD
+
+
+# As in the tests of the package; in half precision, what one rounding makes of logits.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+SECRETS = {
+    "a token of the Hub": re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
+    "an AWS key": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a token of GitHub": re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"),
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+}
+# Not behind a word, where it is part of an address: https://example.org/home/
+LOCAL_PATHS = re.compile(r"(?<![\w.-])/(home|tmp|root|work|Users)/|[A-Za-z]:\\{1,2}Users\b")
+VOCABULARIES = {"vocab.json", "vocab.txt", "merges.txt"}  # pieces of text, any of which may look like a path
+BROUGHT_BY_TRANSFORMERS = ("huggingface_hub", "numpy", "packaging", "safetensors")
+SECONDS_AT_MOST = 3600
+
+
+class Check(NamedTuple):
+    """What was looked at, and what to do if it is not as it should be; empty if it is."""
+
+    what: str
+    complaint: str = ""
+
+    def __str__(self):
+        return f"FAILED  {self.what}: {self.complaint}" if self.complaint else f"ok      {self.what}"
+
+
+def verify(folder: Path, say: Callable[[str], None] = print) -> bool:
+    """
+    Check a folder, one line per check.
+
+    Parameters
+    ----------
+    folder : Path
+        What `export` wrote or `pull` fetched.
+    say : callable
+        Takes a line.
+
+    Returns
+    -------
+    bool
+        Whether all is well.
+
+    Raises
+    ------
+    ValueError
+        If there is no model that sleeps in it.
+    """
+    folder = Path(folder)
+    check_source(folder)
+    well = True
+    for check in files_checks(folder):
+        say(str(check))
+        well = well and not check.complaint
+    if not well:
+        say("not run loading it: first mend what failed, as its code runs then")
+        return False
+    for check in loading_checks(folder):
+        say(str(check))
+        well = well and not check.complaint
+    return well
+
+
+def files_checks(folder: Path) -> list[Check]:
+    """What can be said without running anything."""
+    config, files = read_json(folder / "config.json"), list_files(folder)
+    return [
+        check_needed(config, files),
+        check_not_needed(files),
+        check_code(config, files),
+        check_imports(files),
+        check_auto_map(config),
+        check_pickles(files),
+        check_text("no secret", files, find_secret),
+        check_text("no path of this machine", files, find_local_path),
+    ]
+
+
+def check_needed(config: dict, files: dict[str, Path]) -> Check:
+    missing = {CARD, *code_files()} - files.keys()
+    if not any(WEIGHTS.fullmatch(name) for name in files):
+        missing.add("model.safetensors")
+    if config["architectures"] == ["SleepForCausalLM"]:
+        missing |= {"generation_config.json"} - files.keys()
+    complaint = f"{', '.join(sorted(missing))} missing: export it again" if missing else ""
+    return Check("all files that are needed", complaint)
+
+
+def check_not_needed(files: dict[str, Path]) -> Check:
+    strangers = [name for name in files if not belongs(name)]
+    return Check("no file that is not needed", f"remove {', '.join(strangers)}" if strangers else "")
+
+
+def check_code(config: dict, files: dict[str, Path]) -> Check:
+    stated, ours = config.get(CODE_FIELD), modeling_sleep.__version__
+    what = f"code as in modeling_sleep {stated or ours}"
+    if stated is None:
+        return Check(what, f"config.json does not say of what version the code is ({CODE_FIELD}): export it again")
+    if stated != ours:
+        return Check(
+            what, f"installed is {ours}: `pip install modeling-sleep=={stated}` to compare, or export it again"
+        )
+    changed = [name for name, ours in code_files().items() if name in files and not same_bytes(files[name], ours)]
+    if changed:
+        return Check(what, f"{', '.join(sorted(changed))} differ from the package's: export it again")
+    return Check(what)
+
+
+def check_imports(files: dict[str, Path]) -> Check:
+    """
+    What a stranger needs to have installed. From the Hub, unlike from a folder, transformers asks of every file that
+    all it imports is there, also inside of functions.
+    """
+    brought = {"torch", "transformers", *BROUGHT_BY_TRANSFORMERS, *sys.stdlib_module_names}
+    imports = {name: set(get_imports(path)) - brought for name, path in files.items() if name.endswith(".py")}
+    found = [f"{name} imports {', '.join(sorted(more))}" for name, more in imports.items() if more]
+    complaint = "; ".join(found) + ": import it in a `try`, or with importlib, and export it again" if found else ""
+    return Check("code imports nothing but torch and transformers", complaint)
+
+
+def same_bytes(first: Path, second: Path) -> bool:
+    return first.read_bytes() == second.read_bytes()
+
+
+def check_auto_map(config: dict) -> Check:
+    auto_map = config.get("auto_map", {})
+    wrong = [name for name, target in AUTO_MAP.items() if auto_map.get(name) != target]
+    wrong += [name for name in auto_map if name not in AUTO_MAP]
+    complaint = f"auto_map in config.json is wrong for {', '.join(wrong)}: export it again" if wrong else ""
+    return Check("auto_map names all classes", complaint)
+
+
+def check_pickles(files: dict[str, Path]) -> Check:
+    pickles = [name for name, path in files.items() if PICKLES.fullmatch(name) or is_pickle(path)]
+    return Check("no pickle", f"{', '.join(pickles)} would run code when opened: export it again" if pickles else "")
+
+
+def is_pickle(path: Path) -> bool:
+    """By what is in it: the opcode that all pickles of protocol 2 and later begin with, or one in torch's archive."""
+    with path.open("rb") as file:
+        begin = file.read(4)
+    if begin[:1] == b"\x80" and begin[1:2] in b"\x02\x03\x04\x05":
+        return True
+    if begin != b"PK\x03\x04" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".pkl") for name in archive.namelist())
+
+
+def check_text(what: str, files: dict[str, Path], find: Callable[[str], str]) -> Check:
+    complaints = []
+    for name, path in files.items():
+        if name in VOCABULARIES or WEIGHTS.fullmatch(name) and not name.endswith(".json"):
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:  # a picture
+            continue
+        if name == "tokenizer.json":
+            text = without_vocabulary(text)
+        complaints += [
+            f"{name} line {i}: {found}" for i, line in enumerate(text.splitlines(), 1) if (found := find(line))
+        ]
+    return Check(
+        what, "; ".join(complaints[:5]) + " (take it out, also of where it was exported from)" * bool(complaints)
+    )
+
+
+def without_vocabulary(text: str) -> str:
+    """A tokenizer's settings, whose lines are those of the file no longer."""
+    try:
+        tokenizer = json.loads(text)
+        tokenizer["model"] = {k: v for k, v in tokenizer["model"].items() if k not in ("vocab", "merges")}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return text
+    return json.dumps({k: v for k, v in tokenizer.items() if k != "added_tokens"}, indent=1)
+
+
+def find_secret(line: str) -> str:
+    """What the line gives away, but not the secret itself."""
+    return next(
+        (f"{what}, which must be revoked now" for what, pattern in SECRETS.items() if pattern.search(line)), ""
+    )
+
+
+def find_local_path(line: str) -> str:
+    found = LOCAL_PATHS.search(line)
+    return line[found.start() :][:60] if found else ""
+
+
+def loading_checks(folder: Path) -> list[Check]:
+    """The folder by itself, in a process without the package, against the package in this one."""
+    config = read_json(folder / "config.json")
+    kind = model_class(folder, config).__name__
+    try:
+        expected_tensors, expected_texts = clean_room.outputs(folder)
+    except Exception as error:  # whatever: it is what anyone who loads the folder would meet
+        return [Check("loads with the package", f"{type(error).__name__}: {error}")]
+    with tempfile.TemporaryDirectory() as out:
+        process = run_clean_room(folder, Path(out))
+        if process.returncode != 0:
+            *_, last = process.stderr.strip().splitlines() or ["(it said nothing)"]
+            return [Check("loads without the package", f"{last}: this is a bug, please report it with {folder}")]
+        tensors = load_file(Path(out) / "tensors.safetensors")
+        texts = json.loads((Path(out) / "texts.json").read_text(encoding="utf-8"))
+    checks = [Check(f"loads without the package: AutoConfig, AutoModel, {kind}")]
+    for name, expected in expected_tensors.items():
+        what = f"{name}, shape {tuple(expected.shape)}, are those of the package"
+        checks.append(Check(what, difference(tensors.get(name), expected)))
+    for name, expected in expected_texts.items():
+        same = texts.get(name) == expected
+        complaint = (
+            "" if same else f"gave {texts.get(name)!r} instead of {expected!r}: this is a bug, please report it"
+        )
+        checks.append(Check(f"the {name} gives what it gives with the package", complaint))
+    return checks
+
+
+def run_clean_room(folder: Path, out: Path) -> subprocess.CompletedProcess:
+    """In a process without the package, the caches and the tokens of this one."""
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "PYTHON"))
+    }
+    with tempfile.TemporaryDirectory() as home:
+        environment |= {"HF_HOME": home, "HF_MODULES_CACHE": f"{home}/modules", "HF_HUB_OFFLINE": "1"}
+        site = Path(transformers.__file__).parents[1]
+        arguments = [Path(clean_room.__file__).resolve(), folder.resolve(), out, site, torch.get_num_threads()]
+        return subprocess.run(
+            [sys.executable, "-I", *map(str, arguments)],
+            cwd=home,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_AT_MOST,
+        )
+
+
+def difference(found: torch.Tensor | None, expected: torch.Tensor) -> str:
+    """Empty if they agree."""
+    if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
+        return f"got {None if found is None else (found.dtype, tuple(found.shape))}: this is a bug, please report it"
+    if not expected.is_floating_point():
+        return "" if found.equal(expected) else f"{found.tolist()} instead of {expected.tolist()}"
+    # Relative to the largest, as rounding is; NaN where both have it would hide a broken model.
+    gap = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp_min(1)
+    if gap <= TOLERANCES[expected.dtype]:
+        return ""
+    return f"they differ by {gap:.1e}: this is a bug, please report it" if gap == gap else "they are not numbers"

@@ -1,0 +1,446 @@
+"""Export, card and checks: what goes out is the model with its code, and nothing else."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import modeling_sleep
+from modeling_sleep import (
+    SleepConfig,
+    SleepForCausalLM,
+    SleepForSequenceClassification,
+    SleepForTokenClassification,
+    SleepModel,
+)
+from modeling_sleep.hub_upload import verify as verify_module
+from modeling_sleep.hub_upload.__main__ import main
+from modeling_sleep.hub_upload.card import PLACE
+from modeling_sleep.hub_upload.contents import code_files
+from modeling_sleep.hub_upload.export import export
+from modeling_sleep.hub_upload.verify import difference, files_checks, verify
+from modeling_sleep.hub_upload.versions import transformers_range
+
+
+REPOSITORY = Path(__file__).parents[1]
+SHIPPED = REPOSITORY / "examples" / "checkpoints" / "rule110-demo"
+WITHOUT_CODE = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
+
+
+def small_model(cls=SleepForCausalLM, **overrides):
+    torch.manual_seed(0)
+    return cls(SleepConfig.from_preset("tiny", **{"initializer_range": 0.2, **overrides}))
+
+
+def complaints(folder):
+    return {check.what: check.complaint for check in files_checks(folder) if check.complaint}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The shipped checkpoint; for reading only."""
+    out = tmp_path_factory.mktemp("exported") / "rule110-demo"
+    assert main(["export", str(SHIPPED), str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+# Export.
+
+
+def without_release(content):
+    """Of transformers, which every save writes down."""
+    return {name: value for name, value in json.loads(content).items() if name != "transformers_version"}
+
+
+def test_the_shipped_checkpoint_is_what_this_tool_makes(exported):
+    """But for its card and for what config.json says of versions."""
+    ours, theirs = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (exported, SHIPPED))
+    assert {name for name in ours if not name.endswith(".py")} == {n for n in theirs if not n.endswith(".py")}
+    for name in ("model.safetensors", "results.json", "tokenizer.json", "tokenizer_config.json"):
+        assert ours[name] == theirs[name], name
+    versions = {"modeling_sleep_version": modeling_sleep.__version__, "transformers_range": transformers_range()}
+    assert without_release(ours["config.json"]) == {**without_release(theirs["config.json"]), **versions}
+    assert without_release(ours["generation_config.json"]) == without_release(theirs["generation_config.json"])
+    # The code is compared with the package's, as the shipped one's is in test_examples.py.
+    assert {name: ours[name] for name in ours if name.endswith(".py")} == {
+        name: path.read_bytes() for name, path in code_files().items()
+    }
+
+
+def test_the_code_is_what_save_pretrained_writes(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.py")} == code_files().keys()
+
+
+def test_versions_are_those_of_pyproject():
+    assert f'"transformers{transformers_range()}"' in (REPOSITORY / "pyproject.toml").read_text()
+
+
+def test_what_a_run_leaves_behind_stays_behind(tmp_path, capsys):
+    run, out = tmp_path / "run", tmp_path / "out"
+    model = small_model(use_cache=False)
+    model.save_pretrained(run, max_shard_size="20KB")
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "rng_state.pth",
+        "run.json",
+        "trainer_state.json",
+        "old_sleep.py",
+    ):
+        (run / name).write_text("{}")
+    for name in ("checkpoint-10", "logs", "runs"):
+        (run / name).mkdir()
+        (run / name / "optimizer.pt").write_text("")
+    (run / "cache_sleep.py").write_text("raise AssertionError('code of an older version')")
+    (run / "loss_by_step.png").write_bytes((REPOSITORY / "docs" / "wake_and_sleep.svg").read_bytes())
+    assert main(["export", str(run), str(out)]) == 0
+    said = capsys.readouterr().out
+    for name in ("checkpoint-10", "training_args.bin", "optimizer.pt", "run.json", "old_sleep.py", "use_cache"):
+        assert name in said
+    assert {path.name for path in out.iterdir()} == {*WITHOUT_CODE, *code_files(), "loss_by_step.png"}
+    assert not complaints(out)
+    assert "![loss by step](loss_by_step.png)" in (out / "README.md").read_text()
+    loaded = SleepForCausalLM.from_pretrained(out)
+    assert loaded.config.use_cache
+    assert all(tensor.equal(model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    assert (run / "optimizer.pt").exists()  # the source is only read
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_pickled_weights_become_safetensors(tmp_path, dtype):
+    model = small_model().to(dtype)
+    model.save_pretrained(tmp_path / "run")
+    torch.save(load_file(tmp_path / "run" / "model.safetensors"), tmp_path / "run" / "pytorch_model.bin")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    export(tmp_path / "run", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*WITHOUT_CODE, *code_files()}
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(tensor.equal(model.state_dict()[name]) for name, tensor in weights.items()) and len(weights) > 20
+
+
+def test_a_model_loaded_from_elsewhere_is_no_longer_of_there(tmp_path):
+    model = small_model()
+    model.config.auto_map = {"AutoConfig": "anna/model--configuration_sleep.SleepConfig", "AutoThing": "x.Y"}
+    model.save_pretrained(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    assert not complaints(tmp_path / "out")
+
+
+def nothing(folder):
+    pass
+
+
+def adapter(folder):
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def only_checkpoints(folder):
+    small_model().save_pretrained(folder / "checkpoint-10")
+
+
+def llama(folder):
+    sizes = dict(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
+
+
+def broken_json(folder):
+    (folder / "config.json").write_text('{"model_type": "sleep"')
+
+
+def class_of_ones_own(folder):
+    small_model().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["AmnesiacForCausalLM"]}))
+
+
+def no_weights(folder):
+    small_model().save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+
+
+def another_run_s_weights(folder):
+    small_model(num_hidden_layers=2).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    small_model().save_pretrained(folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def tokenizer_with_code(folder):
+    small_model().save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["my.Tokenizer", null]}}')
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (nothing, "holds no saved model: there is no config.json"),
+        (adapter, r"holds an adapter, not a model. Merge it first: `peft_model.merge_and_unload"),
+        (only_checkpoints, "no config.json. Did you mean .*checkpoint-10"),
+        (llama, "holds a model of type 'llama', not one that sleeps"),
+        (broken_json, "config.json cannot be read as JSON"),
+        (class_of_ones_own, r"names \['AmnesiacForCausalLM'\] .* does not travel with the model"),
+        (no_weights, "no file named model.safetensors"),
+        (another_run_s_weights, "are not those of its config.json.*missing_keys"),
+        (tokenizer_with_code, "tokenizer in .* brings code of its own"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_cannot_be_exported_says_so_and_leaves_nothing(tmp_path, capsys, make, message):
+    (tmp_path / "run").mkdir()
+    make(tmp_path / "run")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
+    assert re.search(message, capsys.readouterr().err, re.S)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_is_in_the_way_stays(copy, tmp_path, capsys):
+    before = {path.name: path.read_bytes() for path in copy.iterdir()}
+
+    def refused(out, message, *flags):
+        assert main(["export", str(SHIPPED), str(out), *flags]) == 2
+        assert message in capsys.readouterr().err
+
+    refused(SHIPPED, "is the folder that is exported", "--overwrite")
+    refused(copy, "is not empty. Give another folder, or --overwrite")
+    (copy / "thesis.tex").write_text("years of work")
+    refused(copy, "holds what no export wrote (thesis.tex)", "--overwrite")
+    refused(copy / "thesis.tex", "is a file")
+    assert (copy / "thesis.tex").read_text() == "years of work"
+    (copy / "thesis.tex").unlink()
+    (copy / "model-00001-of-00002.safetensors").write_text("of an earlier export")
+    assert main(["export", str(SHIPPED), str(copy), "--overwrite"]) == 0
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
+
+
+# The card.
+
+
+def test_the_card_is_rendered_from_the_results(exported):
+    results = json.loads((SHIPPED / "results.json").read_text())
+    card = ModelCard.load(exported / "README.md")
+    assert (card.data.library_name, card.data.license) == ("transformers", "apache-2.0")
+    assert card.data.pipeline_tag == "text-generation"
+    assert card.data.tags == ["sleep", "fast-weights", "rule110"]
+    assert card.data.model_name == "rule110-demo"
+    measured = [
+        (r.metric_args["sleep_passes"], r.metric_args["depth"], r.metric_value) for r in card.data.eval_results
+    ]
+    assert measured == [(row["passes"], row["depth"], row["exact_match"]) for row in results["counts"]]
+    assert {(r.dataset_type, r.metric_type) for r in card.data.eval_results} == {("rule110", "exact_match")}
+
+    rows = re.findall(r"^\| (\d+)(.*?) \| (.* %) \|$", card.text, re.M)
+    assert [(int(n), never) for n, never, _ in rows] == [(1, ""), (2, ""), (4, ""), (8, ", never trained")]
+    shown = [float(share) for *_, shares in rows for share in re.findall(r"([\d.]+) %", shares)]
+    assert shown == pytest.approx([100 * row["exact_match"] for row in results["counts"]], abs=0.051)
+    for part in (results["command"], results["commit"], results["description"], "L = 13", "8,000 steps of 128"):
+        assert part in card.text
+    assert "Trained with N = 1, 2, 4** and no other. Beyond N = 4" in card.text
+    assert "@article{lee2026sleep" in card.text
+
+
+def test_the_use_on_the_card_runs_and_is_five_lines(exported, capsys):
+    (code,) = re.findall(r"^```python\n(.*?)^```", (exported / "README.md").read_text(), re.M | re.S)
+    assert len(code.splitlines()) == 5 and code.count("trust_remote_code=True") == 2
+    # With the package's classes: remote code in this process would stay for the tests that follow.
+    exec(code.replace(PLACE, str(exported)).replace(", trust_remote_code=True", ""), {})
+    assert re.fullmatch(r"t=1 [01 ]+<query> ?[01 ]+", capsys.readouterr().out.strip())
+
+
+def test_without_results_the_card_says_that_nothing_was_measured(tmp_path):
+    model = small_model(SleepForTokenClassification)
+    model.save_pretrained(tmp_path / "run")
+    metadata = {"license": "mit", "base_model": "anna/base", "datasets": ["anna/texts"], "language": "la"}
+    (tmp_path / "run" / "README.md").write_text(f"---\n{yaml.safe_dump(metadata)}---\n\n99.9 % of all things\n")
+    export(tmp_path / "run", tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "Nothing was measured" in card.text and "%" not in card.text
+    assert "What N it was trained for is not recorded" in card.text
+    assert card.data.eval_results is None and card.data.pipeline_tag == "token-classification"
+    assert {name: card.data.get(name) for name in metadata} == metadata
+    (code,) = re.findall(r"^```python\n(.*?)^```", card.text, re.M | re.S)
+    exec(code.replace(PLACE, str(tmp_path / "out")).replace(", trust_remote_code=True", ""), {})
+    export(tmp_path / "run", tmp_path / "other", license="cc-by-4.0")
+    assert ModelCard.load(tmp_path / "other" / "README.md").data.license == "cc-by-4.0"
+
+
+# The checks.
+
+
+def test_an_exported_checkpoint_passes_in_a_process_without_the_package(exported, capsys):
+    assert main(["verify", str(exported)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 14 and all(line.startswith("ok ") for line in lines), lines
+    for part in ("without the package", "logits", "greedy tokens", "tokenizer", "pipeline", "hidden states"):
+        assert any(part in line for line in lines)
+
+
+def test_a_classifier_passes_too(tmp_path, capsys):
+    small_model(SleepForSequenceClassification, num_labels=3).save_pretrained(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    assert verify(tmp_path / "out")
+    assert "logits, shape (1, 3), are those of the package" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cls", [SleepModel, SleepForTokenClassification])
+def test_other_kinds_have_all_files_too(tmp_path, cls):
+    small_model(cls).save_pretrained(tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "out")
+    assert not complaints(tmp_path / "out")
+    tensors, texts = verify_module.clean_room.outputs(tmp_path / "out")
+    assert ("logits" in tensors) == (cls is not SleepModel) and not texts
+
+
+def write(name, text):
+    def change(folder):
+        (folder / name).write_text(text)
+
+    return change
+
+
+def append(name, text):
+    def change(folder):
+        (folder / name).write_text((folder / name).read_text() + text)
+
+    return change
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def set_config(**fields):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config = {name: value for name, value in {**config, **fields}.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+def pickle_as_picture(folder):
+    torch.save({"a": torch.ones(1)}, folder / "plot.png")
+
+
+PRIVATE_KEY = "-----BEGIN RSA PRIVATE " + "KEY-----"  # in pieces, as others look for it in these files
+
+
+@pytest.mark.parametrize(
+    "change, what, complaint",
+    [
+        (write("trainer_state.json", "{}"), "no file that is not needed", "remove trainer_state.json"),
+        (lambda f: (f / "logs").mkdir() or write("logs/a.txt", "")(f), "no file that is not needed", "logs/a.txt"),
+        (remove("layers_sleep.py"), "all files that are needed", "layers_sleep.py missing: export it again"),
+        (remove("model.safetensors"), "all files that are needed", "model.safetensors missing"),
+        (remove("README.md"), "all files that are needed", "README.md missing"),
+        (append("cache_sleep.py", "# mine\n"), "code as in modeling_sleep", "cache_sleep.py differ from the package"),
+        (
+            append("cache_sleep.py", "def f():\n    import fla\n"),
+            "code imports nothing",
+            "cache_sleep.py imports fla: ",
+        ),
+        (
+            set_config(modeling_sleep_version="0.0.9"),
+            "code as in modeling_sleep 0.0.9",
+            "install modeling-sleep==0.0.9",
+        ),
+        (set_config(modeling_sleep_version=None), "code as in modeling_sleep", "does not say of what version"),
+        (set_config(auto_map={"AutoModel": "a.B"}), "auto_map names all classes", "AutoModel, AutoModelForCausalLM"),
+        (write("training_args.bin", ""), "no pickle", "training_args.bin would run code"),
+        (pickle_as_picture, "no pickle", "plot.png would run code"),
+        (append("README.md", f"token = hf_{'a1B2' * 9}\n"), "no secret", "a token of the Hub, which must be revoked"),
+        (append("results.json", f"\nAKIA{'Z7' * 8}"), "no secret", "an AWS key"),
+        (append("README.md", PRIVATE_KEY), "no secret", "README.md line .* a private key"),
+        (append("results.json", '"/home/anna/runs"'), "no path of this machine", "/home/anna/runs"),
+        (append("README.md", "in /tmp/x"), "no path of this machine", "README.md line .*: /tmp/x"),
+        (append("README.md", r"C:\Users\anna"), "no path of this machine", r"C:\\Users\\anna"),
+        (append("results.json", r'"C:\\Users\\anna"'), "no path of this machine", "Users"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and len(value) < 40 else "",
+)
+def test_what_should_not_go_out_is_found(copy, change, what, complaint):
+    change(copy)
+    found = {name: text for name, text in complaints(copy).items() if name.startswith(what)}
+    assert found and re.search(complaint, "".join(found.values())), complaints(copy)
+    assert f"hf_{'a1B2' * 9}" not in str(complaints(copy))  # what is secret is not printed
+
+
+def test_addresses_and_vocabularies_are_no_paths(copy):
+    append("README.md", "https://example.org/home/page and path/to/tmp/thing, hf_hub_download, hf_transfer\n")(copy)
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {"/home/": 99, "/tmp/x": 100}
+    write("tokenizer.json", json.dumps(tokenizer))(copy)
+    assert not complaints(copy)
+
+
+def test_code_that_is_not_ours_is_not_run(copy, tmp_path, capsys):
+    append("modeling_sleep.py", f"\nopen({str(tmp_path / 'ran')!r}, 'w')\n")(copy)
+    assert main(["verify", str(copy)]) == 1
+    assert "not run" in capsys.readouterr().out
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_that_cannot_compute_fails(copy, capsys):
+    weights = load_file(copy / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    weights["model.layers.1.linear_attn.A_log"].fill_(float("nan"))
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert main(["verify", str(copy)]) == 1
+    assert re.search("^FAILED .*(not finite|NaN|not numbers)", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    "found, message",
+    [
+        ([1.0, 2.0], ""),
+        ([1.0, 2.000001], ""),
+        ([1.0, 2.001], "differ by"),
+        ([1.0, float("nan")], "not numbers"),
+        ([1.0], "got"),
+        (None, "got None"),
+    ],
+)
+def test_differences_are_seen(found, message):
+    said = difference(None if found is None else torch.tensor(found), torch.tensor([1.0, 2.0]))
+    assert message in said and bool(said) == bool(message)
+
+
+def test_verify_says_what_is_not_a_model(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "holds no saved model" in capsys.readouterr().err
+
+
+# Version honesty.
+
+
+def test_later_fields_are_kept(copy):
+    set_config(dream_depth={"rem": 3}, modeling_sleep_version="9.0.0")(copy)
+    config = AutoConfig.from_pretrained(copy)
+    assert (config.dream_depth, config.modeling_sleep_version) == ({"rem": 3}, "9.0.0")
+    assert AutoModelForCausalLM.from_pretrained(copy)(torch.ones(1, 3, dtype=torch.long)).logits.isfinite().all()
+    export(copy, copy.parent / "out")
+    config = json.loads((copy.parent / "out" / "config.json").read_text())
+    assert (config["dream_depth"], config["modeling_sleep_version"]) == ({"rem": 3}, modeling_sleep.__version__)
+
+
+# The command line.
+
+
+@pytest.mark.parametrize("command", [[], ["export"], ["verify"], ["push"], ["pull"]])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "Exit codes: 0" in said and len(said.splitlines()) > 8
