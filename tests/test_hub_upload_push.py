@@ -127,6 +127,19 @@ def test_a_push_is_verified_and_one_commit(hub, exported, capsys):
     assert not hub.writes(seen)
 
 
+def test_the_four_commands_of_the_readme(hub, tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    python -m modeling_sleep.hub_upload (.+?)(?: +#.*)?$", readme, re.M)
+    assert [command.split()[0] for command in commands] == ["export", "verify", "push", "push"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "anna-writes")
+    shutil.copytree(SHIPPED, "outputs/finetune-trainer")
+    for command in commands:
+        assert "anna/named" not in hub.repositories  # until the last
+        assert main(command.replace("USER/NAME", "anna/named").split()) == 0, capsys.readouterr().err
+    assert hub.files("anna/named").keys() == {".gitattributes", *list_files(Path("my-model"))}
+
+
 def test_nothing_is_sent_that_fails_a_check(hub, folder, capsys):
     (folder / "training_args.bin").write_bytes(b"")
     seen = len(hub.requests)
