@@ -1,4 +1,4 @@
-"""Train a model that sleeps on text of your own with `Trainer`, texts of many windows: two minutes on a CPU.
+"""Train a model that sleeps on text of your own with `Trainer`, texts of many windows: minutes on a CPU.
 
     python examples/finetune_trainer.py                                       # a new small model, on our own docs
     python examples/finetune_trainer.py --model FOLDER --text a.txt b.txt     # one you have, on what you have
