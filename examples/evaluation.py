@@ -113,16 +113,3 @@ def evaluate_by_depth(
         scores = metric.compute(predictions=predictions, references=references, depths=depths)
         results += [{"passes": n, **row} for row in scores["by_depth"]]
     return results
-
-
-def markdown_table(results: list[dict], depth_name: str) -> str:
-    """The shares of right answers as a Markdown table, a row per N."""
-    share = {(row["passes"], row["depth"]): row["exact_match"] for row in results}
-    depths = list(dict.fromkeys(depth for _, depth in share))
-    lines = [
-        f"| passes N | {' | '.join(f'{depth_name} = {depth}' for depth in depths)} |",
-        "|---:|" + "---:|" * len(depths),
-    ]
-    for n in dict.fromkeys(n for n, _ in share):
-        lines.append(f"| {n} | " + " | ".join(f"{100 * share[n, depth]:.1f} %" for depth in depths) + " |")
-    return "\n".join(lines)

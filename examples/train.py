@@ -24,7 +24,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from controls import AmnesiacForCausalLM
-from evaluation import evaluate_by_depth, markdown_table
+from evaluation import evaluate_by_depth
 from flops import training_flops
 from muon import MuonAdamW
 from progress import use_loss_bar
@@ -35,6 +35,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, get_schedu
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_sleep import SleepForCausalLM
+from modeling_sleep.hub_upload.card import table, write_card
 
 
 def ramp(step: int, max_steps: int, share: float, maximum: int, minimum: int = 1) -> int:
@@ -217,63 +218,6 @@ def command_line(recipe: Recipe, overrides: Sequence[str], seed: int) -> str:
     return shlex.join(["python", "examples/train.py", *arguments])
 
 
-def model_card(results: dict) -> str:
-    """The README of the checkpoint, rendered from its results."""
-    config, training, task = results["config"], results["training"], results["task"]
-    passes = ", ".join(map(str, training["passes"]))
-    drawn = f"drew N for each step from {passes}" if len(set(training["passes"])) > 1 else f"had N = {passes}"
-    threads = f", {results['threads']} thread{'s' * (results['threads'] > 1)}" if results["device"] == "cpu" else ""
-    return f"""---
-library_name: transformers
-license: apache-2.0
-pipeline_tag: text-generation
-tags: [sleep, fast-weights, {task["name"]}]
----
-
-# {results["recipe"]}
-
-A language model that sleeps ([arXiv 2605.26099](https://arxiv.org/abs/2605.26099)). It reads in windows of
-L = {config["window_size"]} tokens. When a window is full, the model replays it N - 1 more times into the fast weights
-of its Gated DeltaNet layers, then forgets it.
-
-{results["description"]}
-
-{results["parameters"]:,} parameters; {training["max_steps"]:,} steps of {training["batch_size"]} examples took
-{results["seconds"] / 60:.0f} minutes ({results["device"]}{threads}) and {results["flops"]:.2g} floating point
-operations.
-
-## Accuracy
-
-Share of answers that are right as a whole, by {results["depth_name"]}; {results["counts"][0]["total"]:,} answers per
-figure, none of them from training, which {drawn}; one seed.
-
-{markdown_table(results["counts"], results["depth_name"])}
-
-## Use
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-folder = "path/to/this/folder"
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-problem = "{results["example"]["problem"]}"
-inputs = tokenizer(problem, return_tensors="pt")
-output = model.generate(**inputs, max_new_tokens={results["example"]["answer_tokens"]}, sleep_passes=4)
-print(tokenizer.decode(output[0]))
-```
-
-## Reproduce
-
-```
-{results["command"]}
-```
-
-at commit {results["commit"] or "unknown"}, with torch {results["versions"]["torch"]} and transformers
-{results["versions"]["transformers"]}. `results.json` holds losses, settings and all numbers.
-"""
-
-
 def first_question(recipe: Recipe, seed: int) -> dict:
     """A problem as text, up to its first answer."""
     example = recipe.task.examples([0], split="eval", seed=seed, depth=recipe.evaluation.depths[0])[0]
@@ -369,10 +313,11 @@ def main(argv: Sequence[str] | None = None):
     model.save_pretrained(args.output)
     recipe.task.tokenizer().save_pretrained(args.output)
     (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (args.output / "README.md").write_text(model_card(results), encoding="utf-8")
+    if not training.amnesia:  # whose class is not in the package, so nobody else could load it
+        write_card(args.output)
     for checkpoint in args.output.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    say(f"\n{markdown_table(counts, recipe.task.depth_name)}\n\nsaved to {args.output}")
+    say(f"\n{table(counts, recipe.task.depth_name, training.passes)}\n\nsaved to {args.output}")
 
 
 if __name__ == "__main__":

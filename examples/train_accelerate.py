@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from evaluation import evaluate_by_depth, markdown_table
+from evaluation import evaluate_by_depth
 from recipe import load_recipe
 from tasks.task import IGNORE, make_dataset
 from torch.utils.data import DataLoader
@@ -24,6 +24,7 @@ from train import passes_at
 from transformers import get_scheduler
 
 from modeling_sleep import SleepForCausalLM
+from modeling_sleep.hub_upload.card import table
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None):
         trained, task, passes=settings.passes, depths=settings.depths, num_examples=args.examples
     )
     if accelerator.is_main_process:
-        print(f"\n{markdown_table(results, task.depth_name)}\n\nsaved to {args.output}")
+        print(f"\n{table(results, task.depth_name)}\n\nsaved to {args.output}")
     accelerator.end_training()
 
 

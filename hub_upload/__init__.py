@@ -1,11 +1,12 @@
 """From a trained model to a repository on the Hub, and back: `python -m modeling_sleep.hub_upload --help`.
 
     contents.py       which files belong into a repository, and nothing else
-    versions.py       what a checkpoint says of the code and the transformers that it was made with
     card.py           the model card, rendered from the run's `results.json`, never typed by hand
+    plot.py           the picture on it
     export.py         a folder that loads with `trust_remote_code=True`, without this package
     verify.py         that it does, and holds nothing that should not go out
     clean_room.py     what verify runs in a process that has never heard of this package
+    hub.py            what the Hub answers, in words that say what to do
     push.py           one commit, or what it would be
     pull.py           a repository as a folder
     __main__.py       the command line

@@ -12,22 +12,49 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from .export import export
-from .hub import explain_hub_errors
+from .hub import NO_TOKEN, HubError
 from .pull import pull
 from .push import push
 from .verify import verify
 
 
-OK, FAILED, REFUSED = 0, 1, 2
+OK, FAILED, REFUSED, STOPPED = 0, 1, 2, 130
 EXIT_CODES = (
     "Exit codes: 0 all is well; 1 a check failed, or the Hub refused or could not be reached; 2 the command cannot be "
-    "carried out as given."
+    "carried out as given; 130 stopped from the keyboard."
 )
 
 
+def repo_name(name: str) -> str:
+    """Refuse a name that the Hub would, before anything else is done."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise argparse.ArgumentTypeError(f"{error} A name looks like USER/NAME, without https://.") from None
+    return name
+
+
+@contextmanager
+def quiet_transformers():
+    """Without what loading says of weights: that a head is left out is no news."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()  # the Hub's as well, which uploads need
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@quiet_transformers()
 def run_export(args) -> int:
     for note in export(args.folder, args.out, overwrite=args.overwrite, license=args.license):
         print(f"note    {note}")
@@ -35,12 +62,15 @@ def run_export(args) -> int:
     return OK
 
 
+@quiet_transformers()
 def run_verify(args) -> int:
     return OK if verify(args.out) else FAILED
 
 
 def run_push(args) -> int:
-    if not verify(args.out):
+    if not (args.dry_run or args.token or get_token()):
+        raise HubError(NO_TOKEN)  # the checks may take a while
+    if run_verify(args) != OK:
         print("nothing was sent", file=sys.stderr)
         return FAILED
     push(
@@ -58,7 +88,7 @@ def run_push(args) -> int:
 
 def run_pull(args) -> int:
     print(f"fetched {pull(args.repo, args.out, revision=args.revision, token=args.token)}")
-    return OK if verify(args.out) else FAILED
+    return run_verify(args)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,42 +120,30 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("push", run_push, "verify a folder and send it to the Hub in one commit")
     command.add_argument("out", type=Path, metavar="OUT", help="what export wrote")
-    command.add_argument("repo", metavar="REPO", help="USER/NAME; it is made if it is not there")
-    command.add_argument("--private", action="store_true", help="if the repository is made")
-    command.add_argument("--revision", help="a branch, made from main if it is not there (default: main)")
+    command.add_argument("repo", type=repo_name, metavar="REPO", help="USER/NAME; it is made if it is not there")
+    command.add_argument("--private", action="store_true", help="make it private; refused if it is there and public")
+    command.add_argument("--revision", metavar="BRANCH", help="made from main if it is not there (default: main)")
     command.add_argument("--dry-run", action="store_true", help="print what would go up, and write nothing")
-    command.add_argument("--message", help="of the commit")
+    command.add_argument("--message", metavar="TEXT", help="of the commit")
     command.add_argument("--force-card", action="store_true", help="overwrite a card that was edited on the Hub")
     add_token(command)
 
     command = add("pull", run_pull, "fetch a repository of the Hub into a folder, and verify it")
-    command.add_argument("repo", metavar="REPO", help="USER/NAME")
+    command.add_argument("repo", type=repo_name, metavar="REPO", help="USER/NAME")
     command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet, or empty")
     command.add_argument("--revision", help="a branch, a tag or a commit (default: main)")
     add_token(command)
     return parser
 
 
-@contextmanager
-def quiet_transformers():
-    """Without what loading says of weights: that a head is left out is no news. Uploads keep their bars."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        with quiet_transformers(), explain_hub_errors():
-            return args.run(args)
-    except ConnectionError as error:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return STOPPED
+    except HubError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAILED
     except (OSError, ValueError) as error:

@@ -1,12 +1,16 @@
 """The model card, rendered from the run's `results.json` and the configuration; no number in it is typed by hand."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-from .contents import read_json
-from .versions import CODE_FIELD, TRANSFORMERS_FIELD
+from .contents import CARD, CODE_FIELD, TRANSFORMERS_FIELD, read_json
+from .plot import NAME as PLOT
+from .plot import plot_results
 
 
 # What the code of a card loads; `push` puts the repository's name there.
@@ -27,38 +31,73 @@ PAPER = """```bibtex
 ```"""
 
 
-def model_card(folder: Path, *, source_card: Path | None = None, license: str | None = None) -> str:
+def write_card(folder: Path, known: ModelCardData | None = None, license: str | None = None) -> list[str]:
     """
-    Render the card of an exported model.
+    Put the card of a saved model beside it, and the plot of its results.
 
     Parameters
     ----------
     folder : Path
         With `config.json` and, if the model was evaluated, `results.json` as `examples/train.py` writes it.
-    source_card : Path, optional
-        A card whose metadata (licence, base model, data sets, languages) is kept.
+    known : ModelCardData, optional
+        What another card of the model says of licence, base model, data sets, languages and tags. It is kept.
     license : str, optional
-        As the Hub names it; goes before that of `source_card`.
+        As the Hub names it; goes before that of `known`.
 
     Returns
     -------
-    str
+    list[str]
+        What is missing, a sentence each.
     """
-    config = read_json(folder / "config.json")
-    results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
-    known = ModelCard.load(source_card).data if source_card is not None and source_card.exists() else None
-    name = results.get("recipe") or (known and known.model_name) or f"{config['model_type']}-model"
+    results = read_results(folder)
+    notes = []
+    if results.get("counts") and not plot_results(results, folder / PLOT):
+        notes.append("no plot of the results, as matplotlib is not installed: `pip install matplotlib`")
+    card = model_card(folder, known, license)
+    (folder / CARD).write_text(card, encoding="utf-8", newline="\n")  # on Windows too
+    return notes
+
+
+def read_metadata(card: Path) -> ModelCardData | None:
+    """
+    What a card says of its model, if there is one.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read.
+    """
+    if not card.exists():
+        return None
+    try:
+        return ModelCard.load(card).data
+    except Exception as error:  # YAML's own, decoding, or a field of the wrong kind
+        raise ValueError(f"The metadata of {card} cannot be read: {error}. Mend it, or remove the file.") from None
+
+
+def read_results(folder: Path) -> dict:
+    return read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+
+
+def model_card(folder: Path, known: ModelCardData | None = None, license: str | None = None) -> str:
+    """Render the card. See [`write_card`] for the arguments."""
+    config, results = read_json(folder / "config.json"), read_results(folder)
+    known = known or ModelCardData()
+    name = results.get("recipe") or known.model_name or f"{config['model_type']}-model"
+    if results.get("variant"):
+        name += f", {results['variant']}"
     kind = config["architectures"][0]
+    tags = ["sleep", "fast-weights", *([results["task"]["name"]] if "task" in results else []), *(known.tags or [])]
     data = ModelCardData(
         library_name="transformers",
-        license=license or (known and known.license) or "apache-2.0",
-        license_name=known and known.license_name,
-        license_link=known and known.license_link,
-        language=known and known.language,
-        datasets=results.get("datasets") or (known and known.datasets),
-        base_model=results.get("base_model") or (known and known.base_model),
+        license=license or known.license or "apache-2.0",
+        license_name=None if license else known.license_name,
+        license_link=None if license else known.license_link,
+        language=known.language,
+        datasets=results.get("datasets") or known.datasets,
+        base_model=on_the_hub(results.get("base_model") or known.base_model),
         pipeline_tag=PIPELINES[kind],
-        tags=["sleep", "fast-weights", *([results["task"]["name"]] if "task" in results else [])],
+        tags=list(dict.fromkeys(tags)),
         model_name=name,
         eval_results=eval_results(results, PIPELINES[kind]) or None,
     )
@@ -75,6 +114,20 @@ def model_card(folder: Path, *, source_card: Path | None = None, license: str | 
         "## Citation\n\n" + PAPER,
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def on_the_hub(models: str | list[str] | None) -> list[str] | str | None:
+    """Those that a stranger can look up. Trainers also write folders here, at which the Hub refuses the card."""
+
+    def is_there(model):
+        try:
+            validate_repo_id(model)
+        except HFValidationError:
+            return False
+        return not Path(model).exists()
+
+    kept = [model for model in ([models] if isinstance(models, str) else models or []) if is_there(model)]
+    return kept[0] if len(kept) == 1 else kept or None
 
 
 def eval_results(results: dict, pipeline: str) -> list[EvalResult]:
@@ -134,7 +187,7 @@ def usage(folder: Path, config: dict, results: dict) -> str:
 
 def how_it_sleeps(config: dict, results: dict) -> str:
     window, passes = config["window_size"], config["sleep_passes"]
-    trained = sorted(set(results.get("training", {}).get("passes", [])))
+    trained = trained_passes(results)
     lines = [f"- L = {window}: the attention cache holds so many tokens. Texts may be longer; memory does not grow."]
     lines.append(
         f"- N = {passes} passes over a window in all, unless a call says otherwise: "
@@ -156,22 +209,27 @@ def how_it_sleeps(config: dict, results: dict) -> str:
 def results_section(folder: Path, results: dict) -> str:
     plots = "".join(f"\n\n![{path.stem.replace('_', ' ')}]({path.name})" for path in sorted(folder.glob("*.png")))
     if not results.get("counts"):
-        return "Nothing was measured: this model came without a `results.json`." + plots
+        return "None are recorded: measure before you rely on it." + plots
     totals = {row["total"] for row in results["counts"]}
     total = f"{totals.pop():,}" if len(totals) == 1 else f"{min(totals):,} to {max(totals):,}"
     return (
         f"Share of answers that are right as a whole, by {results['depth_name']}; {total} answers per figure, none of "
-        f"them from training; one seed ({results['seed']}).\n\n{table(results)}{plots}\n\n"
+        f"them from training; one seed ({results['seed']}).\n\n"
+        f"{table(results['counts'], results['depth_name'], trained_passes(results))}{plots}\n\n"
         "`results.json` holds all numbers, with 95 % intervals."
     )
 
 
-def table(results: dict) -> str:
-    """A row per N, a column per depth."""
-    share = {(row["passes"], row["depth"]): row["exact_match"] for row in results["counts"]}
+def trained_passes(results: dict) -> list[int]:
+    """Every N that was trained, if it is known."""
+    return sorted(set(results.get("training", {}).get("passes", [])))
+
+
+def table(counts: list[dict], depth_name: str, trained: Sequence[int] = ()) -> str:
+    """The shares of right answers in Markdown: a row per N, a column per depth."""
+    share = {(row["passes"], row["depth"]): row["exact_match"] for row in counts}
     depths = list(dict.fromkeys(depth for _, depth in share))
-    trained = results.get("training", {}).get("passes", [])
-    lines = ["| passes N | " + " | ".join(f"{results['depth_name']} = {depth}" for depth in depths) + " |"]
+    lines = ["| passes N | " + " | ".join(f"{depth_name} = {depth}" for depth in depths) + " |"]
     lines.append("|---:|" + "---:|" * len(depths))
     for n in dict.fromkeys(n for n, _ in share):
         label = f"{n}, never trained" if trained and n not in trained else n
@@ -185,7 +243,7 @@ def training_section(config: dict, results: dict) -> str:
         f"transformers{config[TRANSFORMERS_FIELD]}."
     )
     if "command" not in results:
-        return f"How it was trained is not recorded. {made}"
+        return f"The command that trained it is not recorded. {made}"
     training, versions = results["training"], results["versions"]
     steps = training.get("max_steps")
     took = f"{steps:,} steps of {training['batch_size']:,} examples, " if steps and "batch_size" in training else ""

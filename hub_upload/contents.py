@@ -1,4 +1,4 @@
-"""Which files belong into a repository of a model that sleeps: what is not named here is left out or complained of."""
+"""What belongs into a repository of a model that sleeps: what is not named here is left out or complained of."""
 
 import functools
 import json
@@ -21,12 +21,16 @@ AUTO_CLASSES = {
 AUTO_MAP = {name: f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}" for name, cls in AUTO_CLASSES.items()}
 MODEL_CLASSES = {cls.__name__: cls for name, cls in AUTO_CLASSES.items() if name != "AutoConfig"}
 
+# Of config.json: what the code is, and what it was tested with.
+CODE_FIELD, TRANSFORMERS_FIELD = "modeling_sleep_version", "transformers_range"
 CARD = "README.md"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 TOKENIZER = {
     "added_tokens.json", "chat_template.jinja", "merges.txt", "sentencepiece.bpe.model", "special_tokens_map.json",
     "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
 }  # fmt: skip
+TEMPLATES = "additional_chat_templates"  # a folder, of tokenizers that have more than one
 DOCUMENTS = re.compile(r"results\.json|(LICENSE|NOTICE)(\.\w+)?|[\w.-]+\.png")
 # Pickles run code when they are opened. The names are those that torch, Trainer and their friends give them.
 PICKLES = re.compile(r".+\.(bin|pt|pth|ckpt|pkl|pickle|joblib|h5|msgpack)")
@@ -48,6 +52,8 @@ def belongs(name: str) -> bool:
         name in {CARD, "config.json", "generation_config.json", ".gitattributes", *code_files(), *TOKENIZER}
         or WEIGHTS.fullmatch(name) is not None
         or DOCUMENTS.fullmatch(name) is not None
+        or name.startswith(f"{TEMPLATES}/")
+        and name.endswith(".jinja")
     )
 
 
@@ -59,9 +65,21 @@ def is_ours_to_delete(name: str) -> bool:
 
 
 def list_files(folder: Path) -> dict[str, Path]:
-    """All files of a folder by their path in it, sorted."""
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    return dict(sorted(files.items()))
+    """All files of a folder by their path in it, sorted. Links are none: what they point to is elsewhere."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
+
+
+def list_links(folder: Path) -> list[str]:
+    """Links to files and folders, by their path in the folder."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink())
+
+
+def weight_files(files: dict[str, Path]) -> set[str]:
+    """The names of the weights that are read when a folder with these files is loaded, there or not."""
+    if WHOLE in files or INDEX not in files:
+        return {WHOLE}
+    return {INDEX, *read_json(files[INDEX]).get("weight_map", {}).values()}
 
 
 def read_json(path: Path) -> dict:

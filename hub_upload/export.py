@@ -10,8 +10,21 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from .card import model_card
-from .contents import CARD, DOCUMENTS, TOKENIZER, belongs, list_files, model_class, read_json
+import modeling_sleep
+
+from .card import read_metadata, write_card
+from .contents import (
+    CARD,
+    CODE_FIELD,
+    DOCUMENTS,
+    TEMPLATES,
+    TOKENIZER,
+    belongs,
+    list_files,
+    list_links,
+    model_class,
+    read_json,
+)
 
 
 def check_source(source: Path) -> type:
@@ -25,12 +38,13 @@ def check_source(source: Path) -> type:
     """
     if not source.is_dir():
         raise ValueError(f"{source} is no folder. Give one that `save_pretrained` or a `Trainer` wrote.")
+    # Before all else: beside a config.json, too, transformers would load the model that the adapter names.
+    if (source / "adapter_config.json").exists():
+        raise ValueError(
+            f"{source} holds an adapter, not a model. Merge it first: "
+            "`peft_model.merge_and_unload().save_pretrained(...)`, and export what that wrote."
+        )
     if not (source / "config.json").exists():
-        if (source / "adapter_config.json").exists():
-            raise ValueError(
-                f"{source} holds an adapter, not a model. Merge it first: "
-                "`peft_model.merge_and_unload().save_pretrained(...)`, and export what that wrote."
-            )
         hint = "".join(f" Did you mean {path}?" for path in sorted(source.glob("checkpoint-*"))[-1:])
         raise ValueError(f"{source} holds no saved model: there is no config.json.{hint}")
     config = read_json(source / "config.json")
@@ -62,7 +76,7 @@ def check_target(source: Path, out: Path, overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise ValueError(f"{out} is not empty. Give another folder, or --overwrite.")
-        if strangers := [name for name in list_files(out) if not belongs(name)]:
+        if strangers := [name for name in list_files(out) if not belongs(name)] + list_links(out):
             raise ValueError(
                 f"{out} holds what no export wrote ({', '.join(strangers[:3])}), and --overwrite would remove it. "
                 "Give another folder."
@@ -97,8 +111,10 @@ def export(source: Path, out: Path, *, overwrite: bool = False, license: str | N
     source, out = Path(source), Path(out)
     cls = check_source(source)
     check_target(source, out, overwrite)
+    out = out.resolve()  # "." has a place beside it, too
+    known = read_metadata(source / CARD)
+    notes = notes_on(source)
     model = load_whole(cls, source)
-    notes = [f"{name} left out" for name in sorted(p.name for p in source.iterdir()) if not belongs(name)]
     if not model.config.use_cache:
         model.config.use_cache = True
         notes.append("use_cache was off, as Trainer leaves it after gradient checkpointing; it is on now")
@@ -108,18 +124,32 @@ def export(source: Path, out: Path, *, overwrite: bool = False, license: str | N
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         made = Path(folder)
         model.save_pretrained(made)
-        for path in sorted(source.iterdir()):
+        for path in source.iterdir():  # links are followed: folders of the Hub's cache hold nothing else
             if path.is_file() and (path.name in TOKENIZER or DOCUMENTS.fullmatch(path.name)):
                 shutil.copyfile(path, made / path.name)
-        card = model_card(made, source_card=source / CARD, license=license)
-        (made / CARD).write_text(card, encoding="utf-8")
+        for path in source.glob(f"{TEMPLATES}/*.jinja"):
+            (made / TEMPLATES).mkdir(exist_ok=True)
+            shutil.copyfile(path, made / TEMPLATES / path.name)
+        notes += write_card(made, known, license)
+        if known and (source / CARD).read_text(encoding="utf-8") != (made / CARD).read_text(encoding="utf-8"):
+            notes.append(f"{CARD} is rendered anew; of the old one, the metadata is kept, and the text is not")
         if out.is_dir():
             for path in list_files(out).values():
                 path.unlink()
-        out.mkdir(exist_ok=True)
-        for path in made.iterdir():
+        for name, path in list_files(made).items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
             path.chmod(0o644)  # safetensors are written for the owner alone
-            shutil.move(path, out / path.name)
+            shutil.move(path, out / name)
+    return notes
+
+
+def notes_on(source: Path) -> list[str]:
+    """What an export does not take over from a folder."""
+    names = sorted(path.name for path in source.iterdir())
+    notes = [f"{name} left out" for name in names if not belongs(name) and name != TEMPLATES]
+    stated, ours = read_json(source / "config.json").get(CODE_FIELD), modeling_sleep.__version__
+    if stated not in (None, ours):
+        notes.append(f"the code is that of modeling_sleep {ours}; in {source} it was that of {stated}")
     return notes
 
 
@@ -130,10 +160,16 @@ def load_whole(cls: type, folder: Path):
     Raises
     ------
     ValueError
-        If weights are missing, or some are there that the model does not have.
+        If it cannot be loaded, weights are missing, or some are there that the model does not have.
     """
-    model, info = cls.from_pretrained(folder, output_loading_info=True)
-    if wrong := {name: list(keys) for name, keys in info.items() if keys}:
+    try:
+        # Weights of other shapes are named below; transformers would name them in its log.
+        model, info = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+    except Exception as error:  # of safetensors, of torch, of the configuration's checks: each has its own
+        raise ValueError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {error}). Save the model again."
+        ) from error
+    if wrong := {name: list(map(str, keys))[:3] for name, keys in info.items() if keys}:
         raise ValueError(
             f"The weights in {folder} are not those of its config.json: {wrong}. Save the model again with "
             "`save_pretrained`, with config and weights of one run."

@@ -1,5 +1,6 @@
 """What the Hub answers when it does not do what it was asked, in words that say what to do."""
 
+import re
 from contextlib import contextmanager
 
 from huggingface_hub.errors import (
@@ -15,27 +16,35 @@ from huggingface_hub.errors import (
 
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN"
+NO_TOKEN = f"No token was found. {LOG_IN}."
+SENT_ONCE = "files that have arrived are not sent twice"
 MAY_NOT_WRITE = (
     "This token may not write there. Make one with the role `write` at https://huggingface.co/settings/tokens, or "
     "choose a repository of your own."
 )
 
 
-@contextmanager
-def explain_hub_errors():
-    """
-    Turn what the Hub's client raises into a `ConnectionError` of one sentence.
+class HubError(ConnectionError):
+    """The Hub refused or could not be reached; the message says what to do."""
 
-    Raises
-    ------
-    ConnectionError
-        If the Hub refused or could not be reached.
+
+@contextmanager
+def explain_hub_errors(so: str = ""):
+    """
+    Turn what the Hub's client raises into a [`HubError`]; a decorator, too.
+
+    Parameters
+    ----------
+    so : str
+        What follows from it, a sentence at the end of the message.
     """
     try:
         yield
+    except HubError as error:
+        raise HubError(f"{error} {so}".rstrip()) from error.__cause__
     except Exception as error:
         if message := explanation(error):
-            raise ConnectionError(message) from error
+            raise HubError(f"{message} {so}".rstrip()) from error
         raise
 
 
@@ -43,7 +52,7 @@ def explanation(error: BaseException) -> str:
     """What happened and what to do, or nothing if the Hub has no part in it."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, LocalTokenNotFoundError):
-        return f"No token was found. {LOG_IN}."
+        return NO_TOKEN
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set. Unset it to reach the Hub."
     if isinstance(error, GatedRepoError):
@@ -55,21 +64,26 @@ def explanation(error: BaseException) -> str:
     if status == 401:
         return f"The Hub does not know this token. {LOG_IN} anew."
     if status == 403:
-        return MAY_NOT_WRITE
-    if status == 412:
-        return "Somebody else has committed to the repository meanwhile, and nothing was sent. Run the command again."
-    if isinstance(error, HfHubHTTPError) and not isinstance(error, EntryNotFoundError):
-        first, *_ = str(error).strip().splitlines() or [""]
-        return f"The Hub answered {status}: {first}. Run the command again: only what is not there yet is sent."
-    if isinstance(error, LocalEntryNotFoundError) or is_of_http_client(error):
-        first, *_ = str(error).strip().splitlines() or [type(error).__name__]
-        return f"The Hub could not be reached: {first}. Check the connection and run the command again."
-    if isinstance(error, RuntimeError) and "Error while uploading" in str(error):
-        return (
-            f"{error} {error.__cause__ or ''} Nothing was published. Run the command again: files that have arrived "
-            "are not sent twice."
+        # The Hub's own words tell a token from a full account.
+        return " ".join(
+            filter(None, [MAY_NOT_WRITE, error.server_message and f"The Hub says: {error.server_message}"])
         )
+    if status == 412:
+        return "Somebody else has committed to the repository meanwhile. Run the command again."
+    if isinstance(error, HfHubHTTPError) and not isinstance(error, EntryNotFoundError):
+        return f"The Hub answered {status}: {first_line(error)}. Run the command again: {SENT_ONCE}."
+    if isinstance(error, LocalEntryNotFoundError) or is_of_http_client(error):
+        return f"The Hub could not be reached: {first_line(error)}. Check the connection and run the command again."
+    if isinstance(error, (RuntimeError, ConnectionError)):  # of LFS and Xet
+        reason = ": ".join(first_line(e) for e in (error, error.__cause__) if e is not None)
+        return f"The transfer broke off: {reason}. Run the command again: {SENT_ONCE}."
     return ""
+
+
+def first_line(error: BaseException) -> str:
+    """Without what stands behind the `?` of an address: with its signature, anybody may write there."""
+    first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    return re.sub(r"\?[^\s'\"]+", "", first).rstrip(".")
 
 
 def is_of_http_client(error: BaseException) -> bool:

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from .hub import explain_hub_errors
 
+
+@explain_hub_errors()
 def pull(repo: str, out: Path, *, revision: str | None = None, token: str | None = None) -> str:
     """
     Fetch a repository.
@@ -28,6 +31,8 @@ def pull(repo: str, out: Path, *, revision: str | None = None, token: str | None
 
     Raises
     ------
+    HubError
+        If the Hub refused or could not be reached. What has arrived stays: the same call goes on from there.
     ValueError
         If the folder is not empty.
     """

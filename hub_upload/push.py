@@ -18,18 +18,20 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 from .card import PLACE
-from .contents import CARD, is_ours_to_delete, list_files, read_json
-from .hub import MAY_NOT_WRITE
-from .versions import CODE_FIELD
+from .contents import CARD, CODE_FIELD, is_ours_to_delete, list_files, read_json
+from .hub import MAY_NOT_WRITE, HubError, explain_hub_errors
 
 
 STAMP = re.compile(r"\n*<!-- pushed by modeling_sleep\.hub_upload; sha256 of what is above: ([0-9a-f]{64}) -->\n*\Z")
+
+LOADED = re.compile(r'(?<=from_pretrained\(")[^"\n]+(?=", trust_remote_code=True\))')
 
 
 class Remote(NamedTuple):
     """What the Hub has: the commit that a push builds upon, if there is one, and git's or LFS' hash of every file."""
 
     exists: bool = False
+    private: bool = False
     has_revision: bool = False
     commit: str | None = None
     hashes: dict[str, str] = {}
@@ -68,6 +70,7 @@ def is_as_pushed(card: str) -> bool:
     return STAMP.search(card) is not None and stamp(card) == card
 
 
+@explain_hub_errors("Nothing was published.")
 def push(
     folder: Path,
     repo: str,
@@ -90,7 +93,7 @@ def push(
     repo : str
         `user/name`, or a name of one's own. It is made if it is not there.
     private : bool
-        Whether a repository that is made is private.
+        Whether a repository that is made is private. If not, it is what the account's or organisation's settings say.
     revision : str, optional
         A branch, made from main if it is not there.
     dry_run : bool
@@ -111,15 +114,24 @@ def push(
 
     Raises
     ------
-    Exception
-        What the Hub's client raises; see [`explain_hub_errors`]. Nothing is published then.
+    HubError
+        If the Hub refused or could not be reached. Nothing is published then.
+    ValueError
+        If the repository is there and public, but should be private.
     """
     api = HfApi(token=token)
     if not dry_run or "/" not in repo:  # who only looks at what is public needs no token
         repo = whole_name(api, repo, may_write=not dry_run)
     remote = look_up(api, repo, revision)
+    if private and remote.exists and not remote.private:
+        raise ValueError(
+            f"{repo} is there already, and everybody can see it: --private is for repositories that are made. Make it "
+            "private in its settings on the Hub, or choose another name."
+        )
     plan = make_plan(api, Path(folder), repo, remote, force_card)
-    where = f"commit {remote.commit[:8]}" if remote.commit else "no such repository yet"
+    where = (
+        f"commit {remote.commit[:8]}" if remote.commit else f"no such repository {'in sight' if dry_run else 'yet'}"
+    )
     say(f"{repo}, {revision or 'main'} ({where})")
     for line in plan.lines():
         say(line)
@@ -132,7 +144,7 @@ def push(
         return None
 
     if not remote.exists:
-        api.create_repo(repo, private=private)
+        api.create_repo(repo, private=private or None)  # None: what an organisation has as its default
     if not remote.has_revision:
         if revision not in (None, "main"):
             api.create_branch(repo, branch=revision)
@@ -158,7 +170,7 @@ def whole_name(api: HfApi, repo: str, may_write: bool) -> str:
     account = api.whoami()
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     if may_write and role == "read":
-        raise ConnectionError(MAY_NOT_WRITE)
+        raise HubError(MAY_NOT_WRITE)
     return repo if "/" in repo else f"{account['name']}/{repo}"
 
 
@@ -172,14 +184,16 @@ def look_up(api: HfApi, repo: str, revision: str | None) -> Remote:
         return Remote()
     lfs = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
     hashes = {file.rfilename: file.blob_id for file in info.siblings}
-    return Remote(True, True, info.sha, {**hashes, **lfs}, frozenset(lfs))
+    return Remote(True, info.private, True, info.sha, {**hashes, **lfs}, frozenset(lfs))
 
 
 def make_plan(api: HfApi, folder: Path, repo: str, remote: Remote, force_card: bool) -> Plan:
     """Compare the folder with the Hub. `.gitattributes` is the Hub's own, and stays."""
     contents: dict[str, Path | bytes] = {**list_files(folder)}
     contents.pop(".gitattributes", None)
-    contents[CARD] = stamp((folder / CARD).read_text(encoding="utf-8").replace(PLACE, repo)).encode()
+    card = (folder / CARD).read_text(encoding="utf-8")
+    card = LOADED.sub(repo, card) if is_as_pushed(card) else card.replace(PLACE, repo)  # a pulled one has a name
+    contents[CARD] = stamp(card).encode()
     files, notes = {}, []
     for name, content in contents.items():
         if name not in remote.hashes:

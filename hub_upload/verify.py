@@ -20,15 +20,29 @@ from typing import NamedTuple
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers.dynamic_module_utils import get_imports
 
 import modeling_sleep
 
 from . import clean_room
-from .contents import AUTO_MAP, CARD, PICKLES, WEIGHTS, belongs, code_files, list_files, model_class, read_json
+from .card import read_metadata
+from .contents import (
+    AUTO_MAP,
+    CARD,
+    CODE_FIELD,
+    PICKLES,
+    WEIGHTS,
+    belongs,
+    code_files,
+    list_files,
+    list_links,
+    model_class,
+    read_json,
+    weight_files,
+)
 from .export import check_source
-from .versions import CODE_FIELD
 
 
 # As in the tests of the package; in half precision, what one rounding makes of logits.
@@ -37,13 +51,19 @@ SECRETS = {
     "a token of the Hub": re.compile(r"\bhf_[A-Za-z0-9]{20,}"),
     "an AWS key": re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"),
     "a token of GitHub": re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"),
+    "a key of OpenAI or Anthropic": re.compile(r"\bsk-[A-Za-z0-9_-]{32,}"),
+    "a token of Slack": re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{20,}"),
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
 # Not behind a word, where it is part of an address: https://example.org/home/
-LOCAL_PATHS = re.compile(r"(?<![\w.-])/(home|tmp|root|work|Users)/|[A-Za-z]:\\{1,2}Users\b")
-VOCABULARIES = {"vocab.json", "vocab.txt", "merges.txt"}  # pieces of text, any of which may look like a path
+LOCAL_PATHS = re.compile(
+    r"(?<![\w.-])/(content|home|kaggle|media|mnt|private|root|scratch|tmp|Users|var|Volumes|work|workspace)/"
+    r"|[A-Za-z]:\\{1,2}Users\b"
+)
+# Pieces of text, any of which may look like a path.
+VOCABULARIES = {"merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt"}
 BROUGHT_BY_TRANSFORMERS = ("huggingface_hub", "numpy", "packaging", "safetensors")
-SECONDS_AT_MOST = 3600
+SHOWN = 5  # of a list that may be long
 
 
 class Check(NamedTuple):
@@ -98,6 +118,8 @@ def files_checks(folder: Path) -> list[Check]:
     return [
         check_needed(config, files),
         check_not_needed(files),
+        check_links(folder),
+        check_card(folder / CARD),
         check_code(config, files),
         check_imports(files),
         check_auto_map(config),
@@ -108,9 +130,7 @@ def files_checks(folder: Path) -> list[Check]:
 
 
 def check_needed(config: dict, files: dict[str, Path]) -> Check:
-    missing = {CARD, *code_files()} - files.keys()
-    if not any(WEIGHTS.fullmatch(name) for name in files):
-        missing.add("model.safetensors")
+    missing = {CARD, *code_files(), *weight_files(files)} - files.keys()
     if config["architectures"] == ["SleepForCausalLM"]:
         missing |= {"generation_config.json"} - files.keys()
     complaint = f"{', '.join(sorted(missing))} missing: export it again" if missing else ""
@@ -118,8 +138,27 @@ def check_needed(config: dict, files: dict[str, Path]) -> Check:
 
 
 def check_not_needed(files: dict[str, Path]) -> Check:
-    strangers = [name for name in files if not belongs(name)]
-    return Check("no file that is not needed", f"remove {', '.join(strangers)}" if strangers else "")
+    read = weight_files(files)
+    strangers = [name for name in files if not belongs(name) or WEIGHTS.fullmatch(name) and name not in read]
+    return Check("no file that is not needed", f"remove {some(strangers)}" if strangers else "")
+
+
+def check_links(folder: Path) -> Check:
+    links = list_links(folder)
+    complaint = f"{some(links)} would go out as what they point to: `export` or `pull` write files" if links else ""
+    return Check("no links", complaint)
+
+
+def check_card(card: Path) -> Check:
+    try:
+        read_metadata(card)
+    except ValueError as error:
+        return Check("the card's metadata can be read", str(error))
+    return Check("the card's metadata can be read")
+
+
+def some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + f" and {len(names) - SHOWN:,} more" * (len(names) > SHOWN)
 
 
 def check_code(config: dict, files: dict[str, Path]) -> Check:
@@ -181,20 +220,25 @@ def is_pickle(path: Path) -> bool:
 def check_text(what: str, files: dict[str, Path], find: Callable[[str], str]) -> Check:
     complaints = []
     for name, path in files.items():
-        if name in VOCABULARIES or WEIGHTS.fullmatch(name) and not name.endswith(".json"):
+        if name in VOCABULARIES:
             continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:  # a picture
-            continue
-        if name == "tokenizer.json":
-            text = without_vocabulary(text)
-        complaints += [
-            f"{name} line {i}: {found}" for i, line in enumerate(text.splitlines(), 1) if (found := find(line))
-        ]
+        lines = read_text(path).splitlines()
+        complaints += [f"{name} line {i}: {found}" for i, line in enumerate(lines, 1) if (found := find(line))]
     return Check(
-        what, "; ".join(complaints[:5]) + " (take it out, also of where it was exported from)" * bool(complaints)
+        what, "; ".join(complaints[:SHOWN]) + " (take it out, also of where it was exported from)" * bool(complaints)
     )
+
+
+def read_text(path: Path) -> str:
+    """What a file says in words: of weights, what stands beside the tensors; of a picture, too, its comments."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return json.dumps(file.metadata(), indent=1)
+        except SafetensorError:  # loading it will say more
+            return ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return without_vocabulary(text) if path.name == "tokenizer.json" else text
 
 
 def without_vocabulary(text: str) -> str:
@@ -230,8 +274,14 @@ def loading_checks(folder: Path) -> list[Check]:
     with tempfile.TemporaryDirectory() as out:
         process = run_clean_room(folder, Path(out))
         if process.returncode != 0:
-            *_, last = process.stderr.strip().splitlines() or ["(it said nothing)"]
-            return [Check("loads without the package", f"{last}: this is a bug, please report it with {folder}")]
+            *_, last = process.stderr.strip().splitlines() or ["it said nothing"]
+            if process.returncode < 0:  # by a signal: the system's, mostly
+                last = (
+                    f"the process was killed (signal {-process.returncode}). If memory ran out, use a larger machine"
+                )
+            else:
+                last += ": this is a bug, please report it with the folder"
+            return [Check("loads without the package", last)]
         tensors = load_file(Path(out) / "tensors.safetensors")
         texts = json.loads((Path(out) / "texts.json").read_text(encoding="utf-8"))
     checks = [Check(f"loads without the package: AutoConfig, AutoModel, {kind}")]
@@ -262,7 +312,6 @@ def run_clean_room(folder: Path, out: Path) -> subprocess.CompletedProcess:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=SECONDS_AT_MOST,
         )
 
 

@@ -13,6 +13,7 @@ What is notable:
 import base64
 import hashlib
 import json
+import re
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -116,7 +117,8 @@ class HubServer:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str]] = []  # method and path, in order
         self.cut: dict[str, int] = {}  # of an LFS file's hash: how many more uploads or downloads of it break off
-        self.fail_commits = 0  # how many more are answered with an error, after all files have arrived
+        self.private_by_default = False  # as organisations can choose
+        self.fail_commits: list[tuple[int, str]] = []  # status and message of the next, after all files have arrived
 
     def __enter__(self):
         model, git = "/api/models/{user}/{name}", "/{user}/{name}.git"
@@ -223,8 +225,12 @@ class HubServer:
         self.account(request)
         content = (await request.json())["content"]
         try:
-            _, metadata, _ = content.split("---\n", 2)
-            assert isinstance(yaml.safe_load(metadata), dict)
+            _, text, _ = content.split("---\n", 2)
+            metadata = yaml.safe_load(text)
+            assert isinstance(metadata, dict), "not a mapping"
+            models = metadata.get("base_model", [])
+            for model in [models] if isinstance(models, str) else models:
+                assert re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model), f"base_model {model} is not a repository"
         except (ValueError, AssertionError, yaml.YAMLError) as error:
             return JSONResponse({"errors": [{"message": f"Invalid metadata: {error}"}], "warnings": []}, 400)
         return JSONResponse({"errors": [], "warnings": []})
@@ -239,8 +245,8 @@ class HubServer:
         answer = {"url": f"{self.endpoint}/{repo}", "name": repo}
         if repo in self.repositories:
             return JSONResponse({**answer, "error": "You already created this model repo"}, 409)
-        private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
-        repository = self.repositories[repo] = Repository(private)
+        visibility = wanted.get("visibility", "private" if self.private_by_default else "public")
+        repository = self.repositories[repo] = Repository(visibility == "private")
         attributes = File(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n", is_lfs=False)
         repository.add_commit("main", "initial commit", {".gitattributes": attributes})
         return JSONResponse(answer)
@@ -367,9 +373,9 @@ class HubServer:
         header = next(line["value"] for line in lines if line["key"] == "header")
         if branch not in repository.branches:
             refuse(404, "RevisionNotFound", f"Invalid rev id: {branch}")
-        if self.fail_commits > 0:
-            self.fail_commits -= 1
-            refuse(500, message="Internal error")
+        if self.fail_commits:
+            status, message = self.fail_commits.pop(0)
+            refuse(status, message=message)
         if header.get("parentCommit", repository.branches[branch]) != repository.branches[branch]:
             refuse(412, message="A commit has happened since. Please refresh and try again.")
         files = dict(repository.find(branch).files)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import modeling_sleep
 from modeling_sleep import (
@@ -22,11 +22,10 @@ from modeling_sleep import (
 )
 from modeling_sleep.hub_upload import verify as verify_module
 from modeling_sleep.hub_upload.__main__ import main
-from modeling_sleep.hub_upload.card import PLACE
+from modeling_sleep.hub_upload.card import PLACE, model_card
 from modeling_sleep.hub_upload.contents import code_files
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.hub_upload.verify import difference, files_checks, verify
-from modeling_sleep.hub_upload.versions import transformers_range
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -65,12 +64,14 @@ def without_release(content):
 
 
 def test_the_shipped_checkpoint_is_what_this_tool_makes(exported):
-    """But for its card and for what config.json says of versions."""
+    """But for what config.json says of versions."""
     ours, theirs = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (exported, SHIPPED))
     assert {name for name in ours if not name.endswith(".py")} == {n for n in theirs if not n.endswith(".py")}
-    for name in ("model.safetensors", "results.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in ("README.md", "model.safetensors", "results.json", "tokenizer.json", "tokenizer_config.json"):
         assert ours[name] == theirs[name], name
-    versions = {"modeling_sleep_version": modeling_sleep.__version__, "transformers_range": transformers_range()}
+    assert ours["results.png"].startswith(b"\x89PNG") and theirs["results.png"].startswith(b"\x89PNG")
+    versions = {"modeling_sleep_version": SleepConfig.code_version}
+    versions["transformers_range"] = SleepConfig.tested_transformers
     assert without_release(ours["config.json"]) == {**without_release(theirs["config.json"]), **versions}
     assert without_release(ours["generation_config.json"]) == without_release(theirs["generation_config.json"])
     # The code is compared with the package's, as the shipped one's is in test_examples.py.
@@ -82,10 +83,6 @@ def test_the_shipped_checkpoint_is_what_this_tool_makes(exported):
 def test_the_code_is_what_save_pretrained_writes(tmp_path):
     small_model().save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.glob("*.py")} == code_files().keys()
-
-
-def test_versions_are_those_of_pyproject():
-    assert f'"transformers{transformers_range()}"' in (REPOSITORY / "pyproject.toml").read_text()
 
 
 def test_what_a_run_leaves_behind_stays_behind(tmp_path, capsys):
@@ -129,6 +126,45 @@ def test_pickled_weights_become_safetensors(tmp_path, dtype):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*WITHOUT_CODE, *code_files()}
     weights = load_file(tmp_path / "out" / "model.safetensors")
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in weights.items()) and len(weights) > 20
+
+
+def test_every_template_of_a_chat_goes_along(tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "run")
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tools": "{{ tools }}"}
+    tokenizer.save_pretrained(tmp_path / "run")
+    assert "additional_chat_templates left out" not in export(tmp_path / "run", tmp_path / "out")
+    assert not complaints(tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
+
+
+def test_a_folder_of_links_is_exported_as_files(tmp_path):
+    """As those of the Hub's cache are."""
+    (tmp_path / "snapshot").mkdir()
+    for path in SHIPPED.iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    export(tmp_path / "snapshot", tmp_path / "out")
+    assert not complaints(tmp_path / "out")
+
+
+def test_an_export_into_the_folder_where_we_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_model().save_pretrained("run")
+    Path("out").mkdir()
+    monkeypatch.chdir("out")
+    for flags in ([], ["--overwrite"]):
+        assert main(["export", "../run", ".", *flags]) == 0
+        assert {path.name for path in Path().iterdir()} == {*WITHOUT_CODE, *code_files()}
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
+
+
+def test_an_export_says_what_it_replaces(copy, tmp_path):
+    set_config(modeling_sleep_version="9.0.0")(copy)
+    append("README.md", "\nA line of mine.\n")(copy)
+    notes = "\n".join(export(copy, tmp_path / "out"))
+    assert f"that of modeling_sleep {modeling_sleep.__version__}; in {copy} it was that of 9.0.0" in notes
+    assert "README.md is rendered anew" in notes
+    assert export(tmp_path / "out", tmp_path / "again") == []
 
 
 def test_a_model_loaded_from_elsewhere_is_no_longer_of_there(tmp_path):
@@ -178,6 +214,32 @@ def another_run_s_weights(folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def weights_of_another_width(folder):
+    small_model(intermediate_size=64).save_pretrained(folder)
+    set_config(intermediate_size=128)(folder)
+
+
+def half_a_download(folder):
+    small_model().save_pretrained(folder)
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+
+
+def field_out_of_range(folder):
+    small_model().save_pretrained(folder)
+    set_config(window_size=0)(folder)
+
+
+def adapter_beside_a_model(folder):
+    small_model().save_pretrained(folder)
+    adapter(folder)
+
+
+def card_that_is_no_yaml(folder):
+    small_model().save_pretrained(folder)
+    (folder / "README.md").write_text("---\ntags: [sleep\n---\n")
+
+
 def tokenizer_with_code(folder):
     small_model().save_pretrained(folder)
     (folder / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["my.Tokenizer", null]}}')
@@ -194,6 +256,11 @@ def tokenizer_with_code(folder):
         (class_of_ones_own, r"names \['AmnesiacForCausalLM'\] .* does not travel with the model"),
         (no_weights, "no file named model.safetensors"),
         (another_run_s_weights, "are not those of its config.json.*missing_keys"),
+        (weights_of_another_width, "are not those of its config.json.*mismatched_keys"),
+        (half_a_download, "cannot be loaded .SafetensorError.*Save the model again"),
+        (field_out_of_range, r"`window_size` \(L\) must be at least 1"),
+        (adapter_beside_a_model, "holds an adapter, not a model. Merge it first"),
+        (card_that_is_no_yaml, "metadata of .*README.md cannot be read.*Mend it"),
         (tokenizer_with_code, "tokenizer in .* brings code of its own"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -220,6 +287,9 @@ def test_what_is_in_the_way_stays(copy, tmp_path, capsys):
     refused(copy / "thesis.tex", "is a file")
     assert (copy / "thesis.tex").read_text() == "years of work"
     (copy / "thesis.tex").unlink()
+    (copy / "LICENSE").symlink_to(tmp_path / "elsewhere")
+    refused(copy, "holds what no export wrote (LICENSE)", "--overwrite")
+    (copy / "LICENSE").unlink()
     (copy / "model-00001-of-00002.safetensors").write_text("of an earlier export")
     assert main(["export", str(SHIPPED), str(copy), "--overwrite"]) == 0
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == before
@@ -247,6 +317,7 @@ def test_the_card_is_rendered_from_the_results(exported):
     assert shown == pytest.approx([100 * row["exact_match"] for row in results["counts"]], abs=0.051)
     for part in (results["command"], results["commit"], results["description"], "L = 13", "8,000 steps of 128"):
         assert part in card.text
+    assert "![results](results.png)" in card.text
     assert "Trained with N = 1, 2, 4** and no other. Beyond N = 4" in card.text
     assert "@article{lee2026sleep" in card.text
 
@@ -266,7 +337,7 @@ def test_without_results_the_card_says_that_nothing_was_measured(tmp_path):
     (tmp_path / "run" / "README.md").write_text(f"---\n{yaml.safe_dump(metadata)}---\n\n99.9 % of all things\n")
     export(tmp_path / "run", tmp_path / "out")
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert "Nothing was measured" in card.text and "%" not in card.text
+    assert "None are recorded: measure" in card.text and "%" not in card.text
     assert "What N it was trained for is not recorded" in card.text
     assert card.data.eval_results is None and card.data.pipeline_tag == "token-classification"
     assert {name: card.data.get(name) for name in metadata} == metadata
@@ -276,13 +347,31 @@ def test_without_results_the_card_says_that_nothing_was_measured(tmp_path):
     assert ModelCard.load(tmp_path / "other" / "README.md").data.license == "cc-by-4.0"
 
 
+def test_the_card_names_the_variant(copy):
+    results = json.loads((copy / "results.json").read_text())
+    (copy / "results.json").write_text(json.dumps({**results, "variant": "N=4"}))
+    assert "\n# rule110-demo, N=4\n" in model_card(copy)
+
+
+def test_of_another_card_what_strangers_can_use_is_kept(copy, monkeypatch):
+    monkeypatch.chdir(copy.parent)  # where `copy` itself would be a repository's name
+    known = ModelCardData(
+        base_model=["anna/base", "copy", "runs/long/path"], tags=["sleep", "trl"], license="other", license_name="mine"
+    )
+    data = ModelCard(model_card(copy, known)).data
+    assert data.base_model == "anna/base" and data.tags == ["sleep", "fast-weights", "rule110", "trl"]
+    assert (data.license, data.license_name) == ("other", "mine")
+    data = ModelCard(model_card(copy, known, license="mit")).data
+    assert (data.license, data.license_name) == ("mit", None)
+
+
 # The checks.
 
 
 def test_an_exported_checkpoint_passes_in_a_process_without_the_package(exported, capsys):
     assert main(["verify", str(exported)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 14 and all(line.startswith("ok ") for line in lines), lines
+    assert len(lines) == 16 and all(line.startswith("ok ") for line in lines), lines
     for part in ("without the package", "logits", "greedy tokens", "tokenizer", "pipeline", "hidden states"):
         assert any(part in line for line in lines)
 
@@ -334,6 +423,26 @@ def pickle_as_picture(folder):
     torch.save({"a": torch.ones(1)}, folder / "plot.png")
 
 
+def link_to_elsewhere(folder):
+    (folder / "LICENSE").symlink_to("/etc/passwd")
+    (folder / "more").symlink_to(folder.parent)
+
+
+def stale_shard(folder):
+    shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00002.safetensors")
+
+
+def shard_that_did_not_arrive(folder):
+    (folder / "model.safetensors").unlink()
+    names = {name: f"model-0000{i}-of-00002.safetensors" for i, name in enumerate("ab", 1)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    save_file({"a": torch.ones(1)}, folder / "model-00001-of-00002.safetensors")
+
+
+def path_beside_the_weights(folder):
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", metadata={"from": "/mnt/anna/x"})
+
+
 PRIVATE_KEY = "-----BEGIN RSA PRIVATE " + "KEY-----"  # in pieces, as others look for it in these files
 
 
@@ -342,6 +451,10 @@ PRIVATE_KEY = "-----BEGIN RSA PRIVATE " + "KEY-----"  # in pieces, as others loo
     [
         (write("trainer_state.json", "{}"), "no file that is not needed", "remove trainer_state.json"),
         (lambda f: (f / "logs").mkdir() or write("logs/a.txt", "")(f), "no file that is not needed", "logs/a.txt"),
+        (link_to_elsewhere, "no links", "LICENSE, more would go out as what they point to"),
+        (stale_shard, "no file that is not needed", "remove model-00001-of-00002.safetensors"),
+        (shard_that_did_not_arrive, "all files that are needed", "model-00002-of-00002.safetensors missing"),
+        (write("README.md", "---\ntags: [\n---\n"), "the card's metadata can be read", "README.md cannot be read"),
         (remove("layers_sleep.py"), "all files that are needed", "layers_sleep.py missing: export it again"),
         (remove("model.safetensors"), "all files that are needed", "model.safetensors missing"),
         (remove("README.md"), "all files that are needed", "README.md missing"),
@@ -362,6 +475,9 @@ PRIVATE_KEY = "-----BEGIN RSA PRIVATE " + "KEY-----"  # in pieces, as others loo
         (pickle_as_picture, "no pickle", "plot.png would run code"),
         (append("README.md", f"token = hf_{'a1B2' * 9}\n"), "no secret", "a token of the Hub, which must be revoked"),
         (append("results.json", f"\nAKIA{'Z7' * 8}"), "no secret", "an AWS key"),
+        (append("results.json", f"\nsk-proj-{'a1B2' * 9}"), "no secret", "a key of OpenAI or Anthropic"),
+        (path_beside_the_weights, "no path of this machine", "model.safetensors line .*: /mnt/anna/x"),
+        (write("plot.png", "\x89PNG tEXt Source /home/anna/x.py"), "no path of this machine", "plot.png line 1"),
         (append("README.md", PRIVATE_KEY), "no secret", "README.md line .* a private key"),
         (append("results.json", '"/home/anna/runs"'), "no path of this machine", "/home/anna/runs"),
         (append("README.md", "in /tmp/x"), "no path of this machine", "README.md line .*: /tmp/x"),

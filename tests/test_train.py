@@ -7,14 +7,16 @@ import shutil
 import pytest
 import torch
 from controls import AmnesiacForCausalLM
-from evaluation import evaluate_by_depth, markdown_table, predict_answers
+from evaluation import evaluate_by_depth, predict_answers
 from flops import flops_per_example, training_flops
 from recipe import list_variants, load_recipe
 from tasks import Rule110, TaskStream, make_dataset
 from tasks.task import IGNORE
-from train import build_model, main, model_card, passes_at, ramp, train
+from train import build_model, main, passes_at, ramp, train
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep.hub_upload.__main__ import main as hub_upload
+from modeling_sleep.hub_upload.card import model_card, table
 
 
 SMALL = [
@@ -200,11 +202,19 @@ def test_the_command_leaves_a_model_and_its_evidence(tmp_path, capsys):
     assert results["flops"] > 6 * 141_400 and results["seconds"] > 0
     card = (tmp_path / "run" / "README.md").read_text()
     assert "| passes N | steps = 1 | steps = 3 |" in card and str(tmp_path) not in card
-    assert card == model_card(results)
+    assert card == model_card(tmp_path / "run") and "![results](results.png)" in card
+    assert (tmp_path / "run" / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert hub_upload(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "README.md").read_text() == card
     model = SleepForCausalLM.from_pretrained(tmp_path / "run")
     assert model.config.use_cache
     problem = results["example"]
     assert len(Rule110().tokenizer()(problem["problem"])["input_ids"]) == 14 and problem["answer_tokens"] == 12
+
+
+def test_a_control_that_nobody_could_load_has_no_card(tmp_path):
+    main(["rule110-mini", "--output", str(tmp_path), "--cpu", "--variant", "amnesia", "--set", *SMALL])
+    assert (tmp_path / "results.json").exists() and not (tmp_path / "README.md").exists()
 
 
 def test_no_run_goes_on_from_another_ones_checkpoints(tmp_path):
@@ -265,9 +275,9 @@ def test_evaluation_by_depth(checkpoint):
     easy, hard = results[2], results[3]
     assert easy["exact_match"] == 1.0 and hard["exact_match"] < 0.6
     assert easy["low"] < 1.0 and hard["low"] < hard["exact_match"] < hard["high"]
-    table = markdown_table(results, "t")
-    assert table.splitlines()[0] == "| passes N | t = 1 | t = 6 |"
-    assert table.splitlines()[3].startswith("| 4 | 100.0 % | ")
+    lines = table(results, "t", trained=[1]).splitlines()
+    assert lines[0] == "| passes N | t = 1 | t = 6 |"
+    assert lines[2].startswith("| 1 | ") and lines[3].startswith("| 4, never trained | 100.0 % | ")
 
 
 # Controls and counted operations

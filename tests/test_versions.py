@@ -1,21 +1,23 @@
 """What a checkpoint says of the code and the transformers that it was made with, and what is said on loading it."""
 
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 from transformers.utils import logging
 
 import modeling_sleep
 from modeling_sleep import SleepConfig, SleepForCausalLM
-from modeling_sleep.hub_upload.versions import transformers_range
 
 
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOGGER = logging.get_logger("modeling_sleep.configuration.configuration_sleep")
 
 
 def test_the_code_states_what_the_package_states():
-    assert SleepConfig.code_version == modeling_sleep.__version__
-    assert SleepConfig.tested_transformers == transformers_range()
+    assert SleepConfig.code_version == modeling_sleep.__version__ == PROJECT["version"]
+    assert f"transformers{SleepConfig.tested_transformers}" in PROJECT["dependencies"]
     assert "code_version" not in SleepConfig().to_dict()
 
 
@@ -33,7 +35,8 @@ def test_a_checkpoint_of_other_versions_loads_with_a_warning(fields, message, tm
     SleepForCausalLM(SleepConfig.from_preset("tiny")).save_pretrained(tmp_path / "saved")
     path = tmp_path / "saved" / "config.json"
     saved = json.loads(path.read_text())
-    assert (saved["modeling_sleep_version"], saved["transformers_range"]) == ("0.1.0", transformers_range())
+    stated = (saved["modeling_sleep_version"], saved["transformers_range"])
+    assert stated == (SleepConfig.code_version, SleepConfig.tested_transformers)
     path.write_text(json.dumps({**saved, **fields}))
 
     said = []

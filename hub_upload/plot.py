@@ -1,0 +1,48 @@
+"""What a run measured, as a picture: the share of right answers by depth and N, and the loss on the way there."""
+
+from pathlib import Path
+
+
+NAME = "results.png"
+
+
+def plot_results(results: dict, path: Path) -> bool:
+    """
+    Draw the results of a run.
+
+    Parameters
+    ----------
+    results : dict
+        With `counts` and `depth_name`, and `losses` if they were kept, as `examples/train.py` writes them.
+    path : Path
+        A PNG file.
+
+    Returns
+    -------
+    bool
+        Whether it was drawn: that takes matplotlib, which comes with `modeling-sleep[train]`.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    by_depth, by_step = figure.subplots(ncols=2)
+    numbers = list(dict.fromkeys(row["passes"] for row in results["counts"]))
+    for i, n in enumerate(numbers):
+        rows = [row for row in results["counts"] if row["passes"] == n]
+        color = matplotlib.colormaps["viridis"](0.9 * i / max(1, len(numbers) - 1))
+        shares = [100 * row["exact_match"] for row in rows]
+        by_depth.plot([row["depth"] for row in rows], shares, "o-", color=color, markersize=4, label=f"N = {n}")
+    by_depth.set(xlabel=results["depth_name"], ylabel="whole answer right (%)", ylim=(-3, 103))
+    by_depth.legend(frameon=False, fontsize=8)
+    if losses := results.get("losses"):
+        by_step.plot(*zip(*losses), color="0.3", linewidth=1)
+        by_step.set_yscale("log")
+    by_step.set(xlabel="optimizer steps", ylabel="training loss")
+    for axes in (by_depth, by_step):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120, metadata={"Software": None})  # without the version of who drew it
+    return True
