@@ -23,9 +23,10 @@ from modeling_sleep import (
 from modeling_sleep.hub_upload import verify as verify_module
 from modeling_sleep.hub_upload.__main__ import main
 from modeling_sleep.hub_upload.card import PLACE, model_card
+from modeling_sleep.hub_upload.check_files import files_checks
 from modeling_sleep.hub_upload.contents import code_files
 from modeling_sleep.hub_upload.export import export
-from modeling_sleep.hub_upload.verify import difference, files_checks, verify
+from modeling_sleep.hub_upload.verify import difference, verify
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -429,6 +429,9 @@ def test_a_pull_that_broke_off_goes_on(hub, folder, tmp_path, impatient):
         pull("anna/far", tmp_path / "out", token="anna-writes")
     assert not (tmp_path / "out" / "model.safetensors").exists()
     there, seen = list_files(tmp_path / "out"), len(hub.requests)
+    HfApi(token="anna-writes").create_repo("anna/nothing")
+    with pytest.raises(ValueError, match="which anna/nothing does not have"):
+        pull("anna/nothing", tmp_path / "out", token="anna-writes")
     hub.cut.clear()
     pull("anna/far", tmp_path / "out", token="anna-writes")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
