@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; the same command does what is left to do", file=sys.stderr)
         return STOPPED
     except HubError as error:
         print(f"error: {error}", file=sys.stderr)

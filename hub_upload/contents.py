@@ -58,10 +58,13 @@ def belongs(name: str) -> bool:
 
 
 def is_ours_to_delete(name: str) -> bool:
-    """Whether a push may remove it where it is no longer in the folder: code, weights and pickles at the top."""
-    return "/" not in name and (
-        name.endswith(".py") or WEIGHTS.fullmatch(name) is not None or PICKLES.fullmatch(name) is not None
-    )
+    """
+    Whether a push may remove it where it is no longer in the folder: all that loading reads, so that strangers load
+    what was verified and not, say, the template of an earlier tokenizer; and pickles. Documents stay.
+    """
+    if name in {CARD, ".gitattributes"} or DOCUMENTS.fullmatch(name):
+        return False
+    return belongs(name) or "/" not in name and (name.endswith(".py") or PICKLES.fullmatch(name) is not None)
 
 
 def list_files(folder: Path) -> dict[str, Path]:

@@ -2,7 +2,7 @@
 
 Notable:
 - only what is new or changed is sent; large files that have arrived before a connection broke are not sent again
-- code, weights and pickles that are no longer in the folder are deleted in the same commit
+- code, weights, files of a tokenizer and pickles that are no longer in the folder are deleted in the same commit
 - a card that was edited on the Hub stays, and we say so. To know, the last line of a pushed card holds the hash of
   the rest: it is ours only as long as that is right.
 """

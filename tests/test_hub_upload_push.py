@@ -170,20 +170,24 @@ def test_only_what_changed_is_sent_and_old_code_goes(hub, folder):
     hub.edit("anna/again", "old_sleep.py", b"x = 1\n")
     hub.edit("anna/again", "pytorch_model.bin", b"x")
     hub.edit("anna/again", "thesis.pdf", b"x")
+    hub.edit("anna/again", "chat_template.jinja", b"of an earlier tokenizer")
+    hub.edit("anna/again", "additional_chat_templates/tools.jinja", b"of an earlier tokenizer")
+    hub.edit("anna/again", "loss.png", b"x")
     change_weights(folder)
     seen = len(hub.requests)
     said = push(folder, "anna/again")
     assert {name: state for name, state in states(said).items() if state != "same"} == {
         "model.safetensors": "changed", "old_sleep.py": "deleted", "pytorch_model.bin": "deleted",
+        "chat_template.jinja": "deleted", "additional_chat_templates/tools.jinja": "deleted",
     }  # fmt: skip
     assert "kept    thesis.pdf" in said and len(hub.uploads(seen)) == 1
     files = hub.files("anna/again")
-    assert {"thesis.pdf", ".gitattributes"} <= files.keys() and not {
+    assert {"thesis.pdf", "loss.png", ".gitattributes"} <= files.keys() and not {
         "old_sleep.py",
         "pytorch_model.bin",
     } & files.keys()
     assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-    assert len(HfApi().list_repo_commits("anna/again")) == 6  # two pushes, three edits, the first of all
+    assert len(HfApi().list_repo_commits("anna/again")) == 9  # two pushes, six edits, the first of all
     # What was there before is there still, under its commit.
     assert hub.files("anna/again", first.oid)["model.safetensors"] != files["model.safetensors"]
 
