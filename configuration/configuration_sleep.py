@@ -19,8 +19,12 @@ logger = logging.get_logger(__name__)
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 SLEEP_LAYER_TYPES = ("sleep_attention", "linear_attention")
 SAVED_LAYER_TYPES = "sleep_layer_types"
-# RoPE variants whose frequencies do not depend on the length of the text: windows are all alike.
-ROPE_TYPES = ("default", "linear")
+# RoPE variants whose frequencies do not depend on the length of the text, as windows are all alike; what each needs.
+ROPE_PARAMETERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 
 
 @strict
@@ -53,12 +57,17 @@ class SleepConfig(PreTrainedConfig):
         head_dim (`int`, *optional*):
             Dimension of an attention head. Defaults to `hidden_size // num_attention_heads`.
         attention_bias (`bool`, *optional*, defaults to `False`):
-            Whether the projections of the attention layers have biases.
+            Whether the projections of queries, keys and values have biases.
+        attention_output_bias (`bool`, *optional*):
+            Whether the output projection of the attention layers has one. Defaults to `attention_bias`.
+        qk_norm (`bool`, *optional*, defaults to `False`):
+            Whether the attention layers normalise every head's queries and keys before the rotation, as Qwen3 does.
         attention_dropout (`float`, *optional*, defaults to 0.0):
             Dropout of the attention weights in training.
         rope_parameters (`dict`, *optional*):
-            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"` or `"linear"`).
-            Positions count from the start of the window. Defaults to theta = 10000.
+            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"`, `"linear"` or
+            `"llama3"`, with the parameters that these have elsewhere). Positions count from the start of the window.
+            Defaults to theta = 10000.
         linear_num_key_heads (`int`, *optional*):
             Number of query and key heads of the Gated DeltaNet layers. Defaults to `num_attention_heads`.
         linear_num_value_heads (`int`, *optional*):
@@ -98,6 +107,8 @@ class SleepConfig(PreTrainedConfig):
             the whole text are never in memory. `forward(..., skip_logits=...)` has the last word.
         hidden_act (`str`, *optional*, defaults to `"silu"`):
             Activation of the MLP.
+        mlp_bias (`bool`, *optional*, defaults to `False`):
+            Whether the projections of the MLP have biases.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weight matrices.
         rms_norm_eps (`float`, *optional*, defaults to 1e-06):
@@ -159,6 +170,8 @@ class SleepConfig(PreTrainedConfig):
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     attention_bias: bool = False
+    attention_output_bias: bool | None = None
+    qk_norm: bool = False
     attention_dropout: int | float = 0.0
     rope_parameters: dict | None = None
     linear_num_key_heads: int | None = None
@@ -177,6 +190,7 @@ class SleepConfig(PreTrainedConfig):
     bptt_windows: int | None = None
     skip_logits: bool = False
     hidden_act: str = "silu"
+    mlp_bias: bool = False
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
     use_cache: bool = True
@@ -200,6 +214,8 @@ class SleepConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
+        if self.attention_output_bias is None:
+            self.attention_output_bias = self.attention_bias
         if self.linear_num_key_heads is None:
             self.linear_num_key_heads = self.num_attention_heads
         if self.linear_num_value_heads is None:
@@ -346,8 +362,21 @@ class SleepConfig(PreTrainedConfig):
     def validate_rope_type(self):
         """Windows are all alike, so the frequencies must not depend on the length of texts, trained on or read."""
         rope_type = self.rope_parameters.get("rope_type", "default")
-        if rope_type not in ROPE_TYPES:
-            raise ValueError(f"`rope_parameters['rope_type']` must be one of {ROPE_TYPES}, got {rope_type!r}.")
+        if rope_type not in ROPE_PARAMETERS:
+            raise ValueError(
+                f"`rope_parameters['rope_type']` must be one of {tuple(ROPE_PARAMETERS)}, got {rope_type!r}."
+            )
+        if missing := [name for name in ROPE_PARAMETERS[rope_type] if name not in self.rope_parameters]:
+            raise ValueError(f"`rope_parameters` of type {rope_type!r} lack {', '.join(missing)}.")
+
+    # For scaled frequencies the parent asks for `max_position_embeddings`, which a model of windows has not.
+
+    def standardize_rope_params(self):
+        """Old configurations say `type` instead of `rope_type`."""
+        self.rope_parameters.setdefault("rope_type", self.rope_parameters.pop("type", "default"))
+
+    def _validate_llama3_rope_parameters(self, rope_parameters: dict, ignore_keys: set | None = None):
+        """`validate_rope_type` has looked at them."""
 
     @classmethod
     def load_preset(cls, name: str) -> dict:

@@ -4,12 +4,13 @@ Nothing here knows of caches, windows or sleep. A layer takes its two states as 
 ones, so that gradients flow through them under any way of calling (checkpointed, sharded, over many windows).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_sleep import SleepConfig
@@ -25,15 +26,28 @@ def rotary_embedding(
     Stateless, so that no cast of the model can round the frequencies: float32 or better whatever its dtype.
     """
     dtype = torch.promote_types(dtype, torch.float32)
-    parameters = config.rope_parameters
-    if parameters["rope_type"] == "default":
-        exponents = torch.arange(0, config.head_dim, 2, dtype=dtype, device=device) / config.head_dim
-        frequencies, scaling = parameters["rope_theta"] ** -exponents, 1.0
-    else:
-        frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, device)
+    exponents = torch.arange(0, config.head_dim, 2, dtype=dtype, device=device) / config.head_dim
+    frequencies = scale_frequencies(config.rope_parameters["rope_theta"] ** -exponents, config.rope_parameters)
     positions = torch.arange(start, start + length, dtype=dtype, device=device)
-    angles = (positions[:, None] * frequencies.to(dtype)).repeat(1, 2)
-    return angles.cos() * scaling, angles.sin() * scaling
+    angles = (positions[:, None] * frequencies).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def scale_frequencies(frequencies: torch.Tensor, parameters: dict) -> torch.Tensor:
+    """
+    Rotary frequencies, in radians per token, as a model that was made for longer texts scales them.
+
+    "linear" divides all of them by `factor`. "llama3" (Llama 3.1) divides those whose period is long compared with the
+    original context and leaves those that turn fast; `turns` is how often each turns within that context.
+    """
+    if parameters["rope_type"] == "linear":
+        return frequencies / parameters["factor"]
+    if parameters["rope_type"] == "llama3":
+        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+        turns = parameters["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return frequencies * (kept + (1 - kept) / parameters["factor"])
+    return frequencies
 
 
 def apply_rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -65,7 +79,8 @@ def eager_attention_forward(
 
 class SleepAttention(nn.Module):
     """
-    Causal attention within the current window, with grouped queries and rotary positions.
+    Causal attention within the current window, with grouped queries, rotary positions and, optionally, normalised
+    queries and keys.
 
     Differs from [`LlamaAttention`] in that keys and values of the window so far come in and go out as tensors.
     """
@@ -85,7 +100,11 @@ class SleepAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query_dim, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_value_dim, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_dim, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_dim, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_dim, config.hidden_size, bias=config.attention_output_bias)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
     def forward(
         self,
@@ -101,6 +120,8 @@ class SleepAttention(nn.Module):
             projection(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.q_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
         query = apply_rotary_embedding(query, *position_embeddings)
         key = apply_rotary_embedding(key, *position_embeddings)
         if past_keys is not None:
@@ -220,9 +241,9 @@ class SleepMLP(nn.Module):
 
     def __init__(self, config: SleepConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -53,6 +53,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
+from .adopt_sleep import adopt
 from .cache_sleep import SleepState, read_state, write_state
 from .configuration_sleep import SleepConfig
 from .distributed_sleep import is_sharded, largest_of_all_processes
@@ -534,6 +535,54 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMix
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_causal_lm(
+        cls,
+        model_or_path: PreTrainedModel | str,
+        window_size: int = 512,
+        sleep_passes: int = 2,
+        memory_layers: int | list[int] | None = None,
+        loop_span: tuple[int, int] | None = None,
+        **kwargs,
+    ) -> "SleepForCausalLM":
+        """
+        Give sleep to a pretrained model: its layers with memory layers inserted between them, to be fine-tuned.
+
+        Within the first window, logits are those of the pretrained model, whatever N: the new layers' output
+        projections are zero (arXiv 2605.26099, section 4).
+
+        Parameters
+        ----------
+        model_or_path : PreTrainedModel or str
+            A causal LM of the families llama (SmolLM2 and many others), mistral, qwen2 and qwen3, or a name or folder
+            of one. A model is left as it is, and its parameters are copied.
+        window_size : int, optional
+            L, the number of tokens after which the model sleeps.
+        sleep_passes : int, optional
+            N, all passes over a window, the one awake included.
+        memory_layers : int or list[int], optional
+            How many Gated DeltaNet layers without MLP to insert, evenly spread, or the places that they take in the
+            new stack, as in `config.memory_layers`. Default: as many as fit in 10 % of the parameters.
+        loop_span : tuple[int, int], optional
+            Which layers of the new stack are passed N times, as in `config.loop_span`. Default: all.
+        **kwargs
+            Other fields of [`SleepConfig`], such as `bptt_windows`. The rest goes to the pretrained model's
+            `from_pretrained`: `revision`, `dtype`, `gguf_file`, ...
+
+        Returns
+        -------
+        SleepForCausalLM
+            In evaluation mode, as `from_pretrained` has it, with the dtype, device and generation config of the
+            pretrained model.
+
+        Raises
+        ------
+        ValueError
+            If the model's family is not supported, it is quantised or spread over devices, or its own attention does
+            not reach over a window.
+        """
+        return adopt(cls, model_or_path, window_size, sleep_passes, memory_layers, loop_span, **kwargs)
 
     @can_return_tuple
     def forward(

@@ -34,6 +34,8 @@ def attention(layer, config, h):
     for head in range(config.num_attention_heads):
         group = head // (config.num_attention_heads // config.num_key_value_heads)
         q, k, v = query[:, head * dim :][:, :dim], key[:, group * dim :][:, :dim], value[:, group * dim :][:, :dim]
+        if config.qk_norm:
+            q, k = rms_norm(q, mixer.q_norm), rms_norm(k, mixer.k_norm)
         q = torch.stack([rotate(x, t, theta) for t, x in enumerate(q)])
         k = torch.stack([rotate(x, t, theta) for t, x in enumerate(k)])
         rows = []

@@ -92,11 +92,14 @@ def test_equals_algorithm_1_in_float32():
     torch.testing.assert_close(model(ids, sleep_passes=3).logits[0], expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["memory layers", "biases and tied embeddings", "beta below 1", "wide convolution"])
+@pytest.mark.parametrize(
+    "kind", ["memory layers", "biases and tied embeddings", "normalised queries", "beta below 1", "wide convolution"]
+)
 def test_equals_algorithm_1_for_every_option(kind):
     options = {
         "memory layers": dict(memory_layers=[1, 5]),
-        "biases and tied embeddings": dict(attention_bias=True, tie_word_embeddings=True),
+        "biases and tied embeddings": dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+        "normalised queries": dict(qk_norm=True, attention_bias=True, attention_output_bias=False),
         "beta below 1": dict(linear_allow_neg_eigval=False),
         "wide convolution": dict(linear_conv_kernel_dim=L + 2, rope_parameters={"rope_theta": 100.0}),
     }[kind]

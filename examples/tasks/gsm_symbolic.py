@@ -98,10 +98,9 @@ class GsmSymbolic(Task):
 
     def _example(self, rng: random.Random, split: str, wanted: Sequence[int]) -> Example:
         for _ in range(ATTEMPTS):
-            problem = _draw(rng)
-            if problem is None or problem[3] not in wanted or _in_eval_split(problem) != (split == "eval"):
+            context, question, answer, steps = draw_problem(rng, split)
+            if steps not in wanted:
                 continue
-            context, question, answer, steps = problem
             if self.question == "before":
                 context = f"{question} {context}"
             context_ids = self._encode(context)
@@ -172,6 +171,14 @@ def _draw(rng: random.Random) -> tuple[str, str, str, int] | None:
         return None
     steps = sum("=" in line for line in problem["metadata"]["answer_cot"].splitlines())
     return " ".join(context), question, answer, steps
+
+
+def draw_problem(rng: random.Random, split: str) -> tuple[str, str, str, int]:
+    """A problem of a split as text: context, question, answer and steps."""
+    while True:
+        problem = _draw(rng)
+        if problem is not None and _in_eval_split(problem) == (split == "eval"):
+            return problem
 
 
 def _in_eval_split(problem: tuple[str, str, str, int]) -> bool:

@@ -1,0 +1,85 @@
+"""Give sleep to a pretrained model, from the command line.
+
+    python -m modeling_sleep.from_causal_lm HuggingFaceTB/SmolLM2-135M-Instruct smollm2-sleep --window-size 256
+
+reads a model from the Hub or a folder, and writes one that sleeps: weights, code, tokenizer, chat template and
+generation config. It answers as before within a window; what lies behind one, it remembers once it has been trained
+(`examples/finetune_adopted.py`).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoTokenizer
+
+from .modeling_sleep import SleepForCausalLM
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_sleep.from_causal_lm",
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("model", help="name on the Hub, or folder")
+    parser.add_argument("output", type=Path, help="folder to write; must not hold anything yet")
+    parser.add_argument("--window-size", type=int, default=512, metavar="L", help="tokens after which it sleeps")
+    parser.add_argument("--sleep-passes", type=int, default=2, metavar="N", help="passes over a window in all")
+    parser.add_argument(
+        "--memory-layers",
+        type=int,
+        nargs="+",
+        metavar="I",
+        help="one number: how many to insert, evenly spread; several: their places in the new stack. "
+        "Default: as many as fit in 10 %% of the parameters",
+    )
+    parser.add_argument("--loop-span", type=int, nargs=2, metavar=("START", "END"), help="layers passed N times")
+    parser.add_argument("--revision", default=None, help="of the model on the Hub")
+    parser.add_argument("--gguf-file", default=None, help="file of the model in GGUF format, which is dequantised")
+    parser.add_argument("--dtype", default=None, help="of the weights: float32, bfloat16, ...; else as they are saved")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Returns its exit code."""
+    options = parse_arguments(arguments)
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        print(f"error: {options.output} holds something already. Choose a new folder.", file=sys.stderr)
+        return 2
+    source = {name: getattr(options, name) for name in ("revision", "gguf_file") if getattr(options, name)}
+    loading = {"dtype": options.dtype} if options.dtype else {}
+    if options.gguf_file and hasattr(transformers, "GgufConfig"):  # older releases always dequantise
+        loading["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    memory_layers = options.memory_layers
+    if memory_layers is not None and len(memory_layers) == 1:
+        (memory_layers,) = memory_layers
+    try:
+        model = SleepForCausalLM.from_causal_lm(
+            options.model,
+            window_size=options.window_size,
+            sleep_passes=options.sleep_passes,
+            memory_layers=memory_layers,
+            loop_span=options.loop_span,
+            **source,
+            **loading,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(options.model, **source)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    model.save_pretrained(options.output)
+    tokenizer.save_pretrained(options.output)
+    added = sum(p.numel() for i in model.config.memory_layers for p in model.model.layers[i].parameters())
+    print(
+        f"{options.output}: {model.config.num_hidden_layers} layers, {len(model.config.memory_layers)} of them new "
+        f"({', '.join(map(str, model.config.memory_layers))}), with {added / 1e6:.1f} of "
+        f"{model.num_parameters() / 1e6:.1f} million parameters."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

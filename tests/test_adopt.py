@@ -1,0 +1,329 @@
+"""A pretrained model that is given sleep is the same model within its first window, whatever its family."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    TextStreamer,
+)
+
+from modeling_sleep import SleepConfig, SleepForCausalLM, from_causal_lm
+from modeling_sleep.adopt_sleep import spread
+from modeling_sleep.layers_sleep import rotary_embedding, scale_frequencies
+
+
+L = 8
+SIZES = dict(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=5,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=256,
+    initializer_range=0.2,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+ORIGINALS = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "llama with biases": (LlamaForCausalLM, LlamaConfig, dict(attention_bias=True, mlp_bias=True)),
+    "llama 3": (LlamaForCausalLM, LlamaConfig, dict(rope_parameters=LLAMA_3)),
+    "smollm2": (LlamaForCausalLM, LlamaConfig, dict(tie_word_embeddings=True, num_key_value_heads=4)),
+    "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=L, head_dim=12)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, dict(tie_word_embeddings=True)),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(head_dim=16)),
+}
+
+
+def make_original(name, dtype=torch.float32, **overrides):
+    """A random model, its biases and norms too, in which nothing is lost in rounding."""
+    model_class, config_class, options = ORIGINALS[name]
+    options = {**SIZES, **options, **overrides}
+    if model_class is Qwen2ForCausalLM:
+        del options["head_dim"]  # it has no such field
+    torch.manual_seed(0)
+    model = model_class(config_class(**options)).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name or "bias" in parameter_name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.to(dtype)
+
+
+def compute_exactly(model):
+    """transformers computes norms and rotations in float32 in every model; here in the model's own dtype."""
+
+    def norm(module):
+        return lambda x: F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+
+    def rotary(x, position_ids):
+        angles = position_ids[..., None].to(x.dtype) * frequencies
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = norm(module)
+    dim = 2 * model.model.rotary_emb.inv_freq.shape[0]
+    frequencies = 1e4 ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    frequencies = scale_frequencies(frequencies, model.config.rope_parameters)  # tested by itself
+    model.model.rotary_emb.forward = rotary
+    return model
+
+
+def make_ids(batch, length, seed=1):
+    return torch.randint(3, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-9)], ids=["float32", "float64"]
+)
+def test_logits_are_the_originals_within_the_first_window(name, dtype, tolerance):
+    original = make_original(name, dtype)
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L, sleep_passes=3)
+    if dtype == torch.float64:
+        compute_exactly(original)
+    ids = make_ids(2, L)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    with torch.no_grad():
+        for options in ({}, {"attention_mask": mask}):
+            expected, found = original(ids, **options).logits, model(ids, **options).logits
+            if options:
+                expected, found = expected[mask.bool()], found[mask.bool()]
+            assert expected.std() > 0.1
+            torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+    assert model.dtype == dtype and not model.training
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_behind_a_boundary_it_is_the_original_that_has_forgotten(name):
+    """What a sleep writes is read by nobody yet, whatever N and the looped span."""
+    original = make_original(name)
+    ids = make_ids(2, 3 * L + 3)
+    with torch.no_grad():
+        expected = torch.cat([original(window).logits for window in ids.split(L, dim=1)], dim=1)
+        for options in (dict(sleep_passes=1), dict(sleep_passes=4), dict(sleep_passes=2, loop_span=(2, 4))):
+            model = SleepForCausalLM.from_causal_lm(original, window_size=L, memory_layers=[1, 3], **options)
+            torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_generates_the_same_text(name, capsys):
+    original = make_original(name)
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L)
+    assert model.generation_config == original.generation_config
+    ids = make_ids(1, 3)
+    for options in (
+        dict(do_sample=False),
+        dict(do_sample=True, top_k=20, temperature=2.0),
+        dict(do_sample=False, num_beams=3),
+    ):
+        texts = []
+        for each in (original, model):
+            torch.manual_seed(0)
+            texts.append(each.generate(ids, max_new_tokens=L - 3, **options))
+        torch.testing.assert_close(texts[1], texts[0], atol=0, rtol=0)
+
+
+def test_streams_the_same_text():
+    class Words:
+        """A tokenizer that says the ids."""
+
+        def decode(self, ids, **kwargs):
+            return "".join(f"{int(i)} " for i in ids)
+
+    class Collect(TextStreamer):
+        def on_finalized_text(self, text, stream_end=False):
+            self.text = getattr(self, "text", "") + text
+
+    original = make_original("llama")
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L)
+    streamers = [Collect(Words()), Collect(Words())]
+    for each, streamer in zip((original, model), streamers):
+        each.generate(make_ids(1, 3), max_new_tokens=L - 3, do_sample=False, streamer=streamer)
+    assert streamers[0].text == streamers[1].text and len(streamers[0].text.split()) > 3
+
+
+def test_original_and_adopted_share_nothing_and_all_can_be_trained():
+    original = make_original("smollm2")
+    before = {name: parameter.clone() for name, parameter in original.state_dict().items()}
+    original.requires_grad_(False)
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L).train()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = make_ids(2, 3 * L)
+    model(ids, labels=ids, sleep_passes=2).loss.backward()
+    memory = [f"layers.{i}." for i in model.config.memory_layers]
+    for name, parameter in model.named_parameters():
+        if any(layer in name for layer in memory) and "o_proj" not in name:
+            continue  # behind an output projection of zeros
+        assert parameter.grad.abs().max() > 0, name
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    for name, parameter in original.state_dict().items():
+        torch.testing.assert_close(parameter, before[name], atol=0, rtol=0)
+
+
+def test_memory_layers_are_spread_and_take_a_tenth():
+    assert spread(1, 5) == [3] and spread(2, 5) == [2, 5]
+    assert spread(5, 5) == [1, 3, 5, 7, 9]
+    original = make_original("llama", num_hidden_layers=30)
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L)
+    new = sum(p.numel() for i in model.config.memory_layers for p in model.model.layers[i].parameters())
+    one = new / len(model.config.memory_layers)
+    assert new <= 0.1 * original.num_parameters() < new + one
+    gaps = torch.tensor([-1, *model.config.memory_layers, model.config.num_hidden_layers]).diff()
+    assert gaps.max() - gaps.min() <= 1
+    assert all(model.model.layers[i].mlp is None for i in model.config.memory_layers)
+
+
+def test_places_and_other_fields_are_taken():
+    model = SleepForCausalLM.from_causal_lm(
+        make_original("llama"), L, memory_layers=[0, 6], linear_num_key_heads=2, bptt_windows=1
+    )
+    assert model.config.memory_layers == [0, 6] and model.config.num_hidden_layers == 7
+    assert model.config.bptt_windows == 1 and model.config.linear_key_head_dim == 16
+
+
+@pytest.mark.parametrize("memory_layers", [0, 6, [1, 1], [7], [-1]])
+def test_impossible_places_are_refused(memory_layers):
+    with pytest.raises(ValueError, match="`memory_layers`"):
+        SleepForCausalLM.from_causal_lm(make_original("llama"), L, memory_layers=memory_layers)
+
+
+def test_llama_3_frequencies_are_those_of_transformers():
+    original = make_original("llama 3")
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L)
+    cos, _ = rotary_embedding(model.config, 0, 300, torch.float32, torch.device("cpu"))
+    expected, _ = original.model.rotary_emb(torch.zeros(1), torch.arange(300)[None])
+    torch.testing.assert_close(cos, expected[0], atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="of type 'llama3' lack low_freq_factor, high_freq_factor"):
+        SleepConfig(rope_parameters={"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 64})
+
+
+# What cannot be given sleep.
+
+
+def test_a_model_that_sleeps_is_not_given_sleep_again():
+    model = SleepForCausalLM.from_causal_lm(make_original("llama"), window_size=L)
+    with pytest.raises(ValueError, match="sleeps already.*`from_pretrained`"):
+        SleepForCausalLM.from_causal_lm(model)
+
+
+def test_an_unknown_family_is_named_with_those_that_are_known(tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=9))
+    with pytest.raises(ValueError, match="type 'gpt2' cannot be given sleep.*llama, mistral, qwen2, qwen3"):
+        SleepForCausalLM.from_causal_lm(model)
+    model.config.save_pretrained(tmp_path)  # no weights: refused before they are read
+    with pytest.raises(ValueError, match="type 'gpt2' cannot be given sleep"):
+        SleepForCausalLM.from_causal_lm(str(tmp_path))
+
+
+def test_attention_that_reaches_less_far_than_a_window_is_refused():
+    with pytest.raises(ValueError, match="reaches back 8 tokens only.*`window_size` <= 8"):
+        SleepForCausalLM.from_causal_lm(make_original("mistral"), window_size=L + 1)
+    qwen = make_original("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0)
+    with pytest.raises(ValueError, match="reaches back 4 tokens only"):
+        SleepForCausalLM.from_causal_lm(qwen, window_size=L)
+
+
+def test_other_positions_are_refused():
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 128}
+    with pytest.raises(ValueError, match="must be one of .*'llama3'.*got 'yarn'"):
+        SleepForCausalLM.from_causal_lm(make_original("llama", rope_parameters=yarn), window_size=L)
+
+
+def test_a_quantised_model_an_adapter_and_a_headless_model_are_refused():
+    original = make_original("llama")
+    with pytest.raises(ValueError, match="no language modeling head"):
+        SleepForCausalLM.from_causal_lm(original.model)
+    from peft import LoraConfig, inject_adapter_in_model
+
+    with pytest.raises(ValueError, match="Merge it first"):
+        adapted = inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), make_original("llama"))
+        SleepForCausalLM.from_causal_lm(adapted)
+    weight = original.model.layers[0].mlp.up_proj.weight
+    original.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match="quantised.*dequantises"):
+        SleepForCausalLM.from_causal_lm(original)
+
+
+def test_arguments_of_from_pretrained_need_a_path(tmp_path):
+    original = make_original("llama")
+    with pytest.raises(TypeError, match=r"\['revision'\]"):
+        SleepForCausalLM.from_causal_lm(original, revision="main")
+    original.save_pretrained(tmp_path)
+    model = SleepForCausalLM.from_causal_lm(str(tmp_path), window_size=L, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+# The command.
+
+
+@pytest.fixture
+def pretrained(tmp_path):
+    """A folder as one downloads it, with a tokenizer that chats."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(61)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2")
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} w2 {% endfor %}"
+    model = make_original("qwen3")
+    model.generation_config.temperature = 0.7
+    model.generation_config.do_sample = True
+    model.save_pretrained(tmp_path / "pretrained")
+    tokenizer.save_pretrained(tmp_path / "pretrained")
+    return tmp_path / "pretrained"
+
+
+def test_the_command_writes_a_folder_that_loads_as_remote_code(pretrained, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--window-size", str(L), "--sleep-passes", "3", "--memory-layers", "2", "--loop-span", "1", "6"]
+    assert from_causal_lm.main([str(pretrained), str(out), *options]) == 0
+    assert "7 layers, 2 of them new (2, 5)" in capsys.readouterr().out
+    config = json.loads((out / "config.json").read_text())
+    assert (config["window_size"], config["sleep_passes"], config["loop_span"]) == (L, 3, [1, 6])
+    assert (out / "tokenizer.json").exists() and (out / "chat_template.jinja").exists()
+    assert json.loads((out / "generation_config.json").read_text())["temperature"] == 0.7
+
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    original = AutoModelForCausalLM.from_pretrained(pretrained)
+    ids = make_ids(1, L)
+    torch.testing.assert_close(model(ids).logits, original(ids).logits, atol=1e-4, rtol=0)
+
+    assert from_causal_lm.main([str(pretrained), str(out)]) == 2
+    assert "holds something already" in capsys.readouterr().err
+
+
+def test_the_command_says_what_is_wrong(pretrained, tmp_path, capsys):
+    assert from_causal_lm.main([str(pretrained), str(tmp_path / "out"), "--memory-layers", "99"]) == 1
+    assert "error: `memory_layers` must be from 1 to the 5 layers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
