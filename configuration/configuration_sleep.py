@@ -120,6 +120,8 @@ class SleepConfig(PreTrainedConfig):
         pad_token_id (`int`, *optional*): Index of the padding token.
         bos_token_id (`int`, *optional*): Index of the token that begins a text.
         eos_token_id (`int` or `list[int]`, *optional*): Index or indices of the tokens that end a text.
+        adopted_from (`str`, *optional*):
+            The name on the Hub of the pretrained model that `from_causal_lm` gave sleep to.
         modeling_sleep_version (`str`, *optional*):
             The version of the code that a checkpoint was saved with. `save_pretrained` of a model writes it.
         transformers_range (`str`, *optional*):
@@ -198,6 +200,7 @@ class SleepConfig(PreTrainedConfig):
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    adopted_from: str | None = None
     modeling_sleep_version: str | None = None
     transformers_range: str | None = None
 

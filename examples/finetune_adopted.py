@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments,
 from modeling_sleep import SleepForCausalLM
 
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LORA_MODULES = r".*\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
 
@@ -155,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    original = AutoModelForCausalLM.from_pretrained(args.model).eval()
+    original = AutoModelForCausalLM.from_pretrained(args.model).to(DEVICE).eval()
     texts = NaturalTexts(tokenizer, args.window_size, windows=args.windows, seed=args.seed)
     mixture = {kind: share for kind, share in zip(("facts", "problems", "ordinary"), args.mixture) if share > 0}
     memory_layers = args.memory_layers
@@ -174,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
     settings = {name: value for name, value in vars(args).items() if name not in ("output", "minutes")}
-    report = args.output / "results.json"
+    report = args.output / "adoption.json"
     results = {"settings": settings, "readers": {}, "losses": {}}
     if report.exists():
         results = json.loads(report.read_text())
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     report.write_text(json.dumps(results, indent=1) + "\n")
-    plot(results, args.output / "results.png")
+    plot(results, args.output / "adoption.png")
     print(f"saved to {args.output}")
     return 0
 
@@ -225,9 +226,8 @@ def plot(results: dict, path: Path):
 
     figure, (curve, bars, lines) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for stage, losses in results["losses"].items():
-        curve.plot(*zip(*losses), label=stage)
-    curve.set(xlabel="step", ylabel="loss", title="training")
-    curve.legend()
+        curve.plot(*zip(*losses), label=stage) if losses else None
+    curve.set(xlabel="step", ylabel="loss", title=f"training, {', '.join(results['losses'])}")
     readers = results["readers"]
     bars.barh(list(readers), [result["perplexity"] for result in readers.values()], color="C7")
     bars.invert_yaxis()

