@@ -13,6 +13,9 @@ class AmnesiacModel(SleepModel):
             for layer_type, layer in zip(self.config.layer_types, state.layers)
         ])  # fmt: skip
 
+    def _windows_at_once(self, *args):
+        return 1  # read side by side, S would go from one window to the next
+
 
 class AmnesiacForCausalLM(SleepForCausalLM):
     """[`SleepForCausalLM`] with amnesia: what it answers, it answers without memory."""

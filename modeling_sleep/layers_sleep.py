@@ -197,6 +197,7 @@ class SleepGatedDeltaNet(nn.Module):
         conv_state: torch.Tensor | None,  # (batch, conv_kernel - 1, conv_dim)
         padding_mask: torch.Tensor | None,  # (batch, length), False at padding
         state_only: bool = False,  # no output, None in its place
+        windows: int = 1,  # that stand side by side in the batch; S goes through a row's windows one after the other
     ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         if padding_mask is not None:
             masked = ~padding_mask.unsqueeze(-1)
@@ -218,9 +219,14 @@ class SleepGatedDeltaNet(nn.Module):
             log_decay = log_decay.masked_fill(masked, 0)
             beta = beta.masked_fill(masked, 0)
 
-        output, recurrent_state = gated_delta_rule(query, key, value, log_decay, beta, recurrent_state)
+        inputs = (query, key, value, log_decay, beta)
+        if windows > 1:
+            inputs = (x.unflatten(0, (-1, windows)).flatten(1, 2) for x in inputs)
+        output, recurrent_state = gated_delta_rule(*inputs, recurrent_state)
         if state_only:
             return None, recurrent_state, conv_state
+        if windows > 1:
+            output = output.unflatten(1, (windows, -1)).flatten(0, 1)
         gate = self.g_proj(hidden_states).unflatten(-1, (-1, self.value_head_dim))
         output = self.o_norm(output) * F.silu(gate)
         return self.o_proj(output.flatten(-2)), recurrent_state, conv_state
@@ -280,13 +286,14 @@ class SleepDecoderLayer(nn.Module):
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         state_only: bool = False,  # Gated DeltaNet layers: no hidden states, None in their place
+        windows: int = 1,  # Gated DeltaNet layers: windows of a row that stand side by side in the batch
         **kwargs,
     ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         residual = hidden_states
         hidden_states = self.input_layernorm(hidden_states)
         if self.layer_type == "linear_attention":
             hidden_states, first_state, second_state = self.linear_attn(
-                hidden_states, first_state, second_state, padding_mask, state_only
+                hidden_states, first_state, second_state, padding_mask, state_only, windows
             )
             if state_only:
                 return None, first_state, second_state

@@ -64,6 +64,10 @@ from .peft_sleep import register_target_modules
 
 register_target_modules()
 
+# With N = 1, windows are read side by side, but not more: the memory of a long text is to stay bounded.
+TOKENS_AT_ONCE = 4096
+RECORDED = ("output_hidden_states", "output_attentions")
+
 
 class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
     """Weights: how they are initialised, loaded and saved."""
@@ -214,18 +218,20 @@ class SleepModel(SleepPreTrainedModel):
         windows = self._split_into_windows(inputs_embeds.shape[1], state.stored)
         if is_sharded(self.layers[0]):
             inputs_embeds = self._keep_in_step(inputs_embeds, len(windows), state, passes)
-        outputs, begin = [], 0
-        for i, length in enumerate(windows):
+        outputs, begin, i = [], 0, 0
+        at_once = self._windows_at_once(passes, sleep_callback, kwargs)
+        while i < len(windows):
             if state.stored >= self.config.window_size:
                 state = self._sleep(state, passes, sleep_callback)
             if i > 0 and self._cuts_backward(len(windows) - i):
                 state = _detach(state)
-            window = slice(begin, begin + length)
-            output, state = self._wake_window(
-                inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs
-            )
+            # The last window stays in the cache, and one that is begun already is not alone in it.
+            number = max(1, min(at_once, len(windows) - 1 - i)) if state.stored == 0 else 1
+            read = self._wake_window if number == 1 else partial(self._wake_windows, number)
+            window = slice(begin, begin + sum(windows[i : i + number]))
+            output, state = read(inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs)
             outputs.append(output)
-            begin += length
+            begin, i = window.stop, i + number
         if use_cache:
             write_state(past_key_values, state, self.config)
 
@@ -261,6 +267,45 @@ class SleepModel(SleepPreTrainedModel):
             stored=state.stored + length,
             seen=state.seen + length,
         )
+
+    def _wake_windows(self, number: int, inputs_embeds, mask, state: SleepState, **kwargs):
+        """
+        Read so many full windows of which none is slept over, then forget them: what N = 1 is, all windows at once.
+
+        They stand side by side in the batch, (batch * number, window_size, ...). S alone goes from one to the next.
+        """
+        inputs_embeds, mask = (
+            None if x is None else x.unflatten(1, (number, -1)).flatten(0, 1) for x in (inputs_embeds, mask)
+        )
+        state = self._only_fast_weights(state)
+        output = self._wake(inputs_embeds, state, mask, mask, return_dict=True, windows=number, **kwargs)
+        output.last_hidden_state = output.last_hidden_state.unflatten(0, (-1, number)).flatten(1, 2)
+        state = self._only_fast_weights(
+            state._replace(
+                layers=output.layers,
+                seen=state.seen + number * self.config.window_size,
+                sleeps=state.sleeps + number,
+            )
+        )
+        if not torch.is_grad_enabled():
+            raise_if_not_finite(state, self.config)
+        return output, state
+
+    def _only_fast_weights(self, state: SleepState) -> SleepState:
+        layers = [
+            (states[0], None) if layer_type == "linear_attention" else (None, None)
+            for layer_type, states in zip(self.config.layer_types, state.layers, strict=True)
+        ]
+        return SleepState.empty(len(layers))._replace(layers=layers, seen=state.seen, sleeps=state.sleeps)
+
+    def _windows_at_once(self, passes: int, callback, kwargs: dict) -> int:
+        """How many windows may be read at once: with N = 1, as many as fit in `TOKENS_AT_ONCE`, if nobody minds."""
+        recorded = any(kwargs.get(name, getattr(self.config, name, False)) for name in RECORDED)
+        cut = self.config.bptt_windows is not None and torch.is_grad_enabled()
+        in_pieces = (self.gradient_checkpointing and self.training) or is_sharded(self.layers[0])
+        if passes > 1 or callback is not None or recorded or cut or in_pieces:
+            return 1
+        return TOKENS_AT_ONCE // self.config.window_size
 
     @capture_outputs
     def _wake(self, hidden_states, state: SleepState, mask, kept_mask, **kwargs) -> SleepWindowOutput:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from algorithm_1 import algorithm_1
 from transformers import DynamicCache
 
-from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep import SleepConfig, SleepForCausalLM, modeling_sleep
 from modeling_sleep.layers_sleep import rotary_embedding
 
 
@@ -359,6 +359,62 @@ def test_flex_attention_gives_the_same():
         output = model(ids, attention_mask=mask).logits
     torch.testing.assert_close(output[0, L:], expected[0, L:], atol=1e-5, rtol=0)
     torch.testing.assert_close(output[1], expected[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("padding", [0, 2 * L, 3])
+@pytest.mark.parametrize("windows_at_once", [2, 3, 100])
+def test_windows_read_side_by_side_give_what_one_after_the_other_does(
+    windows_at_once, padding, attention, dtype, monkeypatch
+):
+    """With N = 1; logits, gradients and what is remembered, from a new cache and going on from one."""
+    model = make_model(dtype, loop_span=[1, 4])
+    model.set_attn_implementation(attention)
+    ids = make_ids(2, 6 * L + 2)
+    mask = torch.ones_like(ids)
+    mask[1, :padding] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    calls = []
+    wake = model.model._wake
+    monkeypatch.setattr(model.model, "_wake", lambda *args, **kwargs: calls.append(1) or wake(*args, **kwargs))
+
+    def read(tokens_at_once):
+        calls.clear()
+        monkeypatch.setattr(modeling_sleep, "TOKENS_AT_ONCE", tokens_at_once)
+        model.zero_grad()
+        whole = model(ids, attention_mask=mask, labels=labels, use_cache=True)
+        whole.loss.backward()
+        number = len(calls)
+        with torch.no_grad():
+            cache = model(ids[:, : L + 2], attention_mask=mask[:, : L + 2], use_cache=True).past_key_values
+            rest = model(ids[:, L + 2 :], attention_mask=mask, past_key_values=cache)
+        memory = [*fast_weights(whole.past_key_values), *fast_weights(cache)]
+        assert whole.past_key_values.layers[0].sleeps == cache.layers[0].sleeps == 6
+        assert whole.past_key_values.get_seq_length() == cache.get_seq_length() == 6 * L + 2
+        kept = mask.bool()
+        return number, [whole.logits[kept], rest.logits[kept[:, L + 2 :]], *memory], gradients(model)
+
+    one_by_one, expected, expected_gradients = read(0)
+    side_by_side, found, found_gradients = read(windows_at_once * L)
+    assert one_by_one == 7 and side_by_side == -(-6 // windows_at_once) + 1
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=TOLERANCE[dtype], rtol=0)
+    assert largest_difference(found_gradients, expected_gradients) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("option", ["callback", "passes", "hidden states", "cut", "checkpointing"])
+def test_windows_are_read_one_after_the_other_where_it_matters(option, monkeypatch):
+    model = make_model(bptt_windows=2 if option == "cut" else None)
+    kwargs = {
+        "callback": dict(sleep_callback=lambda event: None),
+        "passes": dict(sleep_passes=2),
+        "hidden states": dict(output_hidden_states=True),
+    }.get(option, {})
+    if option == "checkpointing":
+        model.train().gradient_checkpointing_enable()
+    monkeypatch.setattr(model.model, "_wake_windows", None)  # whoever calls it crashes
+    model(make_ids(1, 3 * L), **kwargs)
 
 
 def test_linear_rope_stretches_positions():
