@@ -18,12 +18,18 @@ def _triangular_solve_flops(a_shape, b_shape, *args, **kwargs) -> int:
     return math.prod(b_shape) * a_shape[-1]
 
 
+def _baddbmm_flops(sum_shape, a_shape, b_shape, *args, **kwargs) -> int:
+    """(batch, n, m) @ (batch, m, k), added in place; torch's own count is of the one out of place."""
+    return 2 * math.prod(a_shape) * b_shape[-1]
+
+
 def _convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, **kwargs) -> int:
     """Gradients of input and weight cost a forward each. Torch's own formula takes grouped convolutions for dense."""
     return 2 * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
 
 
 FORMULAS = {
+    torch.ops.aten.baddbmm_: _baddbmm_flops,
     torch.ops.aten.linalg_solve_triangular: _triangular_solve_flops,
     torch.ops.aten.convolution_backward: _convolution_backward_flops,
 }

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from modeling_sleep import gated_delta_rule as dispatched
 from modeling_sleep.gated_delta_rule import chunked_gated_delta_rule, recurrent_gated_delta_rule
@@ -55,15 +56,28 @@ def test_chunked_equals_recurrent(seq_len, state, dtype, atol):
         torch.testing.assert_close(result, reference, atol=atol, rtol=atol)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 7, 32])
-def test_chunk_size_does_not_matter(chunk_size):
-    inputs = make_inputs(29)
-    for result, reference in zip(
-        run(chunked_gated_delta_rule, inputs, chunk_size=chunk_size),
-        run(chunked_gated_delta_rule, inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(result, reference, atol=1e-9, rtol=1e-9)
+@pytest.mark.parametrize("state", [True, False], ids=["with state", "from zeros"])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("chunk_size", [1, 4, 7, 29, 32, 64])
+def test_chunk_size_does_not_matter(chunk_size, key_heads, state):
+    for seq_len in (29, 70):  # both are padded by some sizes
+        inputs = make_inputs(seq_len, key_heads=key_heads, state=state)
+        expected = run(recurrent_gated_delta_rule, inputs)
+        for result, reference in zip(run(chunked_gated_delta_rule, inputs, chunk_size=chunk_size), expected):
+            torch.testing.assert_close(result, reference, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("seq_len", [40, 120])
+def test_the_inverse_of_a_chunk_is_stable(seq_len):
+    """The same key over and over, written twice as strongly as would be enough: powers of A grow beyond 1e15."""
+    inputs = make_inputs(seq_len, dtype=torch.float32)
+    inputs["key"] = torch.ones_like(inputs["key"]).requires_grad_()
+    inputs["beta"] = torch.full_like(inputs["beta"], 1.9).requires_grad_()
+    inputs["log_decay"] = torch.zeros_like(inputs["log_decay"]).requires_grad_()
+    precise = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
+    results = run(chunked_gated_delta_rule, inputs, chunk_size=64)
+    for result, reference in zip(results, run(recurrent_gated_delta_rule, precise), strict=True):
+        assert (result - reference).abs().max() < 2e-4 * max(1, reference.abs().max())
 
 
 def test_state_carries_over_a_split():
@@ -78,9 +92,86 @@ def test_state_carries_over_a_split():
     torch.testing.assert_close(state, final)
 
 
-def test_gradients_are_right():
+@pytest.mark.parametrize("rule", [chunked_gated_delta_rule, recurrent_gated_delta_rule])
+def test_gradients_are_right(rule):
     inputs = make_inputs(5, batch=1, key_heads=1, value_heads=2, key_dim=3, value_dim=2)
-    assert torch.autograd.gradcheck(lambda *args: chunked_gated_delta_rule(*args, chunk_size=2), list(inputs.values()))
+    options = {"chunk_size": 2} if rule is chunked_gated_delta_rule else {}
+    assert torch.autograd.gradcheck(lambda *args: rule(*args, **options), list(inputs.values()))
+
+
+@pytest.mark.parametrize("seq_len", [9, 70])
+@pytest.mark.parametrize("wanted", ["output", "state"])
+def test_gradients_of_one_result_alone(wanted, seq_len):
+    inputs = make_inputs(seq_len)
+    gradients = []
+    for rule in (chunked_gated_delta_rule, recurrent_gated_delta_rule):
+        output, state = rule(**inputs)
+        loss = (output if wanted == "output" else state).square().sum()
+        gradients.append(torch.autograd.grad(loss, list(inputs.values()), allow_unused=True, materialize_grads=True))
+    for ours, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("only", ["query", "key", "value", "log_decay", "beta", "initial_state"])
+def test_gradient_of_one_input_alone(only):
+    inputs = make_inputs(70)
+    expected = dict(zip(inputs, run(chunked_gated_delta_rule, inputs)[2:], strict=True))[only]
+    inputs = {name: x.detach().requires_grad_(name == only) for name, x in inputs.items()}
+    output, state = chunked_gated_delta_rule(**inputs)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    ((output * weights).sum() + state.square().sum()).backward()
+    torch.testing.assert_close(inputs.pop(only).grad, expected)
+    assert all(x.grad is None for x in inputs.values())
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
+def test_checkpointed(use_reentrant):
+    def checkpointed(**inputs):
+        return checkpoint(chunked_gated_delta_rule, *inputs.values(), use_reentrant=use_reentrant)
+
+    inputs = make_inputs(70)
+    expected = run(chunked_gated_delta_rule, inputs)[2:]
+    output, state = checkpointed(**inputs)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
+    ((output * weights).sum() + state.square().sum()).backward()  # reentrant, nothing else may ask for gradients
+    for x, gradient in zip(inputs.values(), expected, strict=True):
+        assert torch.equal(x.grad, gradient)
+
+
+def test_the_graph_can_be_kept_and_inputs_stay_as_they_are():
+    inputs = make_inputs(13, batch=1, key_heads=1, value_heads=1)  # small enough for views of the inputs all along
+    before = {name: x.detach().clone() for name, x in inputs.items()}
+    loss = sum(result.square().sum() for result in chunked_gated_delta_rule(**inputs))
+    first, second = (torch.autograd.grad(loss, list(inputs.values()), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    assert all(torch.equal(x, before[name]) for name, x in inputs.items())
+
+
+def test_second_derivatives_raise_an_error():
+    inputs = make_inputs(5)
+    output, _ = chunked_gated_delta_rule(**inputs)
+    with pytest.raises(RuntimeError, match="Second derivatives"):
+        torch.autograd.grad(output.sum(), inputs["value"], create_graph=True)
+
+
+@pytest.mark.parametrize("rule", [chunked_gated_delta_rule, recurrent_gated_delta_rule])
+def test_autocast_leaves_the_precision(rule):
+    """On what it has made half as precise, and on gates that it has not."""
+    inputs = make_inputs(40, dtype=torch.float32)
+    inputs.update({n: inputs[n].detach().bfloat16().requires_grad_() for n in ("query", "key", "value")})
+    expected = run(rule, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        # The backward of the chunked form is ours, so that it keeps its precision here too.
+        results = run(rule, inputs) if rule is chunked_gated_delta_rule else rule(**inputs)
+    assert all(torch.equal(result, reference) for result, reference in zip(results, expected))
+
+
+def test_compiles_into_one_graph():
+    inputs = make_inputs(70)
+    compiled = torch.compile(chunked_gated_delta_rule, backend="aot_eager", fullgraph=True)
+    results = run(compiled, inputs)
+    for result, reference in zip(results, run(chunked_gated_delta_rule, inputs), strict=True):
+        torch.testing.assert_close(result, reference, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rule", [chunked_gated_delta_rule, recurrent_gated_delta_rule])

@@ -8,7 +8,7 @@ transpose of the paper's:
 
 Notable:
 - two equal forms: `recurrent`, token by token, for one token; `chunked`, matrix products over chunks, for the rest;
-- functional: the state comes in and goes out, nothing is written in place, gradients flow through both;
+- functional: the state comes in and goes out, no input is written to, gradients flow through both;
 - float32 or better whatever the model's dtype: float64 stays float64;
 - queries and keys are L2-normalised here, queries scaled by key_dim^-1/2;
 - a token with beta = 0 and log(alpha) = 0 leaves S exactly as it was: that is how masked tokens pass;
@@ -25,10 +25,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-CHUNK_SIZE = 64
+EPS = 1e-6  # under the root of the norm
 
 
-def l2_normalise(x: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
+def l2_normalise(x: torch.Tensor, eps: float = EPS) -> torch.Tensor:
     """x / sqrt(|x|^2 + eps) over the last dimension: a vector of zeros stays one, with finite gradients."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
@@ -83,19 +83,19 @@ def recurrent_gated_delta_rule(
     """The rule as it is written, token by token. Same parameters and return as `gated_delta_rule`."""
     dtype = value.dtype
     query, key, value, log_decay, beta, state = _prepare(query, key, value, log_decay, beta, initial_state)
-    alpha = log_decay.exp()[..., None, None]
-    beta = beta[..., None, None]
-    query, key = query.unsqueeze(-1), key.unsqueeze(-1)  # columns
-    value = value.unsqueeze(-2)  # rows
-
+    query = l2_normalise(query) * query.shape[-1] ** -0.5
+    key = l2_normalise(key)
+    # Vectors as rows, gates as matrices of one entry.
+    inputs = (*(x.unsqueeze(-2) for x in (query, key, value)), *(x[..., None, None] for x in (log_decay.exp(), beta)))
     outputs = []
-    for t in range(value.shape[2]):
-        state = alpha[:, :, t] * state
-        error = value[:, :, t] - key[:, :, t].mT @ state  # what S does not yet answer to this key
-        state = state + key[:, :, t] @ (beta[:, :, t] * error)
-        outputs.append(query[:, :, t].mT @ state)
-    output = torch.cat(outputs, dim=2)  # (batch, heads, seq_len, value_dim)
-    return output.transpose(1, 2).to(dtype), state
+    with torch.autocast(value.device.type, enabled=False):
+        for query, key, value, alpha, beta in zip(*(x.unbind(1) for x in inputs), strict=True):
+            state = alpha * state
+            error = value - key @ state  # what S does not yet answer to this key
+            state = torch.addcmul(state, key.mT, beta * error)
+            outputs.append(query @ state)
+    output = torch.stack(outputs, dim=1).squeeze(-2)  # (batch, seq_len, heads, value_dim)
+    return output.to(dtype), state
 
 
 def chunked_gated_delta_rule(
@@ -105,69 +105,179 @@ def chunked_gated_delta_rule(
     log_decay: torch.Tensor,
     beta: torch.Tensor,
     initial_state: torch.Tensor | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The rule in chunks of at most `chunk_size` tokens (arXiv 2412.06464, section 3.3). Same as `gated_delta_rule`.
 
-    Within a chunk, the corrections u_t = beta_t (v_t - alpha_t S_{t-1}^T k_t) depend on each other through a lower
-    triangular system. One solve gives both its parts, the one of the values and the one that S at the chunk's start
-    takes away; S then moves from chunk to chunk by matrix products.
+    Has first derivatives only: a second one raises an error.
     """
     dtype, seq_len = value.dtype, value.shape[1]
-    query, key, value, log_decay, beta, state = _prepare(query, key, value, log_decay, beta, initial_state)
-
+    *inputs, state = _prepare(query, key, value, log_decay, beta, initial_state)
+    if chunk_size is None:
+        chunk_size = 32 if value.device.type == "cpu" else 64  # the least work on a CPU; a GPU wants few steps
     # As few chunks as possible, of equal size, so that a short window pays for no padding.
     num_chunks = -(-seq_len // chunk_size)
-    chunk_size = -(-seq_len // num_chunks)
-    if padding := num_chunks * chunk_size - seq_len:  # beta = 0 and log(alpha) = 0: no-ops
-        query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
-        log_decay, beta = (F.pad(x, (0, padding)) for x in (log_decay, beta))
-    # (batch, heads, chunks, chunk_size, dim)
-    query, key, value = (x.unflatten(2, (num_chunks, chunk_size)) for x in (query, key, value))
-    log_decay, beta = (x.unflatten(2, (num_chunks, chunk_size)) for x in (log_decay, beta.unsqueeze(-1)))
-
-    decay_since_start = log_decay.cumsum(-1).unsqueeze(-1)  # log of alpha_1 ... alpha_t
-    decay_until_end = decay_since_start[..., -1:, :] - decay_since_start
-    # alpha_{j+1} ... alpha_i for j <= i; the upper triangle is cut before exp, where it would overflow, and after.
-    pairwise = (decay_since_start - decay_since_start.mT).tril().exp().tril()
-
-    # (I + A) [u | w] = [beta v | beta alpha k]; the solver reads the strictly lower triangle of A alone. It is given
-    # the transpose of it all, as it works on columns: rows it would copy into columns and back.
-    system = (key @ key.mT) * (pairwise * beta)
-    right_side = torch.cat([value * beta, key * (decay_since_start.exp() * beta)], dim=-1)
-    solution = torch.linalg.solve_triangular(system.mT, right_side.mT, upper=True, left=False, unitriangular=True).mT
-    from_values, from_state = solution.split([value.shape[-1], key.shape[-1]], dim=-1)
-
-    attention = (query @ key.mT) * pairwise
-    query = query * decay_since_start.exp()
-    key = key * decay_until_end.exp()
-    chunk_decay = decay_since_start[..., -1:, :].exp()
-
-    outputs = []
-    # Unbound, not indexed: the gradient of an index is a tensor of zeros as large as all chunks, for every chunk.
-    chunks = (x.unbind(2) for x in (query, key, attention, from_values, from_state, chunk_decay))
-    for query, key, attention, from_values, from_state, decay in zip(*chunks, strict=True):
-        correction = from_values - from_state @ state
-        outputs.append(query @ state + attention @ correction)
-        state = decay * state + key.mT @ correction
-    output = torch.cat(outputs, dim=2)[:, :, :seq_len]
-    return output.transpose(1, 2).to(dtype), state
+    if padding := -seq_len % num_chunks:  # beta = 0 and log(alpha) = 0: no-ops
+        inputs = [F.pad(x, (0, 0) * (x.ndim - 2) + (0, padding)) for x in inputs]
+    output, state = _ChunkedRule.apply(*inputs, state, num_chunks)
+    return output[:, :seq_len].to(dtype), state
 
 
 def _prepare(query, key, value, log_decay, beta, initial_state):
-    """Heads first, float32 or better, normalised, one query and key per value head, and a state to begin with."""
+    """All in float32, or in float64 if one is; one query and key per value head, and a state to begin with."""
     inputs = (query, key, value, log_decay, beta)
     dtype = torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
-    # Laid out so too: every matrix product to come would else make its own copy.
-    query, key, value, log_decay, beta = (x.transpose(1, 2).to(dtype).contiguous() for x in inputs)
-    query = l2_normalise(query) * query.shape[-1] ** -0.5
-    key = l2_normalise(key)
-    if (groups := value.shape[1] // key.shape[1]) > 1:
-        query, key = (x.repeat_interleave(groups, dim=1) for x in (query, key))
+    query, key, value, log_decay, beta = (x.to(dtype) for x in inputs)
+    if (groups := value.shape[2] // key.shape[2]) > 1:
+        query, key = (x.repeat_interleave(groups, dim=2) for x in (query, key))
     if initial_state is None:
-        initial_state = value.new_zeros(*value.shape[:2], key.shape[-1], value.shape[-1])
+        initial_state = value.new_zeros(value.shape[0], value.shape[2], key.shape[-1], value.shape[-1])
     return query, key, value, log_decay, beta, initial_state.to(dtype)
+
+
+def _without_autocast(function):
+    """For a method of an autograd.Function: its products stay in the precision of what it is given."""
+
+    @functools.wraps(function)
+    def wrapped(ctx, tensor, *others):
+        with torch.autocast(tensor.device.type, enabled=False):
+            return function(ctx, tensor, *others)
+
+    return wrapped
+
+
+class _ChunkedRule(torch.autograd.Function):
+    """
+    The rule in chunks with a backward by hand, which keeps and takes much less than what autograd would do.
+
+    Let S be the state at a chunk's start and b_i = alpha_1 ... alpha_i since then. What S, by then, does not answer to
+    a key is e_i = v_i - (b_i S^T k_i + sum_{j < i} b_i / b_j (k_i . k_j) beta_j e_j), or (I + A) e = v - (b k) S. The
+    outputs are those same brackets with q_i for k_i and j <= i; the new S is b_C S + sum_j b_C / b_j beta_j k_j e_j^T.
+
+    So queries and keys read alike, and stand below each other as `reads`; keys also write. Where b_i stands, it
+    multiplies the read i or divides the write i, and beta_i multiplies that write. So the gradient of log(b_i) is
+    q_i . dq_i + k_i . dk_i by reading - k_i . dk_i by writing, and that of beta_i is the last over beta_i; b_C has the
+    new S times its gradient besides. All is laid out as (chunks * batch * heads, tokens, dim).
+    """
+
+    @staticmethod
+    @_without_autocast
+    def forward(ctx, query, key, value, log_decay, beta, state, num_chunks):
+        size = value.shape[1] // num_chunks
+        ctx.by_head = (num_chunks, value.shape[0], value.shape[2])
+        by_chunk = (num_chunks, -1)
+        reads = torch.cat([_by_chunks(query, num_chunks), _by_chunks(key, num_chunks)], dim=-2).flatten(0, 2)
+        # As in `l2_normalise`. In place, here and below: fresh memory costs more than the arithmetic on it.
+        scale = torch.linalg.vector_norm(reads, dim=-1, keepdim=True).square_().add_(EPS).rsqrt_()
+        scale[:, :size] *= query.shape[-1] ** -0.5
+        reads *= scale
+        log_b, beta = (_by_chunks(x.unsqueeze(-1), num_chunks).flatten(0, 2) for x in (log_decay, beta))
+        log_b = log_b.cumsum(1)
+        b_reads, b_writes, b_last = _decayed(reads, log_b, beta)
+
+        # b_i / b_j for j <= i and for j < i. The upper triangle is cut before exp, where it would overflow, and after.
+        pairwise = (log_b - log_b.mT).tril_().exp_().tril_()
+        pairwise = torch.cat([pairwise, pairwise.tril(-1)], dim=1)
+        attention = (reads @ reads[:, size:].mT).mul_(pairwise).mul_(beta.mT)
+        inverse = _invert_unit_lower(attention[:, size:])
+
+        values = _by_chunks(value, num_chunks).flatten(1, 2)
+        errors = torch.empty_like(values, memory_format=torch.contiguous_format)
+        states = state.new_empty(num_chunks + 1, *values.shape[1:2], *state.shape[2:])
+        states[0] = state.flatten(0, 1)
+        chunks = (x.unflatten(0, by_chunk) for x in (b_reads[:, size:], b_writes, b_last, inverse))
+        for n, (b_keys, writes, decay, solve) in enumerate(zip(*(x.unbind(0) for x in chunks), strict=True)):
+            torch.bmm(solve, torch.baddbmm(values[n], b_keys, states[n], alpha=-1), out=errors[n])
+            torch.mul(states[n], decay, out=states[n + 1]).baddbmm_(writes.mT, errors[n])
+
+        errors = errors.flatten(0, 1)
+        output = (b_reads[:, :size] @ states[:-1].flatten(0, 1)).baddbmm_(attention[:, :size], errors)
+        ctx.save_for_backward(reads, scale, log_b, beta, pairwise, attention, inverse, errors, states)
+        return _by_tokens(output, ctx.by_head), states[-1].clone().view_as(state)
+
+    @staticmethod
+    @_without_autocast
+    def backward(ctx, output_grad, state_grad):
+        # `once_differentiable` would be silent where the gradients that come in are constants.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "Second derivatives go through `recurrent_gated_delta_rule` only, not the chunked form."
+            )
+        reads, scale, log_b, beta, pairwise, attention, inverse, errors, states = ctx.saved_tensors
+        size, by_chunk = log_b.shape[1], (ctx.by_head[0], -1)
+        b_reads, b_writes, b_last = _decayed(reads, log_b, beta)
+        keys = reads[:, size:]
+
+        # The gradients of what queries and keys read, the latter minus that of v: the loop fills them in.
+        read_grads = errors.new_zeros(*reads.shape[:2], errors.shape[-1])
+        read_grads[:, :size] = _by_chunks(output_grad, by_chunk[0]).flatten(0, 2)
+        error_grads = (attention[:, :size].mT @ read_grads[:, :size]).unflatten(0, by_chunk)
+        state_grads = torch.empty_like(states)
+        state_grads[-1] = state_grad.flatten(0, 1)
+        chunks = [x.unflatten(0, by_chunk) for x in (b_reads, b_writes, b_last, inverse, read_grads)]
+        for n in reversed(range(by_chunk[0])):
+            b_read, write, decay, solve, read_grad = (x[n] for x in chunks)
+            error_grad = error_grads[n].baddbmm_(write, state_grads[n + 1])
+            read_grad[:, size:].sub_(solve.mT @ error_grad)
+            torch.mul(state_grads[n + 1], decay, out=state_grads[n]).baddbmm_(b_read.mT, read_grad)
+
+        pairwise = (read_grads @ errors.mT).mul_(pairwise)
+        reads_grad = (read_grads @ states[:-1].flatten(0, 1).mT).unflatten(1, (2, size)).mul_(log_b.exp().unsqueeze(1))
+        reads_grad = reads_grad.flatten(1, 2).baddbmm_(pairwise, keys * beta)
+        writes_grad = (errors @ state_grads[1:].flatten(0, 1).mT).mul_((log_b[:, -1:] - log_b).exp_())
+        writes_grad.baddbmm_(pairwise.mT, reads)  # but for beta
+
+        along_reads = (reads * reads_grad).sum(-1, keepdim=True)
+        beta_grad = (keys * writes_grad).sum(-1, keepdim=True)
+        along_writes = beta * beta_grad
+        log_b_grad = along_reads[:, :size] + along_reads[:, size:] - along_writes
+        log_b_grad[:, -1, 0] += (state_grads[1:] * states[1:]).sum((-1, -2)).flatten()
+        log_decay_grad = log_b_grad.flip(1).cumsum(1).flip(1)
+
+        # Back through the normalisation, reads = scale * raw: what points along the reads is taken out.
+        reads_grad[:, size:].addcmul_(writes_grad, beta)
+        along_reads[:, size:] += along_writes
+        along_reads[:, :size] *= reads.shape[-1]
+        reads_grad.addcmul_(reads, along_reads, value=-1).mul_(scale)
+
+        grads = (reads_grad[:, :size], reads_grad[:, size:], read_grads[:, size:], log_decay_grad, beta_grad)
+        query_grad, key_grad, value_grad, log_decay_grad, beta_grad = (_by_tokens(x, ctx.by_head) for x in grads)
+        gates = log_decay_grad.squeeze(-1), beta_grad.squeeze(-1)
+        return query_grad, key_grad, value_grad.neg_(), *gates, state_grads[0].view_as(state_grad), None
+
+
+def _by_chunks(x, num_chunks):
+    """(batch, seq_len, heads, ...) as (chunks, batch, heads, chunk_size, ...)."""
+    return x.unflatten(1, (num_chunks, -1)).transpose(0, 1).transpose(2, 3)
+
+
+def _by_tokens(x, by_head):
+    """(chunks * batch * heads, chunk_size, dim) as (batch, seq_len, heads, dim)."""
+    return x.unflatten(0, by_head).transpose(2, 3).transpose(0, 1).flatten(1, 2)
+
+
+def _decayed(reads, log_b, beta):
+    """b_i reads_i, beta_j b_C / b_j keys_j, and b_C."""
+    b_reads = (reads.unflatten(1, (2, -1)) * log_b.exp().unsqueeze(1)).flatten(1, 2)
+    b_writes = reads[:, log_b.shape[1] :] * (log_b[:, -1:] - log_b).exp_().mul_(beta)
+    return b_reads, b_writes, log_b[:, -1:].exp()
+
+
+def _invert_unit_lower(A):
+    """(I + A)^-1 of (batch, size, size); reads the strictly lower triangle of A."""
+    size = A.shape[-1]
+    if size <= 24:
+        # It is given the transpose, as the solver works on columns: rows it would copy into columns and back.
+        identity = torch.eye(size, dtype=A.dtype, device=A.device).expand_as(A)
+        return torch.linalg.solve_triangular(A.mT, identity, upper=True, left=False, unitriangular=True).mT
+    # By halves, as products are much faster than solving, and as stable, unlike a series in powers of A.
+    half = size // 2
+    first, last = _invert_unit_lower(A[:, :half, :half]), _invert_unit_lower(A[:, half:, half:])
+    inverse = A.new_zeros(A.shape)
+    inverse[:, :half, :half], inverse[:, half:, half:] = first, last
+    inverse[:, half:, :half] = (last @ A[:, half:, :half] @ first).neg_()
+    return inverse
 
 
 @functools.cache
