@@ -6,7 +6,7 @@
     sleep     a sleep of N passes, over N - 1 prefills of one window
     step      a training step with N = 4, over N = 1
     memory    peak memory of a training step: N = 8 over N = 1, without over with logits, cut over whole backward
-    rule      the chunked gated delta rule, forward and backward, over the one in transformers
+    rule      the chunked gated delta rule, forward and backward, over the one in transformers and over the machine
     cache     bytes of the cache after 100 windows, over those after the first
 
 Notable:
@@ -387,21 +387,28 @@ def measure_memory(bench: Bench) -> Iterator[Row]:
 # The gated delta rule
 
 
-def rule_inputs(bench: Bench, seq_len: int, head_dim: int, heads: int = 4) -> list[torch.Tensor]:
+def rule_inputs(bench: Bench, seq_len: int, head_dim: int, heads: int = 4, batch: int = 1) -> list[torch.Tensor]:
     """Queries, keys, values, log(alpha), beta and S for one row."""
     torch.manual_seed(0)
-    query, key, value = (torch.randn(1, seq_len, heads, head_dim) for _ in range(3))
-    log_decay, beta = -0.1 * torch.rand(1, seq_len, heads), torch.rand(1, seq_len, heads)
-    inputs = [query, key, value, log_decay, beta, torch.randn(1, heads, head_dim, head_dim)]
+    query, key, value = (torch.randn(batch, seq_len, heads, head_dim) for _ in range(3))
+    log_decay, beta = -0.1 * torch.rand(batch, seq_len, heads), torch.rand(batch, seq_len, heads)
+    inputs = [query, key, value, log_decay, beta, torch.randn(batch, heads, head_dim, head_dim)]
     return [x.to(bench.device).requires_grad_() for x in inputs]
 
 
 def measure_rule(bench: Bench) -> Iterator[Row]:
-    """Forward and backward of the chunked form in torch, against the fallback in transformers in the same dtype."""
+    """
+    The chunked form in torch, against the fallback in transformers in the same dtype, and against what its operations
+    would take at the rate of one large matrix product.
+    """
+    from flops import FORMULAS
+    from torch.utils.flop_counter import FlopCounterMode
     from transformers.models.olmo_hybrid import modeling_olmo_hybrid
 
     # Newer releases wrap it, to run a compiled kernel where one is installed.
     in_tree = inspect.unwrap(modeling_olmo_hybrid.torch_chunk_gated_delta_rule)
+    size = 256 if bench.quick else 1024
+    square = torch.randn(size, size, device=bench.device)
 
     def ours(inputs):
         return chunked_gated_delta_rule(*inputs)
@@ -411,30 +418,49 @@ def measure_rule(bench: Bench) -> Iterator[Row]:
         return in_tree(*inputs, initial_state=state, output_final_state=True, use_qk_l2norm_in_kernel=True)
 
     def forward_and_backward(rule, inputs):
-        output, state = rule(inputs)
-        return output, state, *torch.autograd.grad(output.sum() + state.sum(), inputs)
+        results = rule(inputs)
+        return *results, *torch.autograd.grad(results, inputs, [torch.ones_like(x) for x in results])
 
-    for seq_len in (64, 256) if bench.quick else (64, 256, 1024, 4096):
-        for head_dim in (32,) if bench.quick else (32, 64, 128):
-            inputs = rule_inputs(bench, seq_len, head_dim)
-            # Not timed before both are known to compute the same.
-            results = zip(forward_and_backward(ours, inputs), forward_and_backward(theirs, inputs), strict=True)
-            error = max(((x - y).abs().max() / y.abs().max()).item() for x, y in results)
-            if not error < 1e-4:
-                raise RuntimeError(f"ours and theirs differ by {error:.1e} at T = {seq_len}, head dim {head_dim}")
-            one, other = (
-                lambda rule=rule, inputs=inputs: bench.timed(forward_and_backward, rule, inputs)
-                for rule in (ours, theirs)
-            )
-            result = bench.compare(bench.in_turn(one, other), f"rule: T = {seq_len}, head dim {head_dim}")
-            result["details"]["relative error"] = error
-            yield Row(
-                "gated delta rule, ours over in-tree",
-                f"T = {seq_len}, 4 heads of {head_dim}, batch 1",
-                1.0,
-                absolute=absolute(result),
-                **result,
-            )
+    sizes = [(1, seq_len, dim) for seq_len in (64, 256, 1024, 4096) for dim in (32, 64, 128)]
+    sizes = [(1, 64, 32), (1, 256, 32)] if bench.quick else [(64, 13, 16), (64, 24, 16), *sizes]
+    for batch, seq_len, head_dim in sizes:
+        inputs = rule_inputs(bench, seq_len, head_dim, batch=batch)
+        # Not timed before both are known to compute the same.
+        results = zip(forward_and_backward(ours, inputs), forward_and_backward(theirs, inputs), strict=True)
+        error = max(((x - y).abs().max() / y.abs().max()).item() for x, y in results)
+        if not error < 1e-4:
+            raise RuntimeError(f"ours and theirs differ by {error:.1e} at T = {seq_len}, head dim {head_dim}")
+        setting, label = f"T = {seq_len}, 4 heads of {head_dim}, batch {batch}", f"rule: T = {seq_len}, dim {head_dim}"
+
+        def step(rule, inputs=inputs):
+            return lambda: bench.timed(forward_and_backward, rule, inputs)
+
+        def forward(rule, inputs=inputs):
+            return lambda: bench.timed(torch.no_grad(rule), inputs)
+
+        result = bench.compare(bench.in_turn(step(ours), step(theirs)), label)
+        result["details"]["relative error"] = error
+        target = 1.0 if seq_len < 256 else 1 / 1.3
+        yield Row("gated delta rule, ours over in-tree", setting, target, absolute=absolute(result), **result)
+        result = bench.compare(bench.in_turn(forward(ours), forward(theirs)), label)
+        yield Row("forward alone, ours over in-tree", setting, None, absolute=absolute(result), **result)
+
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+            forward_and_backward(ours, inputs)
+        products = counter.get_total_flops() / (2 * size**3)
+
+        def floor(products=products):
+            return bench.timed(torch.mm, square, square) * products
+
+        result = bench.compare(bench.in_turn(step(ours), floor), label)
+        result["details"]["flops"] = counter.get_total_flops()
+        yield Row(
+            f"ours over its operations at the rate of {size} x {size}",
+            setting,
+            None,
+            absolute=absolute(result),
+            **result,
+        )
 
 
 # The cache

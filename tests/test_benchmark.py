@@ -50,8 +50,9 @@ def test_wake_sleep_and_cache(tmp_path, capsys):
 def test_training_step_and_rule(tmp_path):
     main(["--quick", "--only", "step", "rule", "--output", str(tmp_path)])
     results = read(tmp_path)
-    assert [row["target"] for row in results["rows"]] == [4.4, None, 1.0, 1.0]
-    assert all(row["details"]["relative error"] < 1e-4 for row in results["rows"][2:])
+    assert [row["target"] for row in results["rows"]] == [4.4, None, 1.0, None, None, 1 / 1.3, None, None]
+    assert all(row["details"]["relative error"] < 1e-4 for row in results["rows"][2::3])
+    assert all(row["details"]["flops"] > 1e6 for row in results["rows"][4::3])
 
 
 def test_rules_that_differ_are_not_timed(monkeypatch):
