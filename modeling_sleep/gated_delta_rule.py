@@ -180,7 +180,10 @@ class _ChunkedRule(torch.autograd.Function):
         pairwise = (log_b - log_b.mT).tril_().exp_().tril_()
         pairwise = torch.cat([pairwise, pairwise.tril(-1)], dim=1)
         attention = (reads @ reads[:, size:].mT).mul_(pairwise).mul_(beta.mT)
-        inverse = _invert_unit_lower(attention[:, size:])
+        # (I + A)^-1; of A, the solver reads the strictly lower triangle alone. It is given the transpose, as it works
+        # on columns: rows it would copy into columns and back.
+        A, identity = attention[:, size:], torch.eye(size, dtype=beta.dtype, device=beta.device)
+        inverse = torch.linalg.solve_triangular(A.mT, identity, upper=True, left=False, unitriangular=True).mT
 
         values = _by_chunks(value, num_chunks).flatten(1, 2)
         errors = torch.empty_like(values, memory_format=torch.contiguous_format)
@@ -262,22 +265,6 @@ def _decayed(reads, log_b, beta):
     b_reads = (reads.unflatten(1, (2, -1)) * log_b.exp().unsqueeze(1)).flatten(1, 2)
     b_writes = reads[:, log_b.shape[1] :] * (log_b[:, -1:] - log_b).exp_().mul_(beta)
     return b_reads, b_writes, log_b[:, -1:].exp()
-
-
-def _invert_unit_lower(A):
-    """(I + A)^-1 of (batch, size, size); reads the strictly lower triangle of A."""
-    size = A.shape[-1]
-    if size <= 24:
-        # It is given the transpose, as the solver works on columns: rows it would copy into columns and back.
-        identity = torch.eye(size, dtype=A.dtype, device=A.device).expand_as(A)
-        return torch.linalg.solve_triangular(A.mT, identity, upper=True, left=False, unitriangular=True).mT
-    # By halves, as products are much faster than solving, and as stable, unlike a series in powers of A.
-    half = size // 2
-    first, last = _invert_unit_lower(A[:, :half, :half]), _invert_unit_lower(A[:, half:, half:])
-    inverse = A.new_zeros(A.shape)
-    inverse[:, :half, :half], inverse[:, half:, half:] = first, last
-    inverse[:, half:, :half] = (last @ A[:, half:, :half] @ first).neg_()
-    return inverse
 
 
 @functools.cache
