@@ -28,6 +28,7 @@ from modeling_sleep import (
 
 REPOSITORY = Path(__file__).parents[1]
 CODE = {
+    "adopt_sleep.py": REPOSITORY / "modeling_sleep" / "adopt_sleep.py",
     "cache_sleep.py": REPOSITORY / "modeling_sleep" / "cache_sleep.py",
     "configuration_sleep.py": REPOSITORY / "configuration" / "configuration_sleep.py",
     "gated_delta_rule.py": REPOSITORY / "modeling_sleep" / "gated_delta_rule.py",
