@@ -4,6 +4,9 @@ A model of attention layers alone is mapped onto ours, parameter by parameter, a
 are inserted between its layers, as the paper did with Ouro (arXiv 2605.26099, section 4). Their output projections are
 zero, so within the first window nothing changes: not a logit. What a sleep writes is read by nobody until the inserted
 layers have been trained.
+
+A hybrid has a memory already, as Jet-Nemotron in the paper. It keeps its own decoder layers, which sleep as ours do
+(see family_layers_sleep.py): families differ in their gates, norms and projections too much for one class with flags.
 """
 
 import math
@@ -15,6 +18,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
 from .configuration_sleep import SleepConfig
+from .family_layers_sleep import MODULES, family_base_config, family_state_dict
 from .layers_sleep import SleepDecoderLayer
 
 
@@ -27,6 +31,7 @@ ATTENTION_FAMILIES = {
     "qwen2": lambda config: dict(attention_bias=True, attention_output_bias=False),
     "qwen3": lambda config: dict(attention_bias=config.attention_bias, qk_norm=True),
 }
+HYBRIDS = (*MODULES, "qwen3_5")  # of the last the text model, its vision left out
 SHARED_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -87,18 +92,23 @@ def adopt(
     parameters = adopted_state_dict(original, config)
     if original is model_or_path:  # the caller goes on with its model, and neither is to change the other
         parameters = {name: parameter.clone() for name, parameter in parameters.items()}
-    model.load_state_dict(parameters, strict=False, assign=True)
+    _, unexpected = model.load_state_dict(parameters, strict=False, assign=True)
     model.tie_weights()
     for i in config.memory_layers:
         model.model.layers[i].to(original.dtype).to_empty(device=original.device).apply(model._init_weights)
-    if missing := [name for name, parameter in model.named_parameters() if parameter.is_meta]:
-        raise ValueError(f"The pretrained model has no {', '.join(missing)}.")
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing or unexpected:
+        raise ValueError(
+            f"The pretrained model is no plain {original.config.model_type!r}: it has no {missing}, but {unexpected}."
+        )
     model.requires_grad_(True)
     model.generation_config = original.generation_config
-    logger.warning_once(
-        f"Layers {config.memory_layers} are new, and what they remember is not read yet: train them before expecting "
-        f"anything from a text of more than {window_size} tokens."
-    )
+    model.set_attn_implementation(original.config._attn_implementation)
+    if config.memory_layers:
+        logger.warning_once(
+            f"Layers {config.memory_layers} are new, and what they remember is not read yet: train them before "
+            f"expecting anything from a text of more than {window_size} tokens."
+        )
     return model.eval()
 
 
@@ -111,7 +121,7 @@ def adopted_config(
     **fields,
 ) -> SleepConfig:
     """
-    The configuration of a pretrained model of attention layers, with memory layers inserted.
+    The configuration of a pretrained model: a hybrid as it is, one of attention layers with memory layers inserted.
 
     Parameters
     ----------
@@ -131,15 +141,17 @@ def adopted_config(
         If our layers cannot be what the model's are; the message says what is missing.
     """
     check_family(original)
+    fields = {"window_size": window_size, "sleep_passes": sleep_passes, "loop_span": loop_span, **fields}
+    if original.model_type not in ATTENTION_FAMILIES:
+        if memory_layers is not None:
+            raise ValueError(f"A {original.model_type!r} has a memory of its own: leave `memory_layers` out.")
+        return SleepConfig(base_config=family_base_config(original), **fields)
     check_attention(original, window_size)
     num_layers = original.num_hidden_layers
     fields = {
         **{name: getattr(original, name) for name in SHARED_FIELDS},
         **ATTENTION_FAMILIES[original.model_type](original),
         "head_dim": getattr(original, "head_dim", None),
-        "window_size": window_size,
-        "sleep_passes": sleep_passes,
-        "loop_span": loop_span,
         **fields,
     }
     if memory_layers is None:
@@ -184,6 +196,8 @@ def spread(number: int, num_layers: int) -> list[int]:
 
 def adopted_state_dict(original: PreTrainedModel, config: SleepConfig) -> dict[str, torch.Tensor]:
     """The parameters of `original` under our names. Within a layer they are the same; the layers move apart."""
+    if config.base_config is not None:
+        return family_state_dict(original)
     places = iter(i for i in range(config.num_hidden_layers) if i not in config.memory_layers)
     moved = dict(enumerate(places))
     parameters = {}
@@ -199,10 +213,11 @@ def check_family(config: PreTrainedConfig) -> None:
     """Raise unless the model is of a family that we know."""
     if config.model_type == SleepConfig.model_type:
         raise ValueError("This model sleeps already: load it with `from_pretrained`.")
-    if config.model_type not in ATTENTION_FAMILIES:
+    if config.model_type not in (*ATTENTION_FAMILIES, *HYBRIDS):
         raise ValueError(
             f"A model of type {config.model_type!r} cannot be given sleep: its layers are not known here. Supported "
-            f"are {', '.join(sorted(ATTENTION_FAMILIES))}, which is also what many models of other names are."
+            f"are {', '.join(ATTENTION_FAMILIES)}, which is also what many models of other names are, and the hybrids "
+            f"{', '.join(HYBRIDS)}, without mixtures of experts."
         )
 
 
@@ -214,8 +229,6 @@ def check_attention(config: PreTrainedConfig, window_size: int) -> None:
             f"The model's own attention reaches back {slides} tokens only, less than a window: choose `window_size` "
             f"<= {slides}, got {window_size}."
         )
-    if config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError("The model rotates a part of every head only (`partial_rotary_factor`), ours do all of it.")
     if window_size > config.max_position_embeddings:
         logger.warning_once(
             f"`window_size` is {window_size}, but the model was made for texts of {config.max_position_embeddings} "

@@ -19,15 +19,20 @@ from .gated_delta_rule import gated_delta_rule
 
 def rotary_embedding(
     config: SleepConfig, start: int, length: int, dtype: torch.dtype, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """
-    Cosines and sines of the positions `start, ..., start + length - 1` of a window, each (length, head_dim).
+    Cosines and sines of the positions `start, ..., start + length - 1` of a window, each (length, rotated dimensions).
 
-    Stateless, so that no cast of the model can round the frequencies: float32 or better whatever its dtype.
+    Stateless, so that no cast of the model can round the frequencies: float32 or better whatever its dtype. None for
+    a model whose attention knows no positions (`rope_theta` is None).
     """
     dtype = torch.promote_types(dtype, torch.float32)
-    exponents = torch.arange(0, config.head_dim, 2, dtype=dtype, device=device) / config.head_dim
-    frequencies = scale_frequencies(config.rope_parameters["rope_theta"] ** -exponents, config.rope_parameters)
+    parameters = config.rope_parameters
+    if parameters["rope_theta"] is None:
+        return None
+    rotated = int(config.head_dim * parameters.get("partial_rotary_factor", 1.0))
+    exponents = torch.arange(0, rotated, 2, dtype=dtype, device=device) / rotated
+    frequencies = scale_frequencies(parameters["rope_theta"] ** -exponents, parameters)
     positions = torch.arange(start, start + length, dtype=dtype, device=device)
     angles = (positions[:, None] * frequencies).repeat(1, 2)
     return angles.cos(), angles.sin()
@@ -159,13 +164,13 @@ class ShortConvolution(nn.Conv1d):
         return super().forward(x.mT).mT
 
 
-class SleepGatedDeltaNet(nn.Module):
+class GatedDeltaNet(nn.Module):
     """
-    The layer that holds the fast weights: short convolution, gated delta rule, gated norm.
+    What holds the fast weights: short convolution, gated delta rule, gated norm.
 
-    Differs from [`OlmoHybridGatedDeltaNet`] in that S and the convolution's inputs come in and go out as tensors, in
-    that masked tokens are exact no-ops for S (there only their input is zeroed, so S still decays), and in that S is
-    initialised to outlive many windows.
+    Differs from [`OlmoHybridGatedDeltaNet`] in that S and the convolution's inputs come in and go out as tensors, and
+    in that masked tokens are exact no-ops for S (there only their input is zeroed, so S still decays). A derived class
+    brings the linear maps and the norm around the rule.
     """
 
     def __init__(self, config: SleepConfig, layer_idx: int):
@@ -177,18 +182,26 @@ class SleepGatedDeltaNet(nn.Module):
         key_dim = config.linear_num_key_heads * config.linear_key_head_dim
         value_dim = config.linear_num_value_heads * config.linear_value_head_dim
         self.split_sizes = [key_dim, key_dim, value_dim]
-
-        self.q_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
-        self.a_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
-        self.b_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
-        self.g_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
-        self.o_proj = nn.Linear(value_dim, config.hidden_size, bias=False)
+        self._build_projections(config, key_dim, value_dim)
         self.conv1d = ShortConvolution(sum(self.split_sizes), config.linear_conv_kernel_dim)
         self.A_log = nn.Parameter(torch.empty(config.linear_num_value_heads))
         self.dt_bias = nn.Parameter(torch.empty(config.linear_num_value_heads))
-        self.o_norm = nn.RMSNorm(config.linear_value_head_dim, eps=config.rms_norm_eps)
+
+    def _build_projections(self, config: SleepConfig, key_dim: int, value_dim: int) -> None:
+        """Build what `_project` and `_read_out` need."""
+        raise NotImplementedError
+
+    def _project(self, hidden_states: torch.Tensor, state_only: bool) -> tuple[torch.Tensor | None, ...]:
+        """
+        From (batch, length, hidden_size): queries, keys and values side by side, (batch, length, conv_dim); the
+        inputs of alpha and of beta, (batch, length, value_heads) each; the output's gate, (batch, length, value_heads,
+        value_dim), which may be None with `state_only`.
+        """
+        raise NotImplementedError
+
+    def _read_out(self, output: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """From what S answers and its gate, (batch, length, value_heads, value_dim), to the hidden states."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -203,7 +216,7 @@ class SleepGatedDeltaNet(nn.Module):
             masked = ~padding_mask.unsqueeze(-1)
             hidden_states = hidden_states.masked_fill(masked, 0)
 
-        mixed = torch.cat([self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1)
+        mixed, a, b, gate = self._project(hidden_states, state_only)
         mixed, conv_state = self._convolve(mixed, conv_state)
         query, key, value = mixed.split(self.split_sizes, dim=-1)
         query = query.unflatten(-1, (-1, self.key_head_dim))
@@ -212,9 +225,9 @@ class SleepGatedDeltaNet(nn.Module):
 
         # The gates in float32 or better: 1 - alpha is small where S is to live long.
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        dt = F.softplus(self.a_proj(hidden_states).to(dtype) + self.dt_bias.to(dtype))
+        dt = F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
         log_decay = -self.A_log.to(dtype).exp() * dt
-        beta = self.b_proj(hidden_states).to(dtype).sigmoid() * self.beta_max
+        beta = b.to(dtype).sigmoid() * self.beta_max
         if padding_mask is not None:
             log_decay = log_decay.masked_fill(masked, 0)
             beta = beta.masked_fill(masked, 0)
@@ -227,9 +240,7 @@ class SleepGatedDeltaNet(nn.Module):
             return None, recurrent_state, conv_state
         if windows > 1:
             output = output.unflatten(1, (windows, -1)).flatten(0, 1)
-        gate = self.g_proj(hidden_states).unflatten(-1, (-1, self.value_head_dim))
-        output = self.o_norm(output) * F.silu(gate)
-        return self.o_proj(output.flatten(-2)), recurrent_state, conv_state
+        return self._read_out(output, gate), recurrent_state, conv_state
 
     def _convolve(self, mixed, conv_state):
         """Causal convolution of (batch, length, conv_dim); before a window's first token there are zeros."""
@@ -240,6 +251,31 @@ class SleepGatedDeltaNet(nn.Module):
         # A copy, as a view would keep the whole window alive.
         conv_state = mixed[:, mixed.shape[1] - kept :].clone()
         return F.silu(self.conv1d(mixed)), conv_state
+
+
+class SleepGatedDeltaNet(GatedDeltaNet):
+    """The layer that holds the fast weights. S is initialised to outlive many windows."""
+
+    def __init__(self, config: SleepConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.o_norm = nn.RMSNorm(config.linear_value_head_dim, eps=config.rms_norm_eps)
+
+    def _build_projections(self, config, key_dim, value_dim):
+        self.q_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
+        self.a_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
+        self.b_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
+        self.g_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
+        self.o_proj = nn.Linear(value_dim, config.hidden_size, bias=False)
+
+    def _project(self, hidden_states, state_only):
+        mixed = torch.cat([self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1)
+        gate = None if state_only else self.g_proj(hidden_states).unflatten(-1, (-1, self.value_head_dim))
+        return mixed, self.a_proj(hidden_states), self.b_proj(hidden_states), gate
+
+    def _read_out(self, output, gate):
+        return self.o_proj((self.o_norm(output) * F.silu(gate)).flatten(-2))
 
 
 class SleepMLP(nn.Module):

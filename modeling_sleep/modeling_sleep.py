@@ -57,8 +57,9 @@ from .adopt_sleep import adopt
 from .cache_sleep import SleepState, read_state, write_state
 from .configuration_sleep import SleepConfig
 from .distributed_sleep import is_sharded, largest_of_all_processes
+from .family_layers_sleep import FamilyDecoderLayer, family_norm, is_zero_centred
 from .generation_sleep import SleepEvent, SleepGenerationMixin, SleepMixin, raise_if_not_finite
-from .layers_sleep import SleepAttention, SleepDecoderLayer, SleepGatedDeltaNet, SleepLayers, rotary_embedding
+from .layers_sleep import GatedDeltaNet, SleepDecoderLayer, SleepLayers, rotary_embedding
 from .peft_sleep import register_target_modules
 
 
@@ -75,7 +76,7 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
     config_class = SleepConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SleepDecoderLayer"]
+    _no_split_modules = ["SleepDecoderLayer", "FamilyDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -83,13 +84,14 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
     _supports_attention_backend = True
     _is_stateful = True  # S cannot be rewound: no assisted decoding
     model_tags = ["sleep", "fast-weights"]  # on the Hub
-    _can_record_outputs = {"hidden_states": SleepDecoderLayer, "attentions": SleepAttention}
+    # Attention by the name of its module, as it may be a family's.
+    _can_record_outputs = {"hidden_states": [SleepDecoderLayer, FamilyDecoderLayer], "attentions": "self_attn"}
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         config = self.config
-        if isinstance(module, SleepGatedDeltaNet):
+        if isinstance(module, GatedDeltaNet):
             bound = config.linear_conv_kernel_dim**-0.5
             init.uniform_(module.conv1d.weight, -bound, bound)
             init.copy_(
@@ -101,6 +103,8 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
             init.copy_(module.dt_bias, dt + (-torch.expm1(-dt)).log())  # the inverse of softplus
             if module.layer_idx in config.memory_layers:
                 init.zeros_(module.o_proj.weight)
+        elif is_zero_centred(module):
+            init.zeros_(module.weight)
 
     def save_pretrained(self, save_directory, **kwargs):
         """
@@ -145,8 +149,12 @@ class SleepModel(SleepPreTrainedModel):
     def __init__(self, config: SleepConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = SleepLayers(SleepDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if config.base_config is None:
+            layer_class, norm_class = SleepDecoderLayer, nn.RMSNorm
+        else:
+            layer_class, norm_class = FamilyDecoderLayer, family_norm(config)
+        self.layers = SleepLayers(layer_class(config, i) for i in range(config.num_hidden_layers))
+        self.norm = norm_class(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -593,7 +601,8 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMix
         **kwargs,
     ) -> "SleepForCausalLM":
         """
-        Give sleep to a pretrained model: its layers with memory layers inserted between them, to be fine-tuned.
+        Give sleep to a pretrained model, to be fine-tuned: a hybrid as it is, and a model of attention layers with
+        memory layers inserted between them.
 
         Within the first window, logits are those of the pretrained model, whatever N: the new layers' output
         projections are zero (arXiv 2605.26099, section 4).
@@ -601,15 +610,17 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMix
         Parameters
         ----------
         model_or_path : PreTrainedModel or str
-            A causal LM of the families llama (SmolLM2 and many others), mistral, qwen2 and qwen3, or a name or folder
-            of one. A model is left as it is, and its parameters are copied.
+            A causal LM of the families llama (SmolLM2 and many others), mistral, qwen2 and qwen3, or of the hybrids
+            olmo_hybrid, qwen3_5 and dense qwen3_next; or a name or folder of one. A model is left as it is, and its
+            parameters are copied.
         window_size : int, optional
             L, the number of tokens after which the model sleeps.
         sleep_passes : int, optional
             N, all passes over a window, the one awake included.
         memory_layers : int or list[int], optional
             How many Gated DeltaNet layers without MLP to insert, evenly spread, or the places that they take in the
-            new stack, as in `config.memory_layers`. Default: as many as fit in 10 % of the parameters.
+            new stack, as in `config.memory_layers`. Default: as many as fit in 10 % of the parameters. Hybrids take
+            none.
         loop_span : tuple[int, int], optional
             Which layers of the new stack are passed N times, as in `config.loop_span`. Default: all.
         **kwargs
