@@ -76,7 +76,7 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
     config_class = SleepConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SleepDecoderLayer", "FamilyDecoderLayer"]
+    _no_split_modules = ["SleepDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -86,6 +86,11 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
     model_tags = ["sleep", "fast-weights"]  # on the Hub
     # Attention by the name of its module, as it may be a family's.
     _can_record_outputs = {"hidden_states": [SleepDecoderLayer, FamilyDecoderLayer], "attentions": "self_attn"}
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        if config.base_config is not None:  # accelerate wants no name that is not there
+            self._no_split_modules = ["FamilyDecoderLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -24,8 +24,8 @@ needs_whole_gradients = pytest.mark.skipif(
 )
 
 
-def run_in_two_processes(program, folder):
-    config = SleepConfig.from_preset("tiny", initializer_range=0.1, sleep_passes=3, loop_span=(1, 4))
+def run_in_two_processes(program, folder, config=None):
+    config = config or SleepConfig.from_preset("tiny", initializer_range=0.1, sleep_passes=3, loop_span=(1, 4))
     torch.manual_seed(0)
     SleepForCausalLM(config).save_pretrained(folder)
     path = Path(__file__).parent / "distributed_program.py"
@@ -52,6 +52,32 @@ def test_two_processes_equal_one(parallelism, tmp_path):
         for checkpointing in (False, True):
             assert result[f"loss, checkpointing {checkpointing}"] < 1e-6  # transformers' loss is float32
             assert result[f"gradients, checkpointing {checkpointing}"] < 1e-6
+
+
+@needs_whole_gradients
+@pytest.mark.parametrize("parallelism", ["tensor", "data"])
+def test_two_processes_equal_one_with_the_layers_of_a_family(parallelism, tmp_path):
+    base = dict(
+        model_type="qwen3_5_text",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        layer_types=["full_attention", "linear_attention"] * 2,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    )
+    config = SleepConfig(base_config=base, window_size=8, sleep_passes=3, loop_span=(1, 4))
+    for result in run_in_two_processes(parallelism, tmp_path, config):
+        assert result["shard"] == 0.5 and result["tokens equal"]
+        for checkpointing in (False, True):  # the family's norms compute in float32
+            assert result[f"loss, checkpointing {checkpointing}"] < 1e-5
+            assert result[f"gradients, checkpointing {checkpointing}"] < 1e-5
 
 
 @pytest.mark.parametrize("program", ["ddp", pytest.param("fsdp2", marks=needs_whole_gradients)])

@@ -333,8 +333,9 @@ def test_a_new_model_begins_as_the_family_does_but_remembers(family):
 
 
 @each_family
-def test_the_memory_is_found_for_lora(family):
+def test_the_memory_is_found_for_lora_and_whole_layers_for_sharding(family):
     model = make_model(family)
+    assert model._no_split_modules == model.model._no_split_modules == {"FamilyDecoderLayer"}
     mixers = [module for name, module in model.named_modules() if name.endswith("linear_attn")]
     linear = {name for name, child in mixers[0].named_children() if type(child) is torch.nn.Linear}
     assert {f"linear_attn.{name}" for name in linear} == set(memory_target_modules(model.config))
