@@ -74,7 +74,8 @@ def make_original(family, dtype=torch.float64, **overrides):
     torch.manual_seed(0)
     config = AutoConfig.for_model(family.partition(" ")[0], **{**FAMILIES[family], **overrides})
     with Float64():
-        original = AutoModelForCausalLM.from_config(config, dtype=torch.float64).to(dtype).eval()
+        original = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+    original.to(dtype).eval()
     with torch.no_grad():
         for name, parameter in original.named_parameters():
             if name.endswith("A_log"):
@@ -137,6 +138,7 @@ def test_the_first_window_is_the_original_in_the_precision_of_use(family):
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 5e-2)):
         original = make_original(family, dtype)
         model, ids = put_to_sleep(original, window_size=20), make_ids(2, 20)
+        assert {parameter.dtype for parameter in (*original.parameters(), *model.parameters())} == {dtype}
         mask = torch.ones_like(ids)
         mask[0, :7] = 0
         for options in ({}, {"attention_mask": mask}):
