@@ -10,6 +10,7 @@ import transformers
 from huggingface_hub.dataclasses import strict
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
+from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
@@ -19,8 +20,34 @@ logger = logging.get_logger(__name__)
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 SLEEP_LAYER_TYPES = ("sleep_attention", "linear_attention")
 SAVED_LAYER_TYPES = "sleep_layer_types"
-# RoPE variants whose frequencies do not depend on the length of the text: windows are all alike.
-ROPE_TYPES = ("default", "linear")
+# RoPE variants whose frequencies do not depend on the length of the text, as windows are all alike; what each needs.
+ROPE_PARAMETERS = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+# Families whose own decoder layers can be run, by `model_type`.
+BASE_MODEL_TYPES = ("olmo_hybrid", "qwen3_5_text", "qwen3_next")
+# Of a family's configuration: what shapes its layers, and goes by the same name here...
+SAME_IN_BASE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "attention_bias",
+    "attention_dropout",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "linear_conv_kernel_dim",
+    "hidden_act",
+    "initializer_range",
+    "rms_norm_eps",
+)
+# ... and what does not, and may change after the conversion (a resized vocabulary): it is kept here alone.
+MOVED_FROM_BASE = ("vocab_size", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 @strict
@@ -53,12 +80,17 @@ class SleepConfig(PreTrainedConfig):
         head_dim (`int`, *optional*):
             Dimension of an attention head. Defaults to `hidden_size // num_attention_heads`.
         attention_bias (`bool`, *optional*, defaults to `False`):
-            Whether the projections of the attention layers have biases.
+            Whether the projections of queries, keys and values have biases.
+        attention_output_bias (`bool`, *optional*):
+            Whether the output projection of the attention layers has one. Defaults to `attention_bias`.
+        qk_norm (`bool`, *optional*, defaults to `False`):
+            Whether the attention layers normalise every head's queries and keys before the rotation, as Qwen3 does.
         attention_dropout (`float`, *optional*, defaults to 0.0):
             Dropout of the attention weights in training.
         rope_parameters (`dict`, *optional*):
-            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"` or `"linear"`).
-            Positions count from the start of the window. Defaults to theta = 10000.
+            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"`, `"linear"` or
+            `"llama3"`, with the parameters that these have elsewhere). Positions count from the start of the window.
+            Defaults to theta = 10000.
         linear_num_key_heads (`int`, *optional*):
             Number of query and key heads of the Gated DeltaNet layers. Defaults to `num_attention_heads`.
         linear_num_value_heads (`int`, *optional*):
@@ -98,10 +130,17 @@ class SleepConfig(PreTrainedConfig):
             the whole text are never in memory. `forward(..., skip_logits=...)` has the last word.
         hidden_act (`str`, *optional*, defaults to `"silu"`):
             Activation of the MLP.
+        mlp_bias (`bool`, *optional*, defaults to `False`):
+            Whether the projections of the MLP have biases.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weight matrices.
         rms_norm_eps (`float`, *optional*, defaults to 1e-06):
             Epsilon of the RMS norms.
+        base_config (`dict`, *optional*):
+            The configuration of an in-tree hybrid, with its `model_type` (`"olmo_hybrid"`, `"qwen3_5_text"` or a
+            dense `"qwen3_next"`): the model is then made of that family's own decoder layers, with its parameter
+            names. All fields that describe layers are taken from it; vocabulary, token ids and tied embeddings move
+            from it to the fields here. Defaults to our own layers.
         use_cache (`bool`, *optional*, defaults to `True`):
             Whether to return `past_key_values`.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
@@ -109,6 +148,8 @@ class SleepConfig(PreTrainedConfig):
         pad_token_id (`int`, *optional*): Index of the padding token.
         bos_token_id (`int`, *optional*): Index of the token that begins a text.
         eos_token_id (`int` or `list[int]`, *optional*): Index or indices of the tokens that end a text.
+        adopted_from (`str`, *optional*):
+            The name on the Hub of the pretrained model that `from_causal_lm` gave sleep to.
         modeling_sleep_version (`str`, *optional*):
             The version of the code that a checkpoint was saved with. `save_pretrained` of a model writes it.
         transformers_range (`str`, *optional*):
@@ -133,6 +174,7 @@ class SleepConfig(PreTrainedConfig):
     code_version = "0.1.0"
     tested_transformers = ">=5.14.0,<5.24"
     keys_to_ignore_at_inference = ["past_key_values"]
+    ignore_keys_at_rope_validation = {"partial_rotary_factor"}
     # As in the in-tree hybrids, the recurrent mixers are replicated: a head of S is small, and its rule is sequential.
     base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
@@ -159,6 +201,8 @@ class SleepConfig(PreTrainedConfig):
     num_key_value_heads: int | None = None
     head_dim: int | None = None
     attention_bias: bool = False
+    attention_output_bias: bool | None = None
+    qk_norm: bool = False
     attention_dropout: int | float = 0.0
     rope_parameters: dict | None = None
     linear_num_key_heads: int | None = None
@@ -177,19 +221,24 @@ class SleepConfig(PreTrainedConfig):
     bptt_windows: int | None = None
     skip_logits: bool = False
     hidden_act: str = "silu"
+    mlp_bias: bool = False
     initializer_range: float = 0.02
     rms_norm_eps: float = 1e-6
+    base_config: dict | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    adopted_from: str | None = None
     modeling_sleep_version: str | None = None
     transformers_range: str | None = None
 
     def __post_init__(self, **kwargs):
         if (layer_types := kwargs.pop(SAVED_LAYER_TYPES, None)) is not None:
             self.layer_types = layer_types
+        if self.base_config is not None:
+            self._take_from_base()
         if self.intermediate_size is None:
             self.intermediate_size = -(-8 * self.hidden_size // (3 * 64)) * 64
         if self.layer_types is None:
@@ -200,6 +249,8 @@ class SleepConfig(PreTrainedConfig):
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             self.head_dim = self.hidden_size // max(self.num_attention_heads, 1)
+        if self.attention_output_bias is None:
+            self.attention_output_bias = self.attention_bias
         if self.linear_num_key_heads is None:
             self.linear_num_key_heads = self.num_attention_heads
         if self.linear_num_value_heads is None:
@@ -214,6 +265,67 @@ class SleepConfig(PreTrainedConfig):
             self.validate_rope_type()  # before the parent asks for what other types need
         super().__post_init__(**kwargs)
         self._warn_if_made_with_others()
+
+    def family_config(self) -> PreTrainedConfig:
+        """The family's own configuration, from `base_config`."""
+        return AutoConfig.for_model(**self.base_config)
+
+    def _take_from_base(self):
+        """Set all fields that `base_config` determines."""
+        self._check_family()
+        base = self.family_config()
+        values = {name: getattr(base, name) for name in SAME_IN_BASE}
+        values["head_dim"] = getattr(base, "head_dim", None) or base.hidden_size // base.num_attention_heads
+        values["linear_allow_neg_eigval"] = getattr(base, "linear_allow_neg_eigval", False)
+        values["layer_types"] = [
+            "sleep_attention" if layer_type == "full_attention" else layer_type for layer_type in base.layer_types
+        ]
+        # Multimodal positions along three axes are one and the same for text.
+        values["rope_parameters"] = {
+            name: value for name, value in base.rope_parameters.items() if not name.startswith("mrope")
+        }
+        for name, value in values.items():
+            given = getattr(self, name)
+            if given != value and given != type(self).__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"`{name}` is {given!r}, but `base_config` makes it {value!r}. Leave it out, or change it there."
+                )
+            setattr(self, name, value)
+        self.base_config = dict(self.base_config)
+        for name in MOVED_FROM_BASE:
+            if (value := self.base_config.pop(name, None)) is not None:
+                setattr(self, name, value)
+        # The names in it are those of the family's layers, which are ours now.
+        self.base_model_tp_plan = base.base_model_tp_plan
+
+    def _check_family(self):
+        """Raise unless `base_config` is of a family whose layers we can run."""
+        model_type = self.base_config.get("model_type")
+        supported = f"Supported are {', '.join(BASE_MODEL_TYPES)}, without mixtures of experts."
+        if model_type not in BASE_MODEL_TYPES:
+            missing = (
+                "its layers are mixtures of experts, whose routing has not been followed through sleep"
+                if "moe" in str(model_type)
+                else "nobody has said how its layers take their states in and give them back"
+            )
+            raise ValueError(f"`base_config` is of the family {model_type!r}: {missing}. {supported}")
+        base = self.family_config()
+        sparse = [
+            i
+            for i in range(base.num_hidden_layers)
+            if getattr(base, "num_experts", 0) > 0
+            and i not in base.mlp_only_layers
+            and (i + 1) % base.decoder_sparse_step == 0
+        ]
+        if sparse:
+            raise ValueError(
+                f"Layers {sparse} of `base_config` ({model_type}) are mixtures of experts, whose routing has not been "
+                f"followed through sleep: `num_experts` must be 0, or `mlp_only_layers` name all layers. {supported}"
+            )
+        if base.hidden_act != "silu":
+            raise ValueError(
+                f"`base_config` has `hidden_act={base.hidden_act!r}`, but our short convolution knows 'silu' alone."
+            )
 
     def _warn_if_made_with_others(self):
         """Say so, once, if a checkpoint was made for other releases than those here; it is loaded all the same."""
@@ -265,6 +377,11 @@ class SleepConfig(PreTrainedConfig):
             raise ValueError(
                 "A model that sleeps needs at least one 'sleep_attention' layer: without a cache that fills, it has "
                 "no reason to sleep."
+            )
+        if self.memory_layers and self.base_config is not None:
+            raise ValueError(
+                "`memory_layers` are inserted into models of attention alone; a hybrid "
+                f"({self.base_config['model_type']}) has its own memory. Leave them out."
             )
         if misplaced := [i for i in self.memory_layers if not self._is_linear(i)]:
             raise ValueError(
@@ -346,8 +463,28 @@ class SleepConfig(PreTrainedConfig):
     def validate_rope_type(self):
         """Windows are all alike, so the frequencies must not depend on the length of texts, trained on or read."""
         rope_type = self.rope_parameters.get("rope_type", "default")
-        if rope_type not in ROPE_TYPES:
-            raise ValueError(f"`rope_parameters['rope_type']` must be one of {ROPE_TYPES}, got {rope_type!r}.")
+        if rope_type not in ROPE_PARAMETERS:
+            raise ValueError(
+                f"`rope_parameters['rope_type']` must be one of {tuple(ROPE_PARAMETERS)}, got {rope_type!r}."
+            )
+        if missing := [name for name in ROPE_PARAMETERS[rope_type] if name not in self.rope_parameters]:
+            raise ValueError(f"`rope_parameters` of type {rope_type!r} lack {', '.join(missing)}.")
+
+        partly = self.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0
+        if self.base_config is None and (partly or self.rope_parameters.get("rope_theta", 1.0) is None):
+            raise ValueError(
+                "Our own attention rotates whole heads: `rope_parameters` must have a `rope_theta` and no "
+                f"`partial_rotary_factor` below 1, got {self.rope_parameters}. A `base_config` may have either."
+            )
+
+    # For scaled frequencies the parent asks for `max_position_embeddings`, which a model of windows has not.
+
+    def standardize_rope_params(self):
+        """Old configurations say `type` instead of `rope_type`."""
+        self.rope_parameters.setdefault("rope_type", self.rope_parameters.pop("type", "default"))
+
+    def _validate_llama3_rope_parameters(self, rope_parameters: dict, ignore_keys: set | None = None):
+        """`validate_rope_type` has looked at them."""
 
     @classmethod
     def load_preset(cls, name: str) -> dict:

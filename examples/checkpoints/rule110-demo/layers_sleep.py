@@ -4,12 +4,13 @@ Nothing here knows of caches, windows or sleep. A layer takes its two states as 
 ones, so that gradients flow through them under any way of calling (checkpointed, sharded, over many windows).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_sleep import SleepConfig
@@ -18,22 +19,40 @@ from .gated_delta_rule import gated_delta_rule
 
 def rotary_embedding(
     config: SleepConfig, start: int, length: int, dtype: torch.dtype, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """
-    Cosines and sines of the positions `start, ..., start + length - 1` of a window, each (length, head_dim).
+    Cosines and sines of the positions `start, ..., start + length - 1` of a window, each (length, rotated dimensions).
 
-    Stateless, so that no cast of the model can round the frequencies: float32 or better whatever its dtype.
+    Stateless, so that no cast of the model can round the frequencies: float32 or better whatever its dtype. None for
+    a model whose attention knows no positions (`rope_theta` is None).
     """
     dtype = torch.promote_types(dtype, torch.float32)
     parameters = config.rope_parameters
-    if parameters["rope_type"] == "default":
-        exponents = torch.arange(0, config.head_dim, 2, dtype=dtype, device=device) / config.head_dim
-        frequencies, scaling = parameters["rope_theta"] ** -exponents, 1.0
-    else:
-        frequencies, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, device)
+    if parameters["rope_theta"] is None:
+        return None
+    rotated = int(config.head_dim * parameters.get("partial_rotary_factor", 1.0))
+    exponents = torch.arange(0, rotated, 2, dtype=dtype, device=device) / rotated
+    frequencies = scale_frequencies(parameters["rope_theta"] ** -exponents, parameters)
     positions = torch.arange(start, start + length, dtype=dtype, device=device)
-    angles = (positions[:, None] * frequencies.to(dtype)).repeat(1, 2)
-    return angles.cos() * scaling, angles.sin() * scaling
+    angles = (positions[:, None] * frequencies).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def scale_frequencies(frequencies: torch.Tensor, parameters: dict) -> torch.Tensor:
+    """
+    Rotary frequencies, in radians per token, as a model that was made for longer texts scales them.
+
+    "linear" divides all of them by `factor`. "llama3" (Llama 3.1) divides those whose period is long compared with the
+    original context and leaves those that turn fast; `turns` is how often each turns within that context.
+    """
+    if parameters["rope_type"] == "linear":
+        return frequencies / parameters["factor"]
+    if parameters["rope_type"] == "llama3":
+        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+        turns = parameters["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return frequencies * (kept + (1 - kept) / parameters["factor"])
+    return frequencies
 
 
 def apply_rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -65,7 +84,8 @@ def eager_attention_forward(
 
 class SleepAttention(nn.Module):
     """
-    Causal attention within the current window, with grouped queries and rotary positions.
+    Causal attention within the current window, with grouped queries, rotary positions and, optionally, normalised
+    queries and keys.
 
     Differs from [`LlamaAttention`] in that keys and values of the window so far come in and go out as tensors.
     """
@@ -85,7 +105,11 @@ class SleepAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, query_dim, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_value_dim, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_value_dim, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_dim, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_dim, config.hidden_size, bias=config.attention_output_bias)
+        self.q_norm = self.k_norm = None
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps)
 
     def forward(
         self,
@@ -101,6 +125,8 @@ class SleepAttention(nn.Module):
             projection(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.q_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
         query = apply_rotary_embedding(query, *position_embeddings)
         key = apply_rotary_embedding(key, *position_embeddings)
         if past_keys is not None:
@@ -138,13 +164,13 @@ class ShortConvolution(nn.Conv1d):
         return super().forward(x.mT).mT
 
 
-class SleepGatedDeltaNet(nn.Module):
+class GatedDeltaNet(nn.Module):
     """
-    The layer that holds the fast weights: short convolution, gated delta rule, gated norm.
+    What holds the fast weights: short convolution, gated delta rule, gated norm.
 
-    Differs from [`OlmoHybridGatedDeltaNet`] in that S and the convolution's inputs come in and go out as tensors, in
-    that masked tokens are exact no-ops for S (there only their input is zeroed, so S still decays), and in that S is
-    initialised to outlive many windows.
+    Differs from [`OlmoHybridGatedDeltaNet`] in that S and the convolution's inputs come in and go out as tensors, and
+    in that masked tokens are exact no-ops for S (there only their input is zeroed, so S still decays). A derived class
+    brings the linear maps and the norm around the rule.
     """
 
     def __init__(self, config: SleepConfig, layer_idx: int):
@@ -156,18 +182,26 @@ class SleepGatedDeltaNet(nn.Module):
         key_dim = config.linear_num_key_heads * config.linear_key_head_dim
         value_dim = config.linear_num_value_heads * config.linear_value_head_dim
         self.split_sizes = [key_dim, key_dim, value_dim]
-
-        self.q_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
-        self.a_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
-        self.b_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
-        self.g_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
-        self.o_proj = nn.Linear(value_dim, config.hidden_size, bias=False)
+        self._build_projections(config, key_dim, value_dim)
         self.conv1d = ShortConvolution(sum(self.split_sizes), config.linear_conv_kernel_dim)
         self.A_log = nn.Parameter(torch.empty(config.linear_num_value_heads))
         self.dt_bias = nn.Parameter(torch.empty(config.linear_num_value_heads))
-        self.o_norm = nn.RMSNorm(config.linear_value_head_dim, eps=config.rms_norm_eps)
+
+    def _build_projections(self, config: SleepConfig, key_dim: int, value_dim: int) -> None:
+        """Build what `_project` and `_read_out` need."""
+        raise NotImplementedError
+
+    def _project(self, hidden_states: torch.Tensor, state_only: bool) -> tuple[torch.Tensor | None, ...]:
+        """
+        From (batch, length, hidden_size): queries, keys and values side by side, (batch, length, conv_dim); the
+        inputs of alpha and of beta, (batch, length, value_heads) each; the output's gate, (batch, length, value_heads,
+        value_dim), which may be None with `state_only`.
+        """
+        raise NotImplementedError
+
+    def _read_out(self, output: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        """From what S answers and its gate, (batch, length, value_heads, value_dim), to the hidden states."""
+        raise NotImplementedError
 
     def forward(
         self,
@@ -176,12 +210,13 @@ class SleepGatedDeltaNet(nn.Module):
         conv_state: torch.Tensor | None,  # (batch, conv_kernel - 1, conv_dim)
         padding_mask: torch.Tensor | None,  # (batch, length), False at padding
         state_only: bool = False,  # no output, None in its place
+        windows: int = 1,  # that stand side by side in the batch; S goes through a row's windows one after the other
     ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         if padding_mask is not None:
             masked = ~padding_mask.unsqueeze(-1)
             hidden_states = hidden_states.masked_fill(masked, 0)
 
-        mixed = torch.cat([self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1)
+        mixed, a, b, gate = self._project(hidden_states, state_only)
         mixed, conv_state = self._convolve(mixed, conv_state)
         query, key, value = mixed.split(self.split_sizes, dim=-1)
         query = query.unflatten(-1, (-1, self.key_head_dim))
@@ -190,19 +225,22 @@ class SleepGatedDeltaNet(nn.Module):
 
         # The gates in float32 or better: 1 - alpha is small where S is to live long.
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        dt = F.softplus(self.a_proj(hidden_states).to(dtype) + self.dt_bias.to(dtype))
+        dt = F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
         log_decay = -self.A_log.to(dtype).exp() * dt
-        beta = self.b_proj(hidden_states).to(dtype).sigmoid() * self.beta_max
+        beta = b.to(dtype).sigmoid() * self.beta_max
         if padding_mask is not None:
             log_decay = log_decay.masked_fill(masked, 0)
             beta = beta.masked_fill(masked, 0)
 
-        output, recurrent_state = gated_delta_rule(query, key, value, log_decay, beta, recurrent_state)
+        inputs = (query, key, value, log_decay, beta)
+        if windows > 1:
+            inputs = (x.unflatten(0, (-1, windows)).flatten(1, 2) for x in inputs)
+        output, recurrent_state = gated_delta_rule(*inputs, recurrent_state)
         if state_only:
             return None, recurrent_state, conv_state
-        gate = self.g_proj(hidden_states).unflatten(-1, (-1, self.value_head_dim))
-        output = self.o_norm(output) * F.silu(gate)
-        return self.o_proj(output.flatten(-2)), recurrent_state, conv_state
+        if windows > 1:
+            output = output.unflatten(1, (windows, -1)).flatten(0, 1)
+        return self._read_out(output, gate), recurrent_state, conv_state
 
     def _convolve(self, mixed, conv_state):
         """Causal convolution of (batch, length, conv_dim); before a window's first token there are zeros."""
@@ -215,14 +253,39 @@ class SleepGatedDeltaNet(nn.Module):
         return F.silu(self.conv1d(mixed)), conv_state
 
 
+class SleepGatedDeltaNet(GatedDeltaNet):
+    """The layer that holds the fast weights. S is initialised to outlive many windows."""
+
+    def __init__(self, config: SleepConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.o_norm = nn.RMSNorm(config.linear_value_head_dim, eps=config.rms_norm_eps)
+
+    def _build_projections(self, config, key_dim, value_dim):
+        self.q_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
+        self.a_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
+        self.b_proj = nn.Linear(config.hidden_size, config.linear_num_value_heads, bias=False)
+        self.g_proj = nn.Linear(config.hidden_size, value_dim, bias=False)
+        self.o_proj = nn.Linear(value_dim, config.hidden_size, bias=False)
+
+    def _project(self, hidden_states, state_only):
+        mixed = torch.cat([self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)], dim=-1)
+        gate = None if state_only else self.g_proj(hidden_states).unflatten(-1, (-1, self.value_head_dim))
+        return mixed, self.a_proj(hidden_states), self.b_proj(hidden_states), gate
+
+    def _read_out(self, output, gate):
+        return self.o_proj((self.o_norm(output) * F.silu(gate)).flatten(-2))
+
+
 class SleepMLP(nn.Module):
     """Gated MLP, as [`LlamaMLP`]."""
 
     def __init__(self, config: SleepConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -259,13 +322,14 @@ class SleepDecoderLayer(nn.Module):
         attention_mask: torch.Tensor | None = None,
         padding_mask: torch.Tensor | None = None,
         state_only: bool = False,  # Gated DeltaNet layers: no hidden states, None in their place
+        windows: int = 1,  # Gated DeltaNet layers: windows of a row that stand side by side in the batch
         **kwargs,
     ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         residual = hidden_states
         hidden_states = self.input_layernorm(hidden_states)
         if self.layer_type == "linear_attention":
             hidden_states, first_state, second_state = self.linear_attn(
-                hidden_states, first_state, second_state, padding_mask, state_only
+                hidden_states, first_state, second_state, padding_mask, state_only, windows
             )
             if state_only:
                 return None, first_state, second_state

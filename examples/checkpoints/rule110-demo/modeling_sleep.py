@@ -53,15 +53,21 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
+from .adopt_sleep import adopt
 from .cache_sleep import SleepState, read_state, write_state
 from .configuration_sleep import SleepConfig
 from .distributed_sleep import is_sharded, largest_of_all_processes
+from .family_layers_sleep import FamilyDecoderLayer, family_norm, is_zero_centred
 from .generation_sleep import SleepEvent, SleepGenerationMixin, SleepMixin, raise_if_not_finite
-from .layers_sleep import SleepAttention, SleepDecoderLayer, SleepGatedDeltaNet, SleepLayers, rotary_embedding
+from .layers_sleep import GatedDeltaNet, SleepDecoderLayer, SleepLayers, rotary_embedding
 from .peft_sleep import register_target_modules
 
 
 register_target_modules()
+
+# With N = 1, windows are read side by side, but not more: the memory of a long text is to stay bounded.
+TOKENS_AT_ONCE = 4096
+RECORDED = ("output_hidden_states", "output_attentions")
 
 
 class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
@@ -77,13 +83,20 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _is_stateful = True  # S cannot be rewound: no assisted decoding
-    _can_record_outputs = {"hidden_states": SleepDecoderLayer, "attentions": SleepAttention}
+    model_tags = ["sleep", "fast-weights"]  # on the Hub
+    # Attention by the name of its module, as it may be a family's.
+    _can_record_outputs = {"hidden_states": [SleepDecoderLayer, FamilyDecoderLayer], "attentions": "self_attn"}
+
+    def __init__(self, config: SleepConfig):
+        super().__init__(config)
+        if config.base_config is not None:  # accelerate wants no name that is not there
+            self._no_split_modules = ["FamilyDecoderLayer"]
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         config = self.config
-        if isinstance(module, SleepGatedDeltaNet):
+        if isinstance(module, GatedDeltaNet):
             bound = config.linear_conv_kernel_dim**-0.5
             init.uniform_(module.conv1d.weight, -bound, bound)
             init.copy_(
@@ -95,6 +108,8 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
             init.copy_(module.dt_bias, dt + (-torch.expm1(-dt)).log())  # the inverse of softplus
             if module.layer_idx in config.memory_layers:
                 init.zeros_(module.o_proj.weight)
+        elif is_zero_centred(module):
+            init.zeros_(module.weight)
 
     def save_pretrained(self, save_directory, **kwargs):
         """
@@ -139,8 +154,12 @@ class SleepModel(SleepPreTrainedModel):
     def __init__(self, config: SleepConfig):
         super().__init__(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = SleepLayers(SleepDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if config.base_config is None:
+            layer_class, norm_class = SleepDecoderLayer, nn.RMSNorm
+        else:
+            layer_class, norm_class = FamilyDecoderLayer, family_norm(config)
+        self.layers = SleepLayers(layer_class(config, i) for i in range(config.num_hidden_layers))
+        self.norm = norm_class(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -212,18 +231,20 @@ class SleepModel(SleepPreTrainedModel):
         windows = self._split_into_windows(inputs_embeds.shape[1], state.stored)
         if is_sharded(self.layers[0]):
             inputs_embeds = self._keep_in_step(inputs_embeds, len(windows), state, passes)
-        outputs, begin = [], 0
-        for i, length in enumerate(windows):
+        outputs, begin, i = [], 0, 0
+        at_once = self._windows_at_once(passes, sleep_callback, kwargs)
+        while i < len(windows):
             if state.stored >= self.config.window_size:
                 state = self._sleep(state, passes, sleep_callback)
             if i > 0 and self._cuts_backward(len(windows) - i):
                 state = _detach(state)
-            window = slice(begin, begin + length)
-            output, state = self._wake_window(
-                inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs
-            )
+            # The last window stays in the cache, and one that is begun already is not alone in it.
+            number = max(1, min(at_once, len(windows) - 1 - i)) if state.stored == 0 else 1
+            read = self._wake_window if number == 1 else partial(self._wake_windows, number)
+            window = slice(begin, begin + sum(windows[i : i + number]))
+            output, state = read(inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs)
             outputs.append(output)
-            begin += length
+            begin, i = window.stop, i + number
         if use_cache:
             write_state(past_key_values, state, self.config)
 
@@ -259,6 +280,45 @@ class SleepModel(SleepPreTrainedModel):
             stored=state.stored + length,
             seen=state.seen + length,
         )
+
+    def _wake_windows(self, number: int, inputs_embeds, mask, state: SleepState, **kwargs):
+        """
+        Read so many full windows of which none is slept over, then forget them: what N = 1 is, all windows at once.
+
+        They stand side by side in the batch, (batch * number, window_size, ...). S alone goes from one to the next.
+        """
+        inputs_embeds, mask = (
+            None if x is None else x.unflatten(1, (number, -1)).flatten(0, 1) for x in (inputs_embeds, mask)
+        )
+        state = self._only_fast_weights(state)
+        output = self._wake(inputs_embeds, state, mask, mask, return_dict=True, windows=number, **kwargs)
+        output.last_hidden_state = output.last_hidden_state.unflatten(0, (-1, number)).flatten(1, 2)
+        state = self._only_fast_weights(
+            state._replace(
+                layers=output.layers,
+                seen=state.seen + number * self.config.window_size,
+                sleeps=state.sleeps + number,
+            )
+        )
+        if not torch.is_grad_enabled():
+            raise_if_not_finite(state, self.config)
+        return output, state
+
+    def _only_fast_weights(self, state: SleepState) -> SleepState:
+        layers = [
+            (states[0], None) if layer_type == "linear_attention" else (None, None)
+            for layer_type, states in zip(self.config.layer_types, state.layers, strict=True)
+        ]
+        return SleepState.empty(len(layers))._replace(layers=layers, seen=state.seen, sleeps=state.sleeps)
+
+    def _windows_at_once(self, passes: int, callback, kwargs: dict) -> int:
+        """How many windows may be read at once: with N = 1, as many as fit in `TOKENS_AT_ONCE`, if nobody minds."""
+        recorded = any(kwargs.get(name, getattr(self.config, name, False)) for name in RECORDED)
+        cut = self.config.bptt_windows is not None and torch.is_grad_enabled()
+        in_pieces = (self.gradient_checkpointing and self.training) or is_sharded(self.layers[0])
+        if passes > 1 or callback is not None or recorded or cut or in_pieces:
+            return 1
+        return TOKENS_AT_ONCE // self.config.window_size
 
     @capture_outputs
     def _wake(self, hidden_states, state: SleepState, mask, kept_mask, **kwargs) -> SleepWindowOutput:
@@ -534,6 +594,57 @@ class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMix
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_causal_lm(
+        cls,
+        model_or_path: PreTrainedModel | str,
+        window_size: int = 512,
+        sleep_passes: int = 2,
+        memory_layers: int | list[int] | None = None,
+        loop_span: tuple[int, int] | None = None,
+        **kwargs,
+    ) -> "SleepForCausalLM":
+        """
+        Give sleep to a pretrained model, to be fine-tuned: a hybrid as it is, and a model of attention layers with
+        memory layers inserted between them.
+
+        Within the first window, logits are those of the pretrained model, whatever N: the new layers' output
+        projections are zero (arXiv 2605.26099, section 4).
+
+        Parameters
+        ----------
+        model_or_path : PreTrainedModel or str
+            A causal LM of the families llama (SmolLM2 and many others), mistral, qwen2 and qwen3, or of the hybrids
+            olmo_hybrid, qwen3_5 and dense qwen3_next; or a name or folder of one. A model is left as it is, and its
+            parameters are copied.
+        window_size : int, optional
+            L, the number of tokens after which the model sleeps.
+        sleep_passes : int, optional
+            N, all passes over a window, the one awake included.
+        memory_layers : int or list[int], optional
+            How many Gated DeltaNet layers without MLP to insert, evenly spread, or the places that they take in the
+            new stack, as in `config.memory_layers`. Default: as many as fit in 10 % of the parameters. Hybrids take
+            none.
+        loop_span : tuple[int, int], optional
+            Which layers of the new stack are passed N times, as in `config.loop_span`. Default: all.
+        **kwargs
+            Other fields of [`SleepConfig`], such as `bptt_windows`. The rest goes to the pretrained model's
+            `from_pretrained`: `revision`, `dtype`, `gguf_file`, ...
+
+        Returns
+        -------
+        SleepForCausalLM
+            In evaluation mode, as `from_pretrained` has it, with the dtype, device and generation config of the
+            pretrained model.
+
+        Raises
+        ------
+        ValueError
+            If the model's family is not supported, it is quantised or spread over devices, or its own attention does
+            not reach over a window.
+        """
+        return adopt(cls, model_or_path, window_size, sleep_passes, memory_layers, loop_span, **kwargs)
 
     @can_return_tuple
     def forward(

@@ -8,8 +8,13 @@ latter alone is named by `memory_target_modules`.
 from .configuration_sleep import SleepConfig
 
 
-# Every `nn.Linear` of a Gated DeltaNet layer.
+# Every `nn.Linear` of a Gated DeltaNet layer: ours, and those of families (`base_config`).
 MEMORY_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "a_proj", "b_proj", "g_proj", "o_proj")
+FAMILY_MEMORY_PROJECTIONS = {
+    "olmo_hybrid": MEMORY_PROJECTIONS,
+    "qwen3_5_text": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
+    "qwen3_next": ("in_proj_qkvz", "in_proj_ba", "out_proj"),
+}
 
 
 def memory_target_modules(config: SleepConfig) -> list[str]:
@@ -33,7 +38,10 @@ def memory_target_modules(config: SleepConfig) -> list[str]:
     """
     if "linear_attention" not in config.layer_types:
         raise ValueError("A model of attention layers alone has no memory to adapt: choose other `target_modules`.")
-    return [f"linear_attn.{name}" for name in MEMORY_PROJECTIONS]
+    names = MEMORY_PROJECTIONS
+    if config.base_config is not None:
+        names = FAMILY_MEMORY_PROJECTIONS[config.base_config["model_type"]]
+    return [f"linear_attn.{name}" for name in names]
 
 
 def register_target_modules() -> None:

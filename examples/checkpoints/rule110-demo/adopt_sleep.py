@@ -1,0 +1,255 @@
+"""Sleep for the model you already have: a pretrained causal LM becomes one that sleeps.
+
+A model of attention layers alone is mapped onto ours, parameter by parameter, and Gated DeltaNet layers without an MLP
+are inserted between its layers, as the paper did with Ouro (arXiv 2605.26099, section 4). Their output projections are
+zero, so within the first window nothing changes: not a logit. What a sleep writes is read by nobody until the inserted
+layers have been trained.
+
+A hybrid has a memory already, as Jet-Nemotron in the paper. It keeps its own decoder layers, which sleep as ours do
+(see family_layers_sleep.py): families differ in their gates, norms and projections too much for one class with flags.
+"""
+
+import math
+import os
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
+
+from .configuration_sleep import SleepConfig
+from .family_layers_sleep import MODULES, family_base_config, family_state_dict
+from .layers_sleep import SleepDecoderLayer
+
+
+logger = logging.get_logger(__name__)
+
+# What a family has beside the fields that all of them share.
+ATTENTION_FAMILIES = {
+    "llama": lambda config: dict(attention_bias=config.attention_bias, mlp_bias=config.mlp_bias),
+    "mistral": lambda config: {},
+    "qwen2": lambda config: dict(attention_bias=True, attention_output_bias=False),
+    "qwen3": lambda config: dict(attention_bias=config.attention_bias, qk_norm=True),
+}
+HYBRIDS = (*MODULES, "qwen3_5")  # of the last the text model, its vision left out
+SHARED_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "attention_dropout",
+    "hidden_act",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_parameters",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+# Of all parameters, what the inserted layers take at most by default. The paper stays under it, too.
+MEMORY_SHARE = 0.1
+
+
+def adopt(
+    model_class: type[PreTrainedModel],
+    model_or_path: PreTrainedModel | str,
+    window_size: int,
+    sleep_passes: int,
+    memory_layers: int | list[int] | None,
+    loop_span: tuple[int, int] | None,
+    **kwargs,
+) -> PreTrainedModel:
+    """What [`SleepForCausalLM.from_causal_lm`] does and documents, for the class `model_class`."""
+    fields = {name: kwargs.pop(name) for name in list(kwargs) if name in SleepConfig.__annotations__}
+    if isinstance(model_or_path, PreTrainedModel):
+        if kwargs:
+            raise TypeError(
+                f"{sorted(kwargs)}: only a path takes arguments of `from_pretrained`, and this is a model."
+            )
+        original = model_or_path
+        check_model(original)
+    else:
+        if "gguf_file" not in kwargs:  # say what is wrong before gigabytes are read
+            names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code")
+            check_family(AutoConfig.from_pretrained(model_or_path, **{k: kwargs[k] for k in names if k in kwargs}))
+        original = AutoModelForCausalLM.from_pretrained(model_or_path, **kwargs)
+        check_model(original)
+        if not os.path.exists(model_or_path):
+            fields.setdefault("adopted_from", str(model_or_path))
+
+    config = adopted_config(
+        original.config,
+        window_size=window_size,
+        sleep_passes=sleep_passes,
+        memory_layers=memory_layers,
+        loop_span=loop_span,
+        **fields,
+    )
+    with torch.device("meta"):
+        model = model_class(config)
+    parameters = adopted_state_dict(original, config)
+    if original is model_or_path:  # the caller goes on with its model, and neither is to change the other
+        parameters = {name: parameter.clone() for name, parameter in parameters.items()}
+    _, unexpected = model.load_state_dict(parameters, strict=False, assign=True)
+    model.tie_weights()
+    for i in config.memory_layers:
+        model.model.layers[i].to(original.dtype).to_empty(device=original.device).apply(model._init_weights)
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if missing or unexpected:
+        raise ValueError(
+            f"The pretrained model is no plain {original.config.model_type!r}: it has no {missing}, but {unexpected}."
+        )
+    model.requires_grad_(True)
+    model.generation_config = original.generation_config
+    model.set_attn_implementation(original.config._attn_implementation)
+    if config.memory_layers:
+        logger.warning_once(
+            f"Layers {config.memory_layers} are new, and what they remember is not read yet: train them before "
+            f"expecting anything from a text of more than {window_size} tokens."
+        )
+    return model.eval()
+
+
+def adopted_config(
+    original: PreTrainedConfig,
+    window_size: int,
+    sleep_passes: int,
+    memory_layers: int | list[int] | None = None,
+    loop_span: tuple[int, int] | None = None,
+    **fields,
+) -> SleepConfig:
+    """
+    The configuration of a pretrained model: a hybrid as it is, one of attention layers with memory layers inserted.
+
+    Parameters
+    ----------
+    original : PreTrainedConfig
+    window_size, sleep_passes, memory_layers, loop_span :
+        As of [`SleepForCausalLM.from_causal_lm`].
+    **fields :
+        Other fields of [`SleepConfig`].
+
+    Returns
+    -------
+    SleepConfig
+
+    Raises
+    ------
+    ValueError
+        If our layers cannot be what the model's are; the message says what is missing.
+    """
+    check_family(original)
+    fields = {"window_size": window_size, "sleep_passes": sleep_passes, "loop_span": loop_span, **fields}
+    if original.model_type not in ATTENTION_FAMILIES:
+        if memory_layers is not None:
+            raise ValueError(f"A {original.model_type!r} has a memory of its own: leave `memory_layers` out.")
+        return SleepConfig(base_config=family_base_config(original), **fields)
+    check_attention(original, window_size)
+    num_layers = original.num_hidden_layers
+    fields = {
+        **{name: getattr(original, name) for name in SHARED_FIELDS},
+        **ATTENTION_FAMILIES[original.model_type](original),
+        "head_dim": getattr(original, "head_dim", None),
+        **fields,
+    }
+    if memory_layers is None:
+        memory_layers = default_number_of_memory_layers(num_layers, fields)
+    if isinstance(memory_layers, int):
+        memory_layers = spread(memory_layers, num_layers)
+    total = num_layers + len(memory_layers)
+    if sorted(set(memory_layers)) != sorted(memory_layers) or not all(0 <= i < total for i in memory_layers):
+        raise ValueError(
+            f"`memory_layers` are places in the new stack of {num_layers} + {len(memory_layers)} layers: different "
+            f"numbers from 0 to {total - 1}, got {memory_layers}."
+        )
+    layer_types = ["linear_attention" if i in memory_layers else "sleep_attention" for i in range(total)]
+    return SleepConfig(**fields, num_hidden_layers=total, layer_types=layer_types, memory_layers=sorted(memory_layers))
+
+
+def default_number_of_memory_layers(num_layers: int, fields: dict) -> int:
+    """As many as fit in `MEMORY_SHARE` of the parameters of the pretrained model, and at least one."""
+    config = SleepConfig(
+        **{
+            **fields,
+            "loop_span": None,
+            "num_hidden_layers": 2,
+            "layer_types": ["sleep_attention", "linear_attention"],
+            "memory_layers": [1],
+        }
+    )
+    with torch.device("meta"):
+        attention_layer, memory_layer = (
+            sum(parameter.numel() for parameter in SleepDecoderLayer(config, i).parameters()) for i in range(2)
+        )
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    return max(1, int(MEMORY_SHARE * (num_layers * attention_layer + embeddings) / memory_layer))
+
+
+def spread(number: int, num_layers: int) -> list[int]:
+    """Places of `number` layers inserted evenly between `num_layers` others, in the new stack."""
+    if not 1 <= number <= num_layers:
+        raise ValueError(f"`memory_layers` must be from 1 to the {num_layers} layers of the model, got {number}.")
+    return [math.floor((j + 1) * (num_layers + 1) / (number + 1)) + j for j in range(number)]
+
+
+def adopted_state_dict(original: PreTrainedModel, config: SleepConfig) -> dict[str, torch.Tensor]:
+    """The parameters of `original` under our names. Within a layer they are the same; the layers move apart."""
+    if config.base_config is not None:
+        return family_state_dict(original)
+    places = iter(i for i in range(config.num_hidden_layers) if i not in config.memory_layers)
+    moved = dict(enumerate(places))
+    parameters = {}
+    for name, parameter in original.state_dict().items():
+        parts = name.split(".")
+        if parts[:2] == ["model", "layers"]:
+            parts[2] = str(moved[int(parts[2])])
+        parameters[".".join(parts)] = parameter
+    return parameters
+
+
+def check_family(config: PreTrainedConfig) -> None:
+    """Raise unless the model is of a family that we know."""
+    if config.model_type == SleepConfig.model_type:
+        raise ValueError("This model sleeps already: load it with `from_pretrained`.")
+    if config.model_type not in (*ATTENTION_FAMILIES, *HYBRIDS):
+        raise ValueError(
+            f"A model of type {config.model_type!r} cannot be given sleep: its layers are not known here. Supported "
+            f"are {', '.join(ATTENTION_FAMILIES)}, which is also what many models of other names are, and the hybrids "
+            f"{', '.join(HYBRIDS)}, without mixtures of experts."
+        )
+
+
+def check_attention(config: PreTrainedConfig, window_size: int) -> None:
+    """Raise if attention within one window would not be what the model was trained with."""
+    slides = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    if slides and slides < window_size:
+        raise ValueError(
+            f"The model's own attention reaches back {slides} tokens only, less than a window: choose `window_size` "
+            f"<= {slides}, got {window_size}."
+        )
+    if window_size > config.max_position_embeddings:
+        logger.warning_once(
+            f"`window_size` is {window_size}, but the model was made for texts of {config.max_position_embeddings} "
+            "tokens: choose a smaller one."
+        )
+
+
+def check_model(model: PreTrainedModel) -> None:
+    """Raise if the parameters of `model` cannot be taken over as they are."""
+    check_family(model.config)
+    if not hasattr(model, "lm_head"):
+        raise ValueError(f"{type(model).__name__} has no language modeling head. Give the family's `...ForCausalLM`.")
+    if not all(parameter.is_floating_point() for parameter in model.state_dict().values()):
+        raise ValueError(
+            "The model is quantised. Load it in full precision: without a `quantization_config`, or with one that "
+            "dequantises, such as `GgufConfig(dequantize=True)`."
+        )
+    if len({parameter.device for parameter in model.parameters()}) > 1:
+        raise ValueError(
+            "The model lies on several devices. Load it on one (no `device_map`), save what comes out, and load that "
+            "with the `device_map`."
+        )
+    if any(".lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError("The model has an adapter. Merge it first: `model.merge_and_unload()`.")
