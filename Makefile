@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 # Test processes. Each computes on one thread (tests/conftest.py), which is faster for tiny models than one process
 # on many threads, and adds the same numbers in the same order on every machine.
 WORKERS ?= 2
-# What `make test-oldest` runs: everything, or e.g. OLDEST_TESTS=tests/test_cache_sleep.py.
+# What `make test-oldest` runs: everything, or e.g. OLDEST_TESTS=tests/test_modeling.py.
 OLDEST_TESTS ?= tests
 
 VENV := .venv

@@ -151,7 +151,7 @@ def test_a_dry_run_writes_nothing(hub, folder):
     seen = len(hub.requests)
     said = push(folder, "anna/dry", dry_run=True)
     assert re.search(r"^new +model.safetensors +568,464 bytes$", said, re.M)
-    assert re.search(r"^dry run: 16 files, [\d,]+ bytes would go up; nothing was written$", said, re.M)
+    assert re.search(r"^dry run: 18 files, [\d,]+ bytes would go up; nothing was written$", said, re.M)
     assert not hub.writes(seen) and "anna/dry" not in hub.repositories
     push(folder, "anna/dry")
     change_weights(folder)

@@ -15,6 +15,7 @@ Notable:
 - on CUDA in half precision, the Triton kernels of `fla` run if it is installed (their state is float32).
 """
 
+import contextlib
 import functools
 import importlib.util
 
@@ -88,7 +89,7 @@ def recurrent_gated_delta_rule(
     # Vectors as rows, gates as matrices of one entry.
     inputs = (*(x.unsqueeze(-2) for x in (query, key, value)), *(x[..., None, None] for x in (log_decay.exp(), beta)))
     outputs = []
-    with torch.autocast(value.device.type, enabled=False):
+    with _no_autocast(value.device):
         for query, key, value, alpha, beta in zip(*(x.unbind(1) for x in inputs), strict=True):
             state = alpha * state
             error = value - key @ state  # what S does not yet answer to this key
@@ -136,12 +137,18 @@ def _prepare(query, key, value, log_decay, beta, initial_state):
     return query, key, value, log_decay, beta, initial_state.to(dtype)
 
 
+def _no_autocast(device: torch.device):
+    """Products stay in the precision of what they are given. Devices without autocast, as "meta", raise if asked."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else contextlib.nullcontext()
+
+
 def _without_autocast(function):
-    """For a method of an autograd.Function: its products stay in the precision of what it is given."""
+    """`_no_autocast` for a method of an autograd.Function."""
 
     @functools.wraps(function)
     def wrapped(ctx, tensor, *others):
-        with torch.autocast(tensor.device.type, enabled=False):
+        with _no_autocast(tensor.device):
             return function(ctx, tensor, *others)
 
     return wrapped
