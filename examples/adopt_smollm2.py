@@ -101,24 +101,30 @@ def cache_bytes(cache: DynamicCache) -> int:
 
 
 def plot_cost(rows: list[dict], path: Path):
+    """Time per token as a ratio, as the models took turns and the machine may have had other work; bytes of cache."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for name in dict.fromkeys(row["model"] for row in rows):
-        mine = [row for row in rows if row["model"] == name]
+    figure, (time_axis, cache_axis) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    by_model = {name: [row for row in rows if row["model"] == name] for name in names}
+    reference = [row["ms_per_token"] for row in by_model[names[0]]]
+    for name, mine in by_model.items():
         tokens = [row["tokens"] for row in mine]
-        axes[0].plot(tokens, [row["ms_per_token"] for row in mine], label=name)
+        cache_axis.plot(tokens, [row["cache_bytes"] / 2**20 for row in mine], label=name)
+        ratio = [row["ms_per_token"] / theirs for row, theirs in zip(mine, reference)]
+        time_axis.plot(tokens, ratio, label=name)
         if any(row["sleep_ms_per_token"] for row in mine):
-            with_sleep = [row["ms_per_token"] + row["sleep_ms_per_token"] for row in mine]
-            axes[0].plot(tokens, with_sleep, label=f"{name}, sleeps spread over their windows", linestyle="--")
-        axes[1].plot(tokens, [row["cache_bytes"] / 2**20 for row in mine], label=name)
-    axes[0].set(xlabel="tokens read", ylabel="ms per token", ylim=(0, None), title="one more token")
-    axes[1].set(xlabel="tokens read", ylabel="MiB", ylim=(0, None), title="cache")
-    axes[0].legend(fontsize="small")
-    axes[1].legend(fontsize="small")
+            sleeps = [row["sleep_ms_per_token"] / theirs for row, theirs in zip(mine, reference)]
+            time_axis.plot(tokens, [a + b for a, b in zip(ratio, sleeps)], "--", label="... its sleeps spread over it")
+    time_axis.set(
+        xlabel="tokens read", ylabel=f"time / time of the {names[0]}", ylim=(0, None), title="one more token"
+    )
+    cache_axis.set(xlabel="tokens read", ylabel="MiB", ylim=(0, None), title="cache")
+    time_axis.legend(fontsize="small")
+    cache_axis.legend(fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
