@@ -79,8 +79,8 @@ check: env ## lint without changing anything
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 
-bench: env ## measure the latency of wake and the cost of sleep
-	$(BIN)/python examples/benchmark.py
+bench: env ## measure wake, sleep and training against other models (half an hour; resumable)
+	$(BIN)/python examples/benchmarks/run.py
 
 EVIDENCE := rule110-mini depo-mini gsm-mini recall-mini
 

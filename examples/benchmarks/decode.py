@@ -1,0 +1,169 @@
+"""What a token costs, by how many came before it.
+
+Token by token through `forward`, as `generate` does it. Our sleeps are taken between two tokens and timed apart; with
+them, a token costs its share of a sleep more. The context is not read but laid into the cache (`models.py`). A peer's
+ratio comes from rounds of one window of ours, and as many tokens of the peer's as take a similar time.
+"""
+
+import copy
+import math
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from . import report
+from .bench import Bench, Result, Row, named, short
+from .models import FULL, MODELS, OURS, PEERS, build, described, filled, fits, parameters
+
+
+TITLE = "Decoding"
+PASSES = (2, 4)
+AHEAD_FROM = 4096  # of every peer
+SLEEP_INCLUDED_FROM = 16384  # ahead of full attention at N = 4
+BURST = 0.4  # seconds of a peer per round
+
+
+def asleep(passes: int) -> str:
+    return f"sleep of N = {passes}"
+
+
+def included(passes: int) -> str:
+    return f"{OURS}, sleep of N = {passes} included"
+
+
+class Stream:
+    """A text that a model is in the middle of."""
+
+    def __init__(self, name: str, bench: Bench, context: int):
+        self.model, self.bench = build(name, bench), bench
+        self.cache = filled(self.model, bench, context)
+        self.token = bench.tokens(self.model.config.vocab_size, 1, 1)
+
+    @torch.no_grad()
+    def decode(self, count: int) -> float:
+        """Seconds per token, the median of so many."""
+        seconds = [self.bench.timed(self.model, self.token, past_key_values=self.cache) for _ in range(count)]
+        return float(np.median(seconds))
+
+    def burst(self) -> float:
+        """Seconds per token of a peer: of few tokens where they are slow."""
+        first = self.decode(1)
+        return self.decode(max(2, min(self.bench.window_size, int(BURST / first))))
+
+
+class OurStream(Stream):
+    """Ours, which stands at the beginning of a window."""
+
+    def __init__(self, bench: Bench, context: int):
+        super().__init__(OURS, bench, context)
+        self.model.sleep(self.cache, sleep_passes=2)
+
+    def window(self) -> dict[str, float]:
+        """Seconds per token through one whole window, of a sleep after it, and of a token with its share of that."""
+        awake = self.decode(self.bench.window_size)
+        seconds = {OURS: awake}
+        for passes in PASSES:
+            cache = self.cache if passes == PASSES[-1] else copy.deepcopy(self.cache)
+            sleep = self.bench.timed(self.model.sleep, cache, sleep_passes=passes)
+            seconds |= {asleep(passes): sleep, included(passes): awake + sleep / self.bench.window_size}
+        return seconds
+
+
+def contexts(bench: Bench) -> list[int]:
+    return [64, 128] if bench.quick else [2**i for i in (10, 12, 14, 16, 17, 20)]
+
+
+def crossover(points: list[int], ratios: list[float]) -> float | None:
+    """The context from which on a ratio stays below 1, by a straight line between the logarithms."""
+    if not ratios or ratios[-1] >= 1:
+        return None
+    last = max((i for i, ratio in enumerate(ratios) if ratio >= 1), default=None)
+    if last is None:
+        return float(points[0])
+    (a, b), (y, z) = np.log2(points[last : last + 2]), np.log2(ratios[last : last + 2])
+    return float(2 ** (a + (b - a) * y / (y - z)))
+
+
+def measure(bench: Bench) -> Result:
+    rows, data = [], {"ms": {}, "ratios": {}, "left out": []}
+    data["parameters"] = {name: parameters(build(name, bench)) for name in MODELS}
+    setting = described(bench)
+
+    first, *_, last = [context for context in contexts(bench) if context <= 2**16]
+    late, early = OurStream(bench, last), OurStream(bench, first)
+    rounds = bench.in_turn({"late": lambda: late.window()[OURS], "early": lambda: early.window()[OURS]}, "decode")
+    name = f"ms per token at {named(last)} over {named(first)}, sleep apart"
+    rows.append(Row(name, setting, target=1.05, **rounds.ratio("late", "early")))
+
+    for context in contexts(bench):
+        ours, pairs = OurStream(bench, context), []
+        for peer in PEERS:
+            if not fits(peer, bench, context):
+                data["left out"].append(f"{peer} at {named(context)}")
+                continue
+            stream = Stream(peer, bench, context)
+            rounds = bench.in_turn({OURS: ours.window, peer: stream.burst}, f"decode: {peer}, {named(context)}")
+            del stream  # its cache may be most of the memory
+            pairs.append(rounds)
+            data["ms"].setdefault(peer, {})[context] = rounds.ms(peer)
+            wanted = {OURS: AHEAD_FROM}
+            if peer == FULL:
+                wanted |= {included(2): math.inf, included(4): SLEEP_INCLUDED_FROM}
+            for side, since in wanted.items():
+                found = rounds.ratio(side, peer)
+                note = side.removeprefix(OURS)
+                name = f"ms per token over that of {peer} at {named(context)}{note}"
+                rows.append(Row(name, setting, target=1.0 if context >= since else None, **found))
+                data["ratios"].setdefault(peer + note, {})[context] = found["ratio"]
+        ours = sum(pairs[1:], pairs[0])
+        for side in ours.seconds:
+            data["ms"].setdefault(side, {})[context] = ours.ms(side)
+    data["crossovers"] = {name: crossover([*found], [*found.values()]) for name, found in data["ratios"].items()}
+    return Result(rows, data)
+
+
+def tables(data: dict) -> str:
+    """Milliseconds per token, tokens per second, and from where on we are ahead."""
+    ms = data["ms"]
+    points = [*ms[OURS]]
+    head = [named(int(context)) for context in points]
+    cells = {
+        name: [f"{found[context]['median']:.3g}" if context in found else "–" for context in points]
+        for name, found in ms.items()
+    }
+    per_second = {
+        name: [short(1000 / found[context]["median"]) if context in found else "–" for context in points]
+        for name, found in ms.items()
+        if not name.startswith("sleep")
+    }
+    ahead = {}
+    for name, since in data["crossovers"].items():
+        ahead[name] = "not within what was measured" if since is None else f"{since:,.0f} tokens"
+        if since == min(map(int, data["ratios"][name])):
+            ahead[name] = f"{since:,.0f} tokens, the shortest measured"
+    sizes = {name: [f"{number:,}"] for name, number in data["parameters"].items()}
+    parts = [
+        "Milliseconds per token (and, last, of a sleep) by tokens in the context, medians:\n\n"
+        + report.grid("ms", head, {name: cells[name] for name in sorted(cells, key=lambda x: x.startswith("sleep"))}),
+        "Tokens per second:\n\n" + report.grid("tokens/s", head, per_second),
+        "This model takes less time per token from this context on:\n\n"
+        + report.grid("than", ["ahead from"], {name: [text] for name, text in ahead.items()}),
+        "Sizes:\n\n" + report.grid("model", ["parameters"], sizes),
+    ]
+    if data["left out"]:
+        parts.append(f"Left out, as it does not fit into memory: {', '.join(data['left out'])}.")
+    return "\n\n".join(parts)
+
+
+def plot(data: dict) -> Figure:
+    figure, axes = report.figure()
+    ms = data["ms"]
+    for name in (*MODELS, included(4)):
+        found = ms.get(name, {})
+        number, dashes = (MODELS.index(name), "-") if name in MODELS else (0, "--")
+        medians = [x["median"] for x in found.values()]
+        report.line(axes, [*map(int, found)], medians, name, number, linestyle=dashes)
+    report.finish(axes, "tokens in the context", "ms per token", [*map(int, ms[OURS])])
+    axes.legend(frameon=False, fontsize=9)
+    return figure

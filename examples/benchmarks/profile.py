@@ -1,0 +1,230 @@
+"""What a token, a sleep and a training step spend on which part of the model, beside the least that it could take.
+
+The profiler's time of every operation goes to the part of the model that called it, and that of a backward to the part
+whose forward it belongs to. What is left of the clock's time is Python, dispatch and the profiler itself, which makes
+small operations look dear: unprofiled, the call takes what the caption says. The floor of a part is the larger of two:
+its floating point operations at the rate of a large matrix product, and the bytes that they read and write at the rate
+of a large copy. Element-wise work (norms, gates, activations) has no floor here.
+"""
+
+import copy
+from collections import defaultdict
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from transformers import DynamicCache
+
+from modeling_sleep import layers_sleep
+
+from . import machine, memory, report
+from .bench import Bench, Result, short
+from .memory import Step
+from .models import OURS, build, described
+
+
+TITLE = "Where the time goes"
+PREFIX = "group: "
+PARTS = {
+    "SleepAttention": "attention",
+    "SleepGatedDeltaNet": "convolution and gates",
+    "SleepMLP": "MLP",
+    "RMSNorm": "norms",
+    "Embedding": "embedding",
+}
+RULE, HEAD, PROJECTIONS, REST, PYTHON = "rule", "lm_head and loss", "projections", "residuals, masks, cache", "Python"
+
+
+def part(name: str, module: torch.nn.Module) -> str | None:
+    """The part that a module belongs to, None if to that of its parent."""
+    if name.endswith("lm_head"):
+        return HEAD
+    if isinstance(module, torch.nn.Linear) and ".mlp." not in name:
+        return PROJECTIONS
+    return PARTS.get(type(module).__name__)
+
+
+@contextmanager
+def watched(model, enter, leave):
+    """Calls `enter(part)` and `leave()` around every part of the forward."""
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if (label := part(name, module)) is not None:
+                handle = module.register_forward_pre_hook(lambda *_, label=label: enter(label))
+                stack.callback(handle.remove)
+                stack.callback(module.register_forward_hook(lambda *_: leave()).remove)
+
+        def rule(*args, original=layers_sleep.gated_delta_rule):
+            enter(RULE)
+            result = original(*args)
+            leave()
+            return result
+
+        stack.enter_context(mock.patch.object(layers_sleep, "gated_delta_rule", rule))
+        yield
+
+
+def times(model, function) -> tuple[dict[str, float], float]:
+    """Seconds of every part within one call, and of the whole call, both under the profiler."""
+    scopes = []
+
+    def enter(label):
+        scopes.append(record_function(PREFIX + label))
+        scopes[-1].__enter__()
+
+    def leave():
+        scopes.pop().__exit__(None, None, None)
+
+    with watched(model, enter, leave), profile(activities=[ProfilerActivity.CPU]) as profiler, record_function("call"):
+        function()
+    events = profiler.events()
+
+    def scope_of(event) -> str | None:
+        while event is not None and not event.name.startswith(PREFIX):
+            event = event.cpu_parent
+        return None if event is None else event.name.removeprefix(PREFIX)
+
+    def node_of(event):
+        """The backward node that an operation runs for, None in the forward."""
+        while event is not None and not event.name.startswith("autograd::engine"):
+            event = event.cpu_parent
+        return event
+
+    operations = [event for event in events if not event.name.startswith(PREFIX) and event.name != "call"]
+    nodes = {event.id: node_of(event) for event in operations}
+    # The last operation that a number was current for is the one that made the node.
+    forward = sorted((e for e in operations if nodes[e.id] is None), key=lambda event: event.time_range.start)
+    made_by = {event.sequence_nr: scope_of(event) for event in forward if event.sequence_nr >= 0}
+    seconds = defaultdict(float)
+    for event in operations:
+        node = nodes[event.id]
+        label = scope_of(event) if node is None else made_by.get(node.sequence_nr)
+        seconds[label or REST] += event.self_cpu_time_total / 1e6
+    (call,) = (event for event in events if event.name == "call")
+    whole = call.cpu_time_total / 1e6
+    seconds[PYTHON] = max(whole - sum(seconds.values()), 0.0)
+    return dict(seconds), whole
+
+
+def needs(model, function) -> tuple[dict[str, int], dict[str, int]]:
+    """Floating point operations and bytes of every part within one call."""
+    scopes = [REST]
+    with machine.Counter() as counter:
+        counter.group = REST
+
+        def enter(label):
+            scopes.append(label)
+            counter.group = label
+
+        def leave():
+            scopes.pop()
+            counter.group = scopes[-1]
+
+        with watched(model, enter, leave):
+            function()
+    return dict(counter.flops), dict(counter.bytes)
+
+
+def activities(bench: Bench) -> dict:
+    """What is profiled: a name, the model, and a function that gives the call, ready to be made."""
+    model = build(OURS, bench)
+    length, vocabulary = bench.window_size, model.config.vocab_size
+    with torch.no_grad():
+        half = DynamicCache(config=model.config)
+        model(bench.tokens(vocabulary, 1, length + length // 2), past_key_values=half, sleep_passes=2)
+        full = DynamicCache(config=model.config)
+        model(bench.tokens(vocabulary, 1, 2 * length), past_key_values=full, sleep_passes=2)
+    token = bench.tokens(vocabulary, 1, 1)
+
+    def decoding():
+        cache = copy.deepcopy(half)
+        return torch.no_grad()(lambda: model(token, past_key_values=cache))
+
+    def sleeping():
+        cache = copy.deepcopy(full)
+        return lambda: model.sleep(cache, sleep_passes=4)
+
+    found = {
+        "one token, the window half full": (model, decoding),
+        "a sleep of N = 4": (model, sleeping),
+    }
+    for passes in (1, 4):
+        step = Step(passes=passes, windows=2 if bench.quick else 4)
+        trained = memory.trained(step, bench)
+        tokens = memory.text(trained, step, bench)
+        call = partial(memory.run, trained, step, tokens)
+        found[f"a training step of N = {passes}, {step.windows} windows"] = (trained, lambda call=call: call)
+    return found
+
+
+def measure(bench: Bench) -> Result:
+    peak, data = machine.Peak(bench), {"about": described(bench), "activities": {}}
+    for name, (model, ready) in activities(bench).items():
+        flops, touched = needs(model, ready())
+        rounds = bench.in_turn({"call": lambda ready=ready: bench.timed(ready())}, f"profile: {name}")
+        found = [times(model, ready()) for _ in range(2 if bench.quick else 9)][1:]
+        parts = {x for seconds, _ in found for x in seconds}
+        seconds = {x: float(np.median([each.get(x, 0.0) for each, _ in found])) for x in parts}
+        rates = peak.both()
+        floors = {x: max(flops.get(x, 0) * rates["flop"], touched.get(x, 0) * rates["byte"]) for x in flops}
+        data["activities"][name] = {
+            "ms": rounds.ms("call"),
+            "profiled ms": 1000 * float(np.median([whole for _, whole in found])),
+            "parts": {
+                x: {
+                    "ms": 1000 * seconds[x],
+                    "share": seconds[x] / sum(seconds.values()),
+                    "flops": flops.get(x, 0),
+                    "bytes": touched.get(x, 0),
+                    "floor ms": 1000 * floors.get(x, 0.0),
+                }
+                for x in sorted(seconds, key=seconds.get, reverse=True)
+            },
+        }
+    return Result([], data)
+
+
+def tables(data: dict) -> str:
+    """A table per activity."""
+    parts = []
+    for name, found in data["activities"].items():
+        rows = {}
+        for label, x in found["parts"].items():
+            floor = x["floor ms"]
+            versus = f"{x['ms'] / floor:.1f}" if floor else ""
+            cells = [f"{x['ms']:.3g}", f"{100 * x['share']:.0f} %", f"{x['flops'] / 1e6:,.1f}"]
+            rows[label] = [*cells, f"{x['bytes'] / 2**20:,.1f}", f"{floor:.3g}" if floor else "", versus]
+        floor = sum(x["floor ms"] for x in found["parts"].values())
+        low, high = found["ms"]["quartiles"]
+        parts.append(
+            f"**{name[0].upper()}{name[1:]}** ({data['about']}) takes {short(found['ms']['median'])} ms ({low:.3g} – "
+            f"{high:.3g}), {found['ms']['median'] / floor:.1f} times the floor of {floor:.3g} ms; "
+            f"{short(found['profiled ms'])} ms under the profiler:\n\n"
+            + report.grid("", ["ms", "share", "MFLOP", "MiB", "floor, ms", "over the floor"], rows)
+        )
+    return "\n\n".join(parts)
+
+
+def plot(data: dict):
+    """Shares of every activity, one bar each."""
+    figure, axes = report.figure()
+    names = list(data["activities"])
+    total = defaultdict(float)
+    for found in data["activities"].values():
+        for label, x in found["parts"].items():
+            total[label] += x["share"]
+    left = np.zeros(len(names))
+    for number, label in enumerate(sorted(total, key=total.get, reverse=True)):
+        shares = [100 * data["activities"][name]["parts"].get(label, {"share": 0})["share"] for name in names]
+        colour = report.COLOURS[number % len(report.COLOURS)]
+        hatch = "" if number < len(report.COLOURS) else "///"
+        axes.barh(names, shares, left=left, color=colour, hatch=hatch, edgecolor="white", label=label)
+        left += shares
+    axes.invert_yaxis()
+    axes.set(xlabel="share of the time (%)", xlim=(0, 100))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,145 @@
+"""What a training step costs: time and peak memory, over N, windows and gradient checkpointing.
+
+Every token has a label. A text of W windows takes W passes at N = 1, and (W - 1) N + 1 at N, as nothing sleeps after
+the last window; "per pass" divides by them. The fully parallel hybrids see the same text in one piece: this stack with
+its cache kept, and OLMo-Hybrid of transformers. Peak memory is that of a process of its own (`memory.py`).
+"""
+
+from functools import partial
+
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from . import memory, report
+from .bench import Bench, Result, Row, short
+from .memory import BATCH, Step
+from .models import KEPT, OLMO, OURS, described
+
+
+TITLE = "Training"
+PASSES = (1, 2, 4)
+
+
+def windows(bench: Bench) -> tuple[int, ...]:
+    return (2,) if bench.quick else (4, 8)
+
+
+def ours(passes: int) -> str:
+    return f"{OURS}, N = {passes}"
+
+
+def sides(checkpointing: bool, count: int) -> dict[str, Step]:
+    found = {ours(n): Step(passes=n, checkpointing=checkpointing, windows=count) for n in PASSES}
+    return found | {name: Step(name, checkpointing=checkpointing, windows=count) for name in (KEPT, OLMO)}
+
+
+def noted(checkpointing: bool) -> str:
+    return ", checkpointed" if checkpointing else ""
+
+
+def measure(bench: Bench) -> Result:
+    rows, points = [], []
+    for count in windows(bench):
+        for checkpointing in (False, True):
+            rows += times(bench, count, checkpointing, points)
+    rows += peaks(bench, points)
+    return Result(rows, {"points": points})
+
+
+def times(bench: Bench, count: int, checkpointing: bool, points: list[dict]) -> list[Row]:
+    """Seconds of a step of every side; adds them to `points`."""
+    steps, todo, note = sides(checkpointing, count), {}, noted(checkpointing)
+    for name, step in steps.items():
+        model = memory.trained(step, bench)
+        todo[name] = partial(bench.timed, memory.run, model, step, memory.text(model, step, bench))
+    rounds = bench.in_turn(todo, f"training: {count} windows{note}", min_rounds=3 if bench.quick else 5)
+    setting = f"{count} windows, labels everywhere; {described(bench, BATCH)}"
+    for name in steps:
+        rate = BATCH * count * bench.window_size / rounds.ms(name)["median"] * 1000
+        point = {"side": name, "windows": count, "checkpointing": checkpointing, "tokens per second": rate}
+        points.append({**point, "ms": rounds.ms(name)["median"]})
+    rows = []
+    for name, target in ((OLMO, None if checkpointing else 0.9), (KEPT, None)):
+        found = rounds.ratio(ours(1), name, invert=True)
+        title = f"training tokens/s at N = 1{note}, over those of {name}, in parallel"
+        rows.append(Row(title, setting, target=target, at_least=True, **found))
+    for passes in PASSES[1:]:
+        cost = ((count - 1) * passes + 1) / count
+        found = rounds.ratio(ours(passes), ours(1), factor=cost)
+        title = f"training step of N = {passes} per pass{note}, over N = 1"
+        rows.append(Row(title, setting, target=1.05, **found))
+    return rows
+
+
+def peaks(bench: Bench, points: list[dict]) -> list[Row]:
+    """Peak memory: into `points`, and what sleeping longer takes, and what saves."""
+    for point in tqdm(points, desc="   training: memory", unit="process", leave=False):
+        step = sides(point["checkpointing"], point["windows"])[point["side"]]
+        point["memory"] = memory.peak_memory(step, bench)
+
+    rows, count = [], windows(bench)[0]
+    setting = f"{count} windows, labels everywhere; {described(bench, BATCH)}"
+    for checkpointing, target in ((True, 1.5), (False, None)):
+        one, other = (Step(passes=n, checkpointing=checkpointing, windows=count) for n in (8, 1))
+        name = "peak memory of a step, N = 8 over N = 1" + noted(checkpointing)
+        rows.append(memory.compare(bench, name, setting, target, one, other))
+
+    vocabulary, count = 5_000 if bench.quick else 50_000, windows(bench)[-1]
+    setting = f"{count} windows, labels everywhere, vocabulary {vocabulary:,}; {described(bench, BATCH)}"
+    for checkpointing in (False, True):
+        one, other = (
+            Step(
+                passes=4,
+                checkpointing=checkpointing,
+                windows=count,
+                overrides=(("vocab_size", vocabulary), ("skip_logits", skip)),
+            )
+            for skip in (True, False)
+        )
+        name = "peak memory of a step of N = 4, `skip_logits` over all logits" + noted(checkpointing)
+        rows.append(memory.compare(bench, name, setting, None, one, other))
+
+    setting = f"{count} windows, labels everywhere; {described(bench, BATCH)}"
+    for cut in (1,) if bench.quick else (1, 2, 4):
+        one = Step(passes=4, windows=count, overrides=(("bptt_windows", cut),))
+        name = f"peak memory of a step of N = 4, `bptt_windows={cut}` over all windows"
+        rows.append(memory.compare(bench, name, setting, None, one, Step(passes=4, windows=count)))
+    return rows
+
+
+def tables(data: dict) -> str:
+    """A line per side, windows and checkpointing."""
+    rows = {}
+    for x in data["points"]:
+        grown = x["memory"]
+        growth = "–" if grown["peak"] is None else f"{(grown['peak'] - grown['before']) / 2**20:,.0f}"
+        name = f"{x['side']}, {x['windows']} windows{noted(x['checkpointing'])}"
+        rate = short(x["tokens per second"])
+        rows[name] = [short(x["ms"]), rate, f"{grown['tensors'] / 2**20:,.0f}", growth]
+    return report.grid("", ["ms per step", "tokens/s", "peak of tensors, MiB", "growth of the process, MiB"], rows)
+
+
+def plot(data: dict) -> Figure:
+    """Bars of the longer text: time and memory, with and without checkpointing."""
+    figure, panels = report.figure(panels=2)
+    most = max(x["windows"] for x in data["points"])
+    longest = [x for x in data["points"] if x["windows"] == most]
+    names = list(dict.fromkeys(x["side"] for x in longest))
+    for number, checkpointing in enumerate((False, True)):
+        here = {x["side"]: x for x in longest if x["checkpointing"] == checkpointing}
+        places = [i + 0.4 * (number - 0.5) for i in range(len(names))]
+        values = (
+            [here[name]["tokens per second"] for name in names],
+            [here[name]["memory"]["tensors"] / 2**20 for name in names],
+        )
+        for axes, heights in zip(panels, values):
+            label = "checkpointed" if checkpointing else "not checkpointed"
+            axes.barh(places, heights, height=0.38, color=report.COLOURS[number], label=label)
+    for axes, label in zip(panels, ("tokens per second", "peak of tensors (MiB)")):
+        axes.set_yticks(range(len(names)), labels=names if axes is panels[0] else [])
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{label}, {most} windows")
+        axes.grid(alpha=0.3, axis="x")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[1].legend(frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,328 @@
+"""The benchmarks: that they run on real models, that what they say has the right form, that they judge themselves.
+
+No timing is tested. What does not depend on time is: bytes, operations, numbers of parameters, which sections run.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import cache, decode, machine, memory, models, prefill, profile, report, rule, run, training
+from benchmarks.bench import Bench, Rounds, Row, named
+from torch import nn
+from transformers import DynamicCache
+
+
+QUICK = Bench(quick=True)
+
+
+@pytest.fixture(autouse=True)
+def same_number_of_threads():
+    """The command sets the process's threads."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def checked(section, result) -> dict[str, Row]:
+    """The rows by name and sizes, after a check that each is sane, and that tables and plot can be made of them."""
+    data = json.loads(json.dumps(result.data))
+    for row in result.rows:
+        assert math.isfinite(row.ratio) and row.ratio > 0
+        assert (row.target is None) == (row.verdict == "–")
+        if row.quartiles is not None:
+            low, high = row.quartiles
+            assert 0 < low <= row.ratio <= high
+            assert row.details["rounds"] >= 3 and all(ms > 0 for ms in row.details["ms"])
+    for block in section.tables(data).split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.count("|") for line in lines}) <= 1
+    section.plot(data).draw_without_rendering()
+    found = {f"{row.measurement}; {row.setting}": row for row in result.rows}
+    assert len(found) == len(result.rows)
+    return found
+
+
+# The models that are compared.
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_peers_are_of_the_same_size(quick):
+    bench = Bench(quick)
+    ours = models.parameters(models.build(models.OURS, bench))
+    for name in models.PEERS:
+        model = models.build(name, bench)
+        assert abs(models.parameters(model) / ours - 1) < 0.01, name
+        for field, value in models.sizes(bench).items():
+            assert getattr(model.config, field) == value, (name, field)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_a_filled_cache_is_like_one_that_has_read(name):
+    model, length = models.build(name, QUICK), 8 * QUICK.window_size
+    filled, read = models.filled(model, QUICK, length), DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(QUICK.tokens(models.VOCABULARY, 1, length), past_key_values=read)
+    for kind, expected in models.tensors(read).items():
+        assert [x.shape for x in models.tensors(filled)[kind]] == [x.shape for x in expected], kind
+    assert filled.get_seq_length() == read.get_seq_length() == length
+    token = QUICK.tokens(models.VOCABULARY, 1, 1)
+    flops = [machine.count(torch.no_grad()(model), token, past_key_values=cache)[0] for cache in (filled, read)]
+    assert flops[0] == flops[1] > 0
+
+
+def test_only_whole_windows_are_filled():
+    with pytest.raises(ValueError, match="multiple of two windows"):
+        models.filled(models.build(models.FULL, QUICK), QUICK, 33)
+
+
+def test_nothing_fits_into_no_memory():
+    assert models.fits(models.OURS, QUICK, 2**40)
+    assert not models.fits(models.FULL, QUICK, 2**40)
+
+
+# The sections.
+
+
+def test_decode():
+    result = decode.measure(QUICK)
+    rows = checked(decode, result)
+    assert sum("sleep apart" in name for name in rows) == 1
+    for peer in models.PEERS:
+        assert sum(f"over that of {peer} at" in name for name in rows) >= 2
+    timed = {*models.MODELS, *(side(n) for side in (decode.asleep, decode.included) for n in (2, 4))}
+    assert result.data["ms"].keys() == timed
+    assert all([*found] == decode.contexts(QUICK) for found in result.data["ms"].values())
+
+
+def test_a_window_of_ours_ends_asleep():
+    stream = decode.OurStream(QUICK, 64)
+    assert stream.window().keys() == {
+        models.OURS,
+        *(side(n) for side in (decode.asleep, decode.included) for n in decode.PASSES),
+    }
+    assert stream.cache.get_seq_length() == 64 + QUICK.window_size
+    assert stream.cache.layers[0].stored_length() == 0
+
+
+@pytest.mark.parametrize(
+    "ratios, expected",
+    [([2.0, 0.5, 0.5], 2048), ([0.9, 0.5, 0.5], 1024), ([0.9, 2.0, 0.5], 8192), ([0.5, 0.5, 1.0], None), ([], None)],
+)
+def test_crossover(ratios, expected):
+    found = decode.crossover([1024, 4096, 16384][: len(ratios)], ratios)
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_cache_is_flat_to_the_byte():
+    result = cache.measure(QUICK)
+    first, *others = checked(cache, result).values()
+    assert first.target == first.ratio == 1.0 and first.verdict == "met"
+    assert len(others) == len(models.PEERS)
+    sizes = {name: [sum(x.values()) for x in found.values()] for name, found in result.data["bytes"].items()}
+    assert len(set(sizes[models.OURS])) == 1 < len(sizes[models.OURS])
+    for name in (models.FULL, models.OLMO, models.QWEN, models.KEPT):
+        assert sizes[name] == sorted(set(sizes[name])), name  # grows
+
+
+def test_no_view_keeps_more_alive_than_is_counted():
+    model = models.build(models.OURS, QUICK)
+    state = models.tensors(models.filled(model, QUICK, 64))
+    for kind, found in state.items():
+        assert all(x.untyped_storage().nbytes() == x.nbytes for x in found), kind
+
+
+def test_prefill():
+    result = prefill.measure(QUICK)
+    rows = checked(prefill, result)
+    assert [row.target for row in rows.values()][:3] == [1.05] * 3
+    assert result.data["ms"].keys() == {*models.PEERS, *(prefill.ours(n) for n in prefill.PASSES)}
+
+
+def test_training(monkeypatch):
+    asked = []
+
+    def peak_memory(step, bench):
+        asked.append(step)
+        size = 2**26 * step.passes
+        return {"before": 2**27, "peak": 2**27 + size, "tensors": size}
+
+    monkeypatch.setattr(memory, "peak_memory", peak_memory)
+    rows = checked(training, training.measure(QUICK))
+    parallel = [row for name, row in rows.items() if "in parallel" in name]
+    assert [(row.target, row.at_least) for row in parallel] == [(0.9, True), (None, True)] + [(None, True)] * 2
+    assert {row.target for name, row in rows.items() if "per pass" in name} == {1.05}
+    (checkpointed,) = (row for name, row in rows.items() if "N = 8 over N = 1, checkpointed" in name)
+    assert checkpointed.ratio == 8 and checkpointed.verdict == "**not met**"
+    assert {step.model for step in asked} == {models.OURS, models.KEPT, models.OLMO}
+
+
+def test_passes_cost_operations_in_proportion():
+    """W windows at N take (W - 1) N + 1 passes; the last pass of a sleep ends earlier, so a little less than that."""
+
+    def flops(passes: int) -> int:
+        step = memory.Step(passes=passes, windows=3)
+        model = memory.trained(step, QUICK)
+        return machine.count(memory.run, model, step, memory.text(model, step, QUICK))[0]
+
+    assert 0.6 * 3 < flops(4) / flops(1) < 3.0
+    assert flops(4) - flops(3) == flops(3) - flops(2) > 0
+
+
+def test_rule():
+    result = rule.measure(QUICK)
+    rows = checked(rule, result)
+    assert sum(row.target == rule.FASTER for row in rows.values()) == 1
+    assert all(row.details["relative error"] < 1e-4 for name, row in rows.items() if "in-tree" in name)
+    flops = {(x["way"], x["length"]): x["flops"] for x in result.data["points"] if x["form"] == "chunked"}
+    assert flops["forward", 256] == 4 * flops["forward", 64]
+    assert all(flops["forward and backward", n] > 2 * flops["forward", n] for n in (64, 256))
+
+
+def test_rules_that_differ_are_not_timed():
+    def wrong(inputs):
+        return rule.in_tree("torch_chunk_gated_delta_rule", [2 * inputs[2] + 1, *inputs[1:]])
+
+    def right(inputs):
+        return rule.in_tree("torch_chunk_gated_delta_rule", inputs)
+
+    inputs = rule.inputs_of(QUICK, 64, 4, 32)
+    with pytest.raises(RuntimeError, match="differ"):
+        rule.compare(QUICK, machine.Peak(QUICK), rule.forward, wrong, right, inputs, "wrong")
+
+
+def test_profile():
+    result = profile.measure(QUICK)
+    checked(profile, result)
+    assert len(result.data["activities"]) == 4
+    for name, found in result.data["activities"].items():
+        parts = found["parts"]
+        assert sum(x["share"] for x in parts.values()) == pytest.approx(1)
+        here = {"attention", "projections", "MLP", profile.RULE}
+        assert here <= parts.keys(), name
+        assert all(parts[label]["floor ms"] > 0 for label in here), name
+        assert (profile.HEAD in parts) == ("sleep" not in name)
+
+
+# What the machine has to do.
+
+
+def test_operations_and_bytes_are_those_of_the_shapes():
+    a, b = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7, requires_grad=True)
+    forward = 2 * 3 * 5 * 7
+    sizes = 4 * (15 + 35 + 21)
+    assert machine.count(torch.mm, a, b) == (forward, sizes)
+    assert machine.count(lambda: (a @ b).sum().backward()) == (3 * forward, 3 * sizes)
+
+
+def test_attention_on_a_cpu_is_counted():
+    inputs = [torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3)]
+    forward = 2 * 2 * 2 * 16 * 16 * 8
+    assert machine.count(nn.functional.scaled_dot_product_attention, *inputs)[0] == forward
+
+
+def test_operations_are_counted_where_they_belong():
+    """Forward and backward of a part of the model, in all its layers."""
+    step = memory.Step(windows=2)
+    model = memory.trained(step, QUICK)
+    config, tokens = model.config, memory.text(model, step, QUICK)
+    flops, touched = profile.needs(model, lambda: memory.run(model, step, tokens))
+    rows = tokens.numel()
+    assert flops["MLP"] == 3 * 2 * rows * 3 * config.hidden_size * config.intermediate_size * config.num_hidden_layers
+    assert flops[profile.HEAD] == 3 * 2 * rows * config.hidden_size * config.vocab_size
+    assert sum(flops.values()) == machine.count(memory.run, model, step, tokens)[0]
+    assert flops.keys() == touched.keys()
+
+
+@pytest.mark.skipif(memory.resident_bytes("VmRSS") is None, reason="only Linux tells memory this way")
+def test_peak_memory_rises_with_what_is_allocated():
+    before = memory.resident_bytes("VmRSS")
+    held = torch.ones(64 * 2**20)  # 256 MiB
+    assert memory.resident_bytes("VmHWM") >= before + 0.9 * held.nbytes
+
+
+def test_memory_of_a_step_is_measured_in_a_process_of_its_own():
+    step = memory.Step(passes=2, windows=2, overrides=(("skip_logits", True),))
+    found = memory.peak_memory(step, QUICK)
+    assert found["tensors"] > 0 and found == memory.peak_memory(step, QUICK)
+    assert found["peak"] is None or found["peak"] >= found["before"]
+
+
+# How it is measured, and judged.
+
+
+def test_ratio_is_the_median_of_the_rounds_quotients():
+    rounds = Rounds([{"one": one, "other": other} for one, other in ((1, 1), (2, 1), (30, 10), (8, 2), (10, 2))])
+    found = rounds.ratio("one", "other")
+    assert found["ratio"] == 3.0 and found["quartiles"] == (2.0, 4.0)
+    assert found["details"] == {"rounds": 5, "ms": [8000.0, 2000.0]}
+    assert rounds.ratio("one", "other", factor=2)["ratio"] == 1.5
+    assert rounds.ratio("other", "one", invert=True)["ratio"] == 3.0
+    assert len((rounds + rounds).seconds["one"]) == 10
+
+
+def test_sides_take_turns_after_a_first_round():
+    order = []
+
+    def side(name):
+        return lambda: order.append(name) or float(len(order))
+
+    rounds = QUICK.in_turn({"one": side("one"), "other": lambda: {"a": side("other")(), "b": 1.0}}, "test")
+    assert order == ["one", "other", "other", "one"] * 2
+    assert {name: len(seconds) for name, seconds in rounds.seconds.items()} == {"one": 3, "a": 3, "b": 3}
+
+
+def test_a_missed_target_is_called_so():
+    rows = [Row("a", "sizes", ratio, target) for target, ratio in ((1.1, 1.1), (1.1, 1.1001), (None, 9.0))]
+    rows += [Row("a", "sizes", ratio, 0.9, at_least=True) for ratio in (0.9, 0.8999)]
+    assert [row.verdict for row in rows] == ["met", "**not met**", "–", "met", "**not met**"]
+    assert [row.goal for row in rows] == ["≤ 1.10", "≤ 1.10", "", "≥ 0.90", "≥ 0.90"]
+    lines = report.comparisons(rows).splitlines()
+    assert len(lines) == 7 and len({line.count("|") for line in lines}) == 1
+
+
+def test_numbers_of_tokens_are_named():
+    assert [named(n) for n in (100, 1024, 65536, 2**20)] == ["100", "1k", "64k", "1M"]
+
+
+# The command.
+
+
+def test_the_command_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    command = ["--quick", "--device", "cpu", "--output", str(tmp_path), "--only"]
+    run.main([*command, "cache"])
+    page = (tmp_path / "README.md").read_text()
+    assert page in capsys.readouterr().out
+    assert "### Cache" in page and "### Decoding" not in page and "(cpu/cache.png)" in page
+    assert (tmp_path / "cpu/cache.png").stat().st_size > 0
+    saved = json.loads((tmp_path / "cpu/cache.json").read_text())
+    assert saved["rows"][0]["verdict"] == "met" and f"| {saved['rows'][0]['measurement']} |" in page
+
+    measured = []
+    monkeypatch.setattr(cache, "measure", lambda bench: measured.append(bench) or pytest.fail("measured again"))
+    run.main([*command, "cache"])
+    assert not measured
+    for other in ("--again", "--threads=2"):
+        with pytest.raises(pytest.fail.Exception):
+            run.main([*command, "cache", other])
+
+
+@pytest.mark.slow
+def test_the_whole_command(tmp_path):
+    script = Path(run.__file__)
+    done = subprocess.run(
+        [sys.executable, script, "--quick", "--output", tmp_path], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    found = {path.stem for path in (tmp_path / "cpu").glob("*.json")}
+    assert found == set(run.SECTIONS)
+    page = (tmp_path / "README.md").read_text()
+    assert all(f"### {section.TITLE}" in page for section in run.SECTIONS.values())
+    rows = json.loads((tmp_path / "cpu/training.json").read_text())["rows"]
+    for row in rows:
+        if "skip_logits" in row["measurement"] or "bptt" in row["measurement"]:
+            assert row["ratio"] < 1, row["measurement"]
