@@ -87,5 +87,5 @@ def plot(data: dict) -> Figure:
         mib = [sum(x.values()) / 2**20 for x in found.values()]
         report.line(axes, [*map(int, found)], mib, name, MODELS.index(name))
     report.finish(axes, "tokens in the context", "cache (MiB)", [*map(int, data["bytes"][FULL])])
-    axes.legend(frameon=False, fontsize=9)
+    report.legend(figure)
     return figure

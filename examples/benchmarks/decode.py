@@ -165,5 +165,5 @@ def plot(data: dict) -> Figure:
         medians = [x["median"] for x in found.values()]
         report.line(axes, [*map(int, found)], medians, name, number, linestyle=dashes)
     report.finish(axes, "tokens in the context", "ms per token", [*map(int, ms[OURS])])
-    axes.legend(frameon=False, fontsize=9)
+    report.legend(figure)
     return figure

@@ -94,5 +94,5 @@ def plot(data: dict) -> Figure:
         number = MODELS.index(name) if known else 0
         report.line(axes, [*map(int, found)], rates, name, number, linestyle=dashes)
     report.finish(axes, "tokens of the prompt", "tokens per second", [*map(int, found)])
-    axes.legend(frameon=False, fontsize=9)
+    report.legend(figure)
     return figure

@@ -165,14 +165,14 @@ def measure(bench: Bench) -> Result:
     for name, (model, ready) in activities(bench).items():
         flops, touched = needs(model, ready())
         rounds = bench.in_turn({"call": lambda ready=ready: bench.timed(ready())}, f"profile: {name}")
+        # Of several calls the one that other programs disturbed least; the first is for the profiler to warm up.
         found = [times(model, ready()) for _ in range(2 if bench.quick else 9)][1:]
-        parts = {x for seconds, _ in found for x in seconds}
-        seconds = {x: float(np.median([each.get(x, 0.0) for each, _ in found])) for x in parts}
+        seconds, whole = min(found, key=lambda each: each[1])
         rates = peak.both()
         floors = {x: max(flops.get(x, 0) * rates["flop"], touched.get(x, 0) * rates["byte"]) for x in flops}
         data["activities"][name] = {
             "ms": rounds.ms("call"),
-            "profiled ms": 1000 * float(np.median([whole for _, whole in found])),
+            "profiled ms": 1000 * whole,
             "parts": {
                 x: {
                     "ms": 1000 * seconds[x],

@@ -1,6 +1,7 @@
 """Tables, plots and the page that shows them."""
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from .bench import Row, named, short
 
@@ -44,13 +45,19 @@ def line(axes, xs, ys, label: str, number: int, **kwargs) -> None:
 
 
 def finish(axes, xlabel: str, ylabel: str, tokens: list[int], title: str = "") -> None:
-    """Logarithmic axes with numbers of tokens as they are spoken of; the legend stands outside."""
+    """Logarithmic axes with numbers of tokens as they are spoken of."""
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log", yscale="log")
     axes.set_xticks(tokens, labels=[named(x) for x in tokens])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(lambda y, _: short(y))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(canvas: Figure) -> None:
+    """Beside the axes, where no line is."""
+    canvas.legend(loc="outside right center", frameon=False, fontsize=9)
 
 
 def page(devices: dict[str, dict[str, dict]], sections: dict) -> str:
