@@ -109,6 +109,14 @@ def test_a_window_of_ours_ends_asleep():
     assert stream.cache.layers[0].stored_length() == 0
 
 
+def test_two_texts_go_side_by_side():
+    streams = [decode.OurStream(QUICK, context) for context in (128, 64)]
+    assert decode.together(*streams).keys() == {"late", "early"}
+    for stream, context in zip(streams, (128, 64)):
+        assert stream.cache.get_seq_length() == context + QUICK.window_size
+        assert stream.cache.layers[0].stored_length() == 0
+
+
 @pytest.mark.parametrize(
     "ratios, expected",
     [([2.0, 0.5, 0.5], 2048), ([0.9, 0.5, 0.5], 1024), ([0.9, 2.0, 0.5], 8192), ([0.5, 0.5, 1.0], None), ([], None)],
