@@ -13,9 +13,9 @@ from tasks import Task
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def _triangular_solve_flops(a_shape, b_shape, *args, **kwargs) -> int:
-    """A (..., n, n) triangular, B (..., n, k) or (..., k, n): n^2 k / 2 multiplications and as many additions."""
-    return math.prod(b_shape) * a_shape[-1]
+def _triangular_solve_flops(a_shape, b_shape, *args, out_shape, **kwargs) -> int:
+    """A (..., n, n) triangular, X (..., n, k) or (..., k, n): n^2 k / 2 multiplications and as many additions."""
+    return math.prod(out_shape) * a_shape[-1]  # B may be one for all A
 
 
 def _baddbmm_flops(sum_shape, a_shape, b_shape, *args, **kwargs) -> int:
