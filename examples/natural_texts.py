@@ -102,10 +102,10 @@ class NaturalTexts:
                 break
         sentences = [f"{name}'s {thing} is {value}." for name, thing, value in told]
         chat = []
-        for name, thing, value in told:
+        for (name, thing, _), sentence in zip(told, sentences):
             chat += [
                 {"role": "user", "content": f"What is {name}'s {thing}?"},
-                {"role": "assistant", "content": f"{name}'s {thing} is {value}."},
+                {"role": "assistant", "content": sentence},
             ]
         pieces = self._filler(rng, split, rng.randint(2, self.windows), self._text(chat) + " ".join(sentences))
         for sentence in sentences:

@@ -43,6 +43,18 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def number_or_places(values: list[int] | None) -> int | list[int] | None:
+    """What `--memory-layers` means: one number is how many, several are places."""
+    return values[0] if values is not None and len(values) == 1 else values
+
+
+def dequantised() -> dict:
+    """Arguments of `from_pretrained` that turn a GGUF file into plain weights. Older releases always do."""
+    if not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code."""
     options = parse_arguments(arguments)
@@ -51,17 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     source = {name: getattr(options, name) for name in ("revision", "gguf_file") if getattr(options, name)}
     loading = {"dtype": options.dtype} if options.dtype else {}
-    if options.gguf_file and hasattr(transformers, "GgufConfig"):  # older releases always dequantise
-        loading["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    memory_layers = options.memory_layers
-    if memory_layers is not None and len(memory_layers) == 1:
-        (memory_layers,) = memory_layers
+    if options.gguf_file:
+        loading |= dequantised()
     try:
         model = SleepForCausalLM.from_causal_lm(
             options.model,
             window_size=options.window_size,
             sleep_passes=options.sleep_passes,
-            memory_layers=memory_layers,
+            memory_layers=number_or_places(options.memory_layers),
             loop_span=options.loop_span,
             **source,
             **loading,
