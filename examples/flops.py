@@ -1,7 +1,8 @@
 """Floating point operations of a training run: one small step of every N is run and its operations are counted.
 
 Counted are matrix products, convolutions, attention and triangular solves, forward and backward (a multiplication and
-an addition are two operations); element-wise work is not.
+an addition are two operations); element-wise work is not. Attention counts all keys for every query, also those that
+are masked.
 """
 
 import copy
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from tasks import Task
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 def _triangular_solve_flops(a_shape, b_shape, *args, out_shape, **kwargs) -> int:
@@ -28,7 +29,18 @@ def _convolution_backward_flops(grad_shape, x_shape, weight_shape, *args, **kwar
     return 2 * 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
 
 
+def _attention_flops(query_shape, key_shape, value_shape, *args, **kwargs) -> int:
+    return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+
+def _attention_backward_flops(grad_shape, query_shape, key_shape, value_shape, *args, **kwargs) -> int:
+    return sdpa_backward_flop_count(grad_shape, query_shape, key_shape, value_shape)
+
+
 FORMULAS = {
+    # Torch knows attention on CUDA only.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     torch.ops.aten.baddbmm_: _baddbmm_flops,
     torch.ops.aten.linalg_solve_triangular: _triangular_solve_flops,
     torch.ops.aten.convolution_backward: _convolution_backward_flops,

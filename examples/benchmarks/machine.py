@@ -11,16 +11,12 @@ import torch
 from flops import FORMULAS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop, shape_wrapper
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from .bench import Bench
 
 
-ON_CPU = {  # which torch's own counter does not know
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
-}
-FORMULA_OF = flop_registry | ON_CPU | {operation: shape_wrapper(formula) for operation, formula in FORMULAS.items()}
+FORMULA_OF = flop_registry | {operation: shape_wrapper(formula) for operation, formula in FORMULAS.items()}
 
 
 class Peak:
