@@ -304,5 +304,6 @@ def _fla(query, key, value, log_decay, beta, initial_state):
     )
 
 
+@torch.compiler.assume_constant_result  # a compiled model says so while it is traced
 def _log_kernel(kernel: str, device: str):
     logger.info_once(f"The gated delta rule on {device} runs in {kernel}.")

@@ -342,7 +342,8 @@ class SleepModel(SleepPreTrainedModel):
 
     def _sleep(self, state: SleepState, passes: int, callback=None) -> SleepState:
         """Consolidate the current window into S and clear it."""
-        began, bytes_before = time.perf_counter(), state.nbytes() if callback is not None else 0
+        if callback is not None:  # a clock would break a compiled graph in two
+            began, bytes_before = time.perf_counter(), state.nbytes()
         changes = None
         if passes > 1 and state.stored > 0:
             start, num_layers = self.config.looped_layers[0], self.config.num_hidden_layers
