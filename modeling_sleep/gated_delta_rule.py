@@ -139,8 +139,8 @@ def _prepare(query, key, value, log_decay, beta, initial_state):
 
 def _no_autocast(device: torch.device):
     """Products stay in the precision of what they are given. Devices without autocast, as "meta", raise if asked."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else contextlib.nullcontext()
+    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
 
 
 def _without_autocast(function):
@@ -253,7 +253,8 @@ class _ChunkedRule(torch.autograd.Function):
 
         grads = (reads_grad[:, :size], reads_grad[:, size:], read_grads[:, size:], log_decay_grad, beta_grad)
         query_grad, key_grad, value_grad, log_decay_grad, beta_grad = (_by_tokens(x, ctx.by_head) for x in grads)
-        gates = log_decay_grad.squeeze(-1), beta_grad.squeeze(-1)
+        # Contiguous, as torch.compile is wrong about the layout of softplus' gradient otherwise (torch 2.13).
+        gates = (x.squeeze(-1).contiguous() for x in (log_decay_grad, beta_grad))
         return query_grad, key_grad, value_grad.neg_(), *gates, state_grads[0].view_as(state_grad), None
 
 

@@ -208,6 +208,8 @@ def check_cache(cache: Cache, config) -> None:
             f"`past_key_values` ({type(cache).__name__}) has {len(cache.layers)} layers for a model of "
             f"{config.num_hidden_layers}: it was not made for this config. {hint}"
         )
+    key_shape, kept_shape = (config.head_dim,), (config.hidden_size,)
+    state_shape = (config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
     for i, (layer, layer_type) in enumerate(zip(cache.layers, config.layer_types, strict=True)):
         # By name: a model loaded as remote code brings its own copy of these classes.
         if layer_type == "sleep_attention":
@@ -227,11 +229,10 @@ def check_cache(cache: Cache, config) -> None:
             )
         if layer_type == "sleep_attention":
             # Not the number of heads, which tensor parallelism divides.
-            _check_shape(f"keys of layer {i}", layer.keys, (config.head_dim,), hint)
-            _check_shape(f"kept hidden states of layer {i}", layer.kept_hidden_states, (config.hidden_size,), hint)
+            _check_shape(f"keys of layer {i}", layer.keys, key_shape, hint)
+            _check_shape(f"kept hidden states of layer {i}", layer.kept_hidden_states, kept_shape, hint)
         else:
-            expected = (config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
-            _check_shape(f"fast weights of layer {i}", layer.recurrent_states[0], expected, hint)
+            _check_shape(f"fast weights of layer {i}", layer.recurrent_states[0], state_shape, hint)
 
 
 def _check_shape(name: str, tensor: torch.Tensor | None, expected: tuple[int, ...], hint: str) -> None:
@@ -257,15 +258,16 @@ def read_state(cache: Cache | None, config) -> SleepState:
     if cache is None:
         return state
     check_cache(cache, config)
-    for i, layer in enumerate(cache.layers):
-        if config.layer_types[i] == "sleep_attention":
+    layer_types = config.layer_types
+    for i, (layer, layer_type) in enumerate(zip(cache.layers, layer_types, strict=True)):
+        if layer_type == "sleep_attention":
             state.layers[i] = (layer.keys, layer.values)
             continue
         if _is_unused(layer):
             layer = cache.layers[i] = FastWeightsLayer()
         state.layers[i] = (layer.recurrent_states[0], layer.conv_states[0])
         state.window_start_states[i] = layer.window_start_state
-    first = cache.layers[config.layer_types.index("sleep_attention")]
+    first = cache.layers[layer_types.index("sleep_attention")]
     return state._replace(
         kept_hidden_states=first.kept_hidden_states,
         kept_mask=first.kept_mask,
@@ -277,12 +279,13 @@ def read_state(cache: Cache | None, config) -> SleepState:
 
 def write_state(cache: Cache, state: SleepState, config) -> None:
     """Put `state` into `cache`; tensors are handed over, not copied."""
+    layer_types = config.layer_types
     for i, (layer, states) in enumerate(zip(cache.layers, state.layers, strict=True)):
-        if config.layer_types[i] == "sleep_attention":
+        if layer_types[i] == "sleep_attention":
             if states[0] is not None:
                 layer.store(*states)
             layer.cumulative_length, layer.sleeps = state.seen, state.sleeps
         else:
             layer.store(*states, state.window_start_states[i])
-    first = cache.layers[config.layer_types.index("sleep_attention")]
+    first = cache.layers[layer_types.index("sleep_attention")]
     first.kept_hidden_states, first.kept_mask = state.kept_hidden_states, state.kept_mask

@@ -232,7 +232,7 @@ class SleepModel(SleepPreTrainedModel):
         if is_sharded(self.layers[0]):
             inputs_embeds = self._keep_in_step(inputs_embeds, len(windows), state, passes)
         outputs, begin, i = [], 0, 0
-        at_once = self._windows_at_once(passes, sleep_callback, kwargs)
+        at_once = self._windows_at_once(passes, sleep_callback, kwargs) if len(windows) > 2 else 1
         while i < len(windows):
             if state.stored >= self.config.window_size:
                 state = self._sleep(state, passes, sleep_callback)
@@ -242,7 +242,9 @@ class SleepModel(SleepPreTrainedModel):
             number = max(1, min(at_once, len(windows) - 1 - i)) if state.stored == 0 else 1
             read = self._wake_window if number == 1 else partial(self._wake_windows, number)
             window = slice(begin, begin + sum(windows[i : i + number]))
-            output, state = read(inputs_embeds[:, window], None if mask is None else mask[:, window], state, **kwargs)
+            # Contiguous, so that a compiled layer meets every window in one layout.
+            window_mask = None if mask is None else mask[:, window]
+            output, state = read(inputs_embeds[:, window].contiguous(), window_mask, state, **kwargs)
             outputs.append(output)
             begin, i = window.stop, i + number
         if use_cache:
@@ -260,6 +262,8 @@ class SleepModel(SleepPreTrainedModel):
     def _wake_window(self, inputs_embeds, mask, state: SleepState, **kwargs) -> tuple[SleepWindowOutput, SleepState]:
         """Read tokens that fit into the current window."""
         length = inputs_embeds.shape[1]
+        if state.stored == 0:
+            state = self._only_fast_weights(state)
         kept_mask = _append_mask(state.kept_mask, mask, state.stored, inputs_embeds)
         output = self._wake(inputs_embeds, state, mask, kept_mask, return_dict=True, **kwargs)
 
@@ -305,6 +309,7 @@ class SleepModel(SleepPreTrainedModel):
         return output, state
 
     def _only_fast_weights(self, state: SleepState) -> SleepState:
+        """What a window begins with. No tensors without tokens, which a compiled layer would take for another case."""
         layers = [
             (states[0], None) if layer_type == "linear_attention" else (None, None)
             for layer_type, states in zip(self.config.layer_types, state.layers, strict=True)
@@ -342,7 +347,8 @@ class SleepModel(SleepPreTrainedModel):
 
     def _sleep(self, state: SleepState, passes: int, callback=None) -> SleepState:
         """Consolidate the current window into S and clear it."""
-        began, bytes_before = time.perf_counter(), state.nbytes() if callback is not None else 0
+        if callback is not None:  # a clock would break a compiled graph in two
+            began, bytes_before = time.perf_counter(), state.nbytes()
         changes = None
         if passes > 1 and state.stored > 0:
             start, num_layers = self.config.looped_layers[0], self.config.num_hidden_layers
