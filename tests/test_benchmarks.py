@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import cache, decode, machine, memory, models, prefill, profile, report, rule, run, training
+from benchmarks import cache, compiled, decode, machine, memory, models, prefill, profile, report, rule, run, training
 from benchmarks.bench import Bench, Rounds, Row, named
 from torch import nn
 from transformers import DynamicCache
@@ -189,6 +189,14 @@ def test_rule():
     flops = {(x["way"], x["length"]): x["flops"] for x in result.data["points"] if x["form"] == "chunked"}
     assert flops["forward", 256] == 4 * flops["forward", 64]
     assert all(flops["forward and backward", n] > 2 * flops["forward", n] for n in (64, 256))
+
+
+def test_compiled():
+    result = compiled.measure(QUICK)
+    checked(compiled, result)
+    # Attention; Gated DeltaNet without S, with it, and as a pass' end.
+    assert {found["graphs"] for found in result.data.values()} == {4}
+    assert all(found["seconds"] > 0 for found in result.data.values())
 
 
 def test_rules_that_differ_are_not_timed():

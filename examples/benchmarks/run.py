@@ -7,6 +7,7 @@
     prefill     time to the first token after a prompt; a sleep over prefills of its window
     training    time and peak memory of a step, over N, windows and checkpointing
     rule        the gated delta rule alone, over the one in transformers and over the machine's peak
+    compiled    torch.compile of the layers: what it saves, how long it takes
     profile     where the time goes
 
 Every section is saved when it is done, and not measured again unless asked to (`--again`) or measured with other
@@ -30,7 +31,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from benchmarks import cache, decode, prefill, profile, report, rule, training
+from benchmarks import cache, compiled, decode, prefill, profile, report, rule, training
 from benchmarks.bench import Bench, Result
 
 
@@ -40,6 +41,7 @@ SECTIONS = {
     "prefill": prefill,
     "training": training,
     "rule": rule,
+    "compiled": compiled,
     "profile": profile,
 }
 
