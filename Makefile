@@ -22,7 +22,7 @@ OVERLAY := .venv-oldest
 SUITE := .transformers_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo suite suite-if-online test slow test-oldest style check bench evidence clean
+.PHONY: help env demo suite suite-if-online test slow test-oldest style check bench evidence evidence-quick clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -87,6 +87,10 @@ EVIDENCE := rule110-mini depo-mini gsm-mini recall-mini
 evidence: env ## train and evaluate all variants of all CPU recipes with three seeds (hours; resumable)
 	$(BIN)/python examples/run_grid.py $(EVIDENCE) --jobs $(WORKERS) --output runs
 	$(BIN)/python examples/report.py $(EVIDENCE:%=runs/%.jsonl)
+
+evidence-quick: env ## N = 1 and N = 4 of multi-hop retrieval, one seed (twenty minutes; resumable)
+	$(BIN)/python examples/run_grid.py depo-mini --variants N=1 N=4 --seeds 0 --jobs $(WORKERS) --output runs/quick
+	$(BIN)/python examples/report.py runs/quick/depo-mini.jsonl
 
 clean: ## remove the environments and everything built
 	rm -rf $(VENV) $(OVERLAY) $(SUITE) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
