@@ -2,8 +2,9 @@
 
     python examples/finetune_adopted.py --model HuggingFaceTB/SmolLM2-135M-Instruct --output outputs/adopted
 
-    stage 1    the inserted memory layers learn, the pretrained ones stay as they are (arXiv 2605.26099, section 4)
-    stage 2    the memory layers go on, with LoRA on all others; merged at the end
+    stage 1    the memory learns, all else stays as it is (arXiv 2605.26099, section 4): the memory layers that were
+               inserted, or a hybrid's own Gated DeltaNet
+    stage 2    the memory goes on, with LoRA on all others; merged at the end
 
 The number of passes N is drawn anew for every step. Texts are those of `natural_texts.py`: facts and word problems
 whose answers lie behind sleeps, and ordinary text, so that the model does not forget how to read. The same command
@@ -33,22 +34,31 @@ from modeling_sleep.from_causal_lm import number_or_places
 
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SUSTAINED_TFLOPS = 50  # of a GPU; a guess
 LORA_MODULES = r".*\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
 
+def memory_of(model: SleepForCausalLM) -> dict[str, torch.nn.Module]:
+    """What holds the fast weights, by name: the layers that were inserted, or a hybrid's own Gated DeltaNet."""
+    places = model.config.memory_layers
+    if places:
+        return {f"layers.{i}": model.model.layers[i] for i in places}
+    places = [i for i, layer_type in enumerate(model.config.layer_types) if layer_type == "linear_attention"]
+    return {f"layers.{i}.linear_attn": model.model.layers[i].linear_attn for i in places}
+
+
 def train_memory(model: SleepForCausalLM):
-    """Stage 1: leave nothing to be trained but the memory layers."""
+    """Stage 1: leave nothing to be trained but the memory."""
     model.requires_grad_(False)
-    for i in model.config.memory_layers:
-        model.model.layers[i].requires_grad_(True)
+    for module in memory_of(model).values():
+        module.requires_grad_(True)
     return model
 
 
 def add_lora(model: SleepForCausalLM, rank: int):
-    """Stage 2: LoRA on the pretrained layers; the memory layers are trained and saved in full."""
-    memory = [f"layers.{i}" for i in model.config.memory_layers]
+    """Stage 2: LoRA on attention and MLPs; the memory is trained and saved in full."""
     config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=2 * rank, target_modules=LORA_MODULES)
-    config.modules_to_save = memory
+    config.modules_to_save = [*memory_of(model)]
     return get_peft_model(model, config)
 
 
@@ -161,14 +171,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts = NaturalTexts(tokenizer, args.window_size, windows=args.windows, seed=args.seed)
     mixture = {kind: share for kind, share in zip(("facts", "problems", "ordinary"), args.mixture) if share > 0}
     model = SleepForCausalLM.from_causal_lm(
-        original, window_size=args.window_size, memory_layers=number_or_places(args.memory_layers),
+        original,
+        window_size=args.window_size,
+        memory_layers=number_or_places(args.memory_layers),
         loop_span=args.loop_span,
         sleep_passes=max(args.train_passes),
-    )  # fmt: skip
-    new = sum(p.numel() for i in model.config.memory_layers for p in model.model.layers[i].parameters())
+    )
+    memory = memory_of(model)
+    size = sum(p.numel() for module in memory.values() for p in module.parameters())
     print(
-        f"{model.num_parameters():,} parameters, {new:,} of them new, in layers {model.config.memory_layers}; "
-        f"windows of {args.window_size} tokens",
+        f"{model.num_parameters():,} parameters, {size:,} of them in the memory ({', '.join(memory)}), "
+        f"{'new' if model.config.memory_layers else 'which the model had'}; windows of {args.window_size} tokens",
+        cost(model, args),
         f"   {'':34}perplexity   facts right, by sleeps since",
         sep="\n",
     )
@@ -214,6 +228,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     plot(results, args.output / "adoption.png")
     print(f"saved to {args.output}")
     return 0
+
+
+def cost(model: SleepForCausalLM, args: argparse.Namespace) -> str:
+    """What training takes at most: texts of full length, 6 operations per parameter, token and pass."""
+    tokens = sum(args.steps) * args.batch_size * args.windows * args.window_size
+    passes = sum(args.train_passes) / len(args.train_passes)
+    flops = 6 * model.num_parameters() * tokens * passes
+    hours = flops / (SUSTAINED_TFLOPS * 1e12) / 3600
+    rate = f"{hours:.2g} GPU hours at {SUSTAINED_TFLOPS} sustained TFLOP/s"
+    return f"training: at most {tokens:,} tokens, {flops:.1e} FLOPs: {rate}"
 
 
 def plot(results: dict, path: Path):

@@ -10,7 +10,9 @@ import torch
 from finetune_trainer import new_tokenizer
 from natural_texts import NAMES, THINGS, NaturalTexts, manual_pages
 from tasks.gsm_symbolic import draw_problem
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from modeling_sleep import SleepForCausalLM
 
 
 L = 48
@@ -155,6 +157,61 @@ def test_adopts_trains_in_two_stages_saves_and_loads(pretrained, tmp_path, capsy
     }
     original, sleeping = bytes_of.values()
     assert original[2] == 3 * original[0] and sleeping[0] == sleeping[1] == sleeping[2]
+
+
+HYBRID = dict(
+    layer_types=["linear_attention", "full_attention", "linear_attention"],
+    linear_num_key_heads=2,
+    linear_num_value_heads=2,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+)
+FAMILIES = {
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": dict(head_dim=16),
+    "olmo_hybrid": HYBRID,
+    "qwen3_5_text": dict(HYBRID, head_dim=16),
+    "qwen3_next": dict(HYBRID, head_dim=16, num_experts=0),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_goes_through_both_stages_in_slices(family, tokenizer, tmp_path, capsys):
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2)
+    config = AutoConfig.for_model(
+        family, vocab_size=len(tokenizer), num_key_value_heads=2, pad_token_id=0, eos_token_id=1, **sizes,
+        **FAMILIES[family],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    original = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    original.save_pretrained(tmp_path / "original")
+    tokenizer.save_pretrained(tmp_path / "original")
+
+    few = f"--window-size {L} --windows 2 --examples 1 --batch-size 2 --passes 2 --memory-layers 1"
+    if FAMILIES[family].get("layer_types"):
+        few = few.removesuffix(" --memory-layers 1")
+    folder = tmp_path / "sleep"
+    options = f"--model {tmp_path / 'original'} --output {folder} {few} --steps 3 2 --rank 2"
+    assert finetune_adopted.main(f"{options} --minutes 0.00001".split()) == 0
+    assert "stage 1: 1 of 3 steps" in capsys.readouterr().out
+    assert finetune_adopted.main(options.split()) == 0
+    losses = json.loads((folder / "adoption.json").read_text())["losses"]
+    assert all(losses)
+
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert not any("lora" in name or "modules_to_save" in name for name, _ in model.named_parameters())
+    before = SleepForCausalLM.from_causal_lm(
+        original, window_size=L, memory_layers=None if "layer_types" in FAMILIES[family] else 1
+    )
+    changed = {
+        name
+        for name, parameter in model.named_parameters()
+        if (parameter - before.get_parameter(name)).abs().max() > 0
+    }
+    memory = [f"model.{name}." for name in finetune_adopted.memory_of(before)]
+    assert changed >= {name for name, _ in before.named_parameters() if name.startswith(tuple(memory))}
+    assert any(".mlp." in name for name in changed) and any(".self_attn." in name for name in changed)
 
 
 def test_stage_1_trains_the_memory_alone(pretrained, tmp_path):

@@ -70,7 +70,7 @@ def test_the_vocabulary_is_the_tasks():
         ("rule110-mini", None, ["task.boundary=open"], "boundary must be one of"),
         ("rule110-mini", None, ["training.optimizer=sgd"], "optimizer must be muon or adamw, got 'sgd'"),
         ("rule110-mini", None, ["training.passes=[0, 1]"], "passes must be some N of at least 1"),
-        ("rule110-mini", None, ["training.lr_schedule=cosine"], "lr_decay must be .* 0 with any other, got 0.25 with 'cos"),
+        ("rule110-mini", None, ["training.lr_schedule=cosine"], "lr_decay must be .* 0 with any other, got 0.25"),
         ("rule110-mini", None, ["training.lr_decay=0"], "lr_decay must be in .*, got 0 with"),
     ],
 )

@@ -142,7 +142,7 @@ def tables(data: dict) -> str:
     points = [*ms[OURS]]
     head = [named(int(context)) for context in points]
     cells = {
-        name: [f"{found[context]['median']:.3g}" if context in found else "–" for context in points]
+        name: [short(found[context]["median"]) if context in found else "–" for context in points]
         for name, found in ms.items()
     }
     per_second = {

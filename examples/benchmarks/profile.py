@@ -195,13 +195,13 @@ def tables(data: dict) -> str:
         for label, x in found["parts"].items():
             floor = x["floor ms"]
             versus = f"{x['ms'] / floor:.1f}" if floor else ""
-            cells = [f"{x['ms']:.3g}", f"{100 * x['share']:.0f} %", f"{x['flops'] / 1e6:,.1f}"]
-            rows[label] = [*cells, f"{x['bytes'] / 2**20:,.1f}", f"{floor:.3g}" if floor else "", versus]
+            cells = [short(x["ms"]), f"{100 * x['share']:.0f} %", f"{x['flops'] / 1e6:,.1f}"]
+            rows[label] = [*cells, f"{x['bytes'] / 2**20:,.1f}", short(floor) if floor else "", versus]
         floor = sum(x["floor ms"] for x in found["parts"].values())
-        low, high = found["ms"]["quartiles"]
+        median, low, high = (short(ms) for ms in (found["ms"]["median"], *found["ms"]["quartiles"]))
         parts.append(
-            f"**{name[0].upper()}{name[1:]}** ({data['about']}) takes {short(found['ms']['median'])} ms ({low:.3g} – "
-            f"{high:.3g}), {found['ms']['median'] / floor:.1f} times the floor of {floor:.3g} ms; "
+            f"**{name[0].upper()}{name[1:]}** ({data['about']}) takes {median} ms ({low} – {high}), "
+            f"{found['ms']['median'] / floor:.1f} times the floor of {short(floor)} ms; "
             f"{short(found['profiled ms'])} ms under the profiler:\n\n"
             + report.grid("", ["ms", "share", "MFLOP", "MiB", "floor, ms", "over the floor"], rows)
         )

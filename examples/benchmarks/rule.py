@@ -19,7 +19,7 @@ from modeling_sleep.gated_delta_rule import (
 )
 
 from . import machine, report
-from .bench import Bench, Result, Row
+from .bench import Bench, Result, Row, short
 
 
 TITLE = "The gated delta rule"
@@ -131,7 +131,7 @@ def tables(data: dict) -> str:
     rows = {}
     for x in data["points"]:
         name = f"{x['form']}, {x['way']}, T = {x['length']}, {x['heads']} x {x['dim']}"
-        cells = [f"{x[side]:.3g}" for side in ("ours", "theirs", "floor")]
+        cells = [short(x[side]) for side in ("ours", "theirs", "floor")]
         rows[name] = [*cells, f"{1 / x['over theirs']:.2f}", f"{100 * x['share of peak']:.0f} %"]
     peak = data["peak"]
     return (
