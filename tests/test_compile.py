@@ -55,3 +55,20 @@ def test_compiled_layers_run_four_graphs_whatever_the_text(train):
         model, ids = build()
         for result, wanted in zip(compiled, losses_and_gradients(model, model, ids), strict=True):
             torch.testing.assert_close(result, wanted)
+
+
+def test_generation_through_compiled_layers_stops_compiling():
+    """Lengths that differ, of prompts and of keys, become dynamic: later texts and tokens need no more graphs."""
+    model, ids = build()
+    model.eval()
+    options = dict(min_new_tokens=20, max_new_tokens=20, do_sample=False, sleep_passes=3)
+    prompts = [ids[:1, :length] for length in (19, 29, 22)]
+    expected = [model.generate(prompt, **options) for prompt in prompts]
+    for layer in model.model.layers:
+        layer.compile(backend="eager", fullgraph=True)
+    graphs = []
+    with torch._dynamo.config.patch(recompile_limit=16):  # the default 8 are not enough
+        for prompt, wanted in zip(prompts, expected, strict=True):
+            torch.testing.assert_close(model.generate(prompt, **options), wanted)
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[1] == graphs[2] <= 16
