@@ -5,6 +5,9 @@ whose forward it belongs to. What is left of the clock's time is Python, dispatc
 small operations look dear: unprofiled, the call takes what the caption says. The floor of a part is the larger of two:
 its floating point operations at the rate of a large matrix product, and the bytes that they read and write at the rate
 of a large copy. Element-wise work (norms, gates, activations) has no floor here.
+
+The linear maps that a Gated DeltaNet layer begins with could be one. They stay apart, as LoRA, quantisation and other
+hybrids' checkpoints know them by their names; the last table says what that costs.
 """
 
 import copy
@@ -15,13 +18,14 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import DynamicCache
 
 from modeling_sleep import layers_sleep
 
 from . import machine, memory, report
-from .bench import Bench, Result, short
+from .bench import Bench, Result, Row, short
 from .memory import Step
 from .models import OURS, build, described
 
@@ -160,6 +164,40 @@ def activities(bench: Bench) -> dict:
     return found
 
 
+@torch.no_grad()
+def projections_as_one(bench: Bench) -> list[Row]:
+    """The linear maps that a Gated DeltaNet layer begins with, as one product over one by one."""
+    model = build(OURS, bench)
+    layer = next(x for x in model.modules() if isinstance(x, layers_sleep.SleepGatedDeltaNet))
+    maps = (layer.q_proj, layer.k_proj, layer.v_proj, layer.g_proj, layer.a_proj, layer.b_proj)
+    weight, heads = torch.cat([linear.weight for linear in maps]), layer.A_log.numel()
+    sizes = [sum(layer.split_sizes), layer.split_sizes[2], heads, heads]
+
+    def apart(hidden_states):
+        return layer._project(hidden_states, state_only=False)
+
+    def together(hidden_states):
+        mixed, gate, a, b = F.linear(hidden_states, weight).split(sizes, dim=-1)
+        return mixed, a, b, gate.unflatten(-1, (-1, layer.value_head_dim))
+
+    def repeat(times: int, function, hidden_states):
+        for _ in range(times):
+            function(hidden_states)
+
+    rows = []
+    for length in (1, bench.window_size):
+        hidden_states = torch.randn(1, length, weight.shape[1], device=weight.device)
+        for one, other in zip(apart(hidden_states), together(hidden_states), strict=True):
+            torch.testing.assert_close(one, other)
+        times = max(1, 256 // length)
+        sides = {f.__name__: partial(bench.timed, repeat, times, f, hidden_states) for f in (apart, together)}
+        rounds = bench.in_turn(sides, f"profile: projections of {length}")
+        name = "projections of a Gated DeltaNet layer, as one product over one by one"
+        setting = f"{times} times {length} token{'s'[: length > 1]}; {described(bench)}"
+        rows.append(Row(name, setting, **rounds.ratio("together", "apart")))
+    return rows
+
+
 def measure(bench: Bench) -> Result:
     peak, data = machine.Peak(bench), {"about": described(bench), "activities": {}}
     for name, (model, ready) in activities(bench).items():
@@ -184,7 +222,7 @@ def measure(bench: Bench) -> Result:
                 for x in sorted(seconds, key=seconds.get, reverse=True)
             },
         }
-    return Result([], data)
+    return Result(projections_as_one(bench), data)
 
 
 def tables(data: dict) -> str:
