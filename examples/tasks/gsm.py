@@ -121,8 +121,8 @@ class Gsm(Task):
     """
     Word problems by their number of operations.
 
-    The defaults are the mini recipe's. At the paper's scale: `style="prose"`, `window_size=1998`,
-    `context_length=1998`, `modulus=None`, `operators=OPERATORS`, `names=256`, `questions=1`.
+    At the paper's scale: `style="prose"`, `window_size=1998`, `context_length=1998`, `modulus=None`,
+    `operators=OPERATORS`, `names=256`, `questions=1`.
 
     Parameters
     ----------
