@@ -168,9 +168,8 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
     _check_names(settings["model"], SleepConfig, "model")
     task = _build(task_class, task, "task")
     tokenizer = task.tokenizer()
-    config = SleepConfig(
-        **{**settings["model"], "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id},
-    )
+    settings["model"].update(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)  # overrides may change it
+    config = SleepConfig(**settings["model"])
     if config.window_size % task.window_size:
         raise ValueError(
             f"the model's windows of {config.window_size} tokens do not hold a whole number of the task's, which have "

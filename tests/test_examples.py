@@ -57,10 +57,11 @@ def test_preset_is_a_model(name):
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
 def test_preset_is_a_recipe_in_every_variant(name):
+    preset = SleepConfig.from_preset(name)
     for variant in [None, *list_variants(name)]:
         recipe = load_recipe(name, variant)
-        assert recipe.settings["model"]["vocab_size"] == recipe.config.vocab_size  # what from_preset() gives, too
-        assert recipe.settings["model"]["pad_token_id"] == recipe.config.pad_token_id
+        # The tokenizer's, whether they come from the task or from the file.
+        assert (preset.vocab_size, preset.pad_token_id) == (recipe.config.vocab_size, recipe.config.pad_token_id)
         deepest = recipe.task.examples(range(3), split="eval", depth=max(recipe.evaluation.depths))
         batch = recipe.task.collator()(deepest)
         for example, labels in zip(deepest, batch["labels"]):
