@@ -29,7 +29,8 @@ class Training:
     Parameters
     ----------
     passes : list[int]
-        N is drawn from these, anew for every step; a value that is there twice is drawn twice as often.
+        N is drawn from these, anew for every step; a value that is there twice is drawn twice as often. If it is one
+        value, the trained model sleeps with that N unless told otherwise, whatever `model.sleep_passes` says.
     batch_size : int
         Examples per step, over all processes.
     max_steps : int
@@ -105,6 +106,17 @@ class Evaluation:
     num_examples: int = 1000
     batch_size: int = 250
 
+    def __post_init__(self):
+        for name in ("passes", "depths"):
+            values = getattr(self, name)
+            if not isinstance(values, list) or not values or not all(type(value) is int for value in values):
+                raise ValueError(f"evaluation.{name} must be a list of integers, got {values!r}")
+        if min(self.passes) < 1:
+            raise ValueError(f"evaluation.passes must be some N of at least 1, got {self.passes}")
+        for name in ("num_examples", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} must be positive, got {getattr(self, name)}")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -170,6 +182,12 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
     tokenizer = task.tokenizer()
     settings["model"].update(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)  # overrides may change it
     config = SleepConfig(**settings["model"])
+    training = _build(Training, settings["training"], "training")
+    if len(set(training.passes)) == 1:
+        config.sleep_passes = training.passes[0]
+    evaluation = _build(Evaluation, settings["evaluation"], "evaluation")
+    for depth in evaluation.depths:  # raises now rather than after the training
+        task.collator()(task.examples([0], split="eval", depth=depth))
     if config.window_size % task.window_size:
         raise ValueError(
             f"the model's windows of {config.window_size} tokens do not hold a whole number of the task's, which have "
@@ -181,8 +199,8 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
         description=variants.get(variant, {}).get("description", data["description"]),
         config=config,
         task=task,
-        training=_build(Training, settings["training"], "training"),
-        evaluation=_build(Evaluation, settings["evaluation"], "evaluation"),
+        training=training,
+        evaluation=evaluation,
         settings=settings,
     )
 

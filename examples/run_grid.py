@@ -7,6 +7,7 @@ What is notable:
 - a finished run is a line of `<results>/<recipe>.jsonl`, and a run that has its line is not run again
 - the same command goes on where an interrupted one stopped, inside a run from its last checkpoint
 - a line made with other settings than the recipe has now is an error, never mixed in
+- on a machine with several GPUs, runs take them in turns: `--jobs` as many as there are
 - `--launcher "accelerate launch --multi_gpu --num_processes 8"` gives every run all GPUs
 """
 
@@ -15,12 +16,14 @@ import dataclasses
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from recipe import Recipe, list_variants, load_recipe, train_arguments, what_differs
 from tqdm.auto import tqdm
@@ -103,14 +106,18 @@ def has_result(run: Run) -> bool:
 
 
 def add_result(run: Run):
-    """Put a finished run into its results file, in the order of variants and seeds."""
+    """Put a finished run into its results file, in the order of variants and seeds, unless it is there."""
     results = json.loads((run.output / "results.json").read_text(encoding="utf-8"))
     order = list_variants(run.recipe.preset)
-    lines = sorted([*read_lines(run.results), results], key=lambda line: (order.index(line["variant"]), line["seed"]))
     run.results.parent.mkdir(parents=True, exist_ok=True)
-    fresh = run.results.with_suffix(".tmp")
-    fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    fresh.replace(run.results)  # at once, or not at all
+    with FileLock(run.results.with_suffix(".lock")):  # other grids may write there, too
+        if is_finished(run):
+            return
+        lines = [*read_lines(run.results), results]
+        lines.sort(key=lambda line: (order.index(line["variant"]), line["seed"]))
+        fresh = run.results.with_suffix(".tmp")
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        fresh.replace(run.results)  # at once, or not at all
 
 
 def tail(path: Path, lines: int = 15) -> str:
@@ -119,9 +126,20 @@ def tail(path: Path, lines: int = 15) -> str:
     return "\n".join(line.rsplit("\r", 1)[-1] for line in text.split("\n")[-lines:])
 
 
-def execute(runs: Sequence[Run], commands: Sequence[list[str]], jobs: int) -> list[Run]:
-    """Run the commands, `jobs` at a time, and return the runs that failed or were stopped before their end."""
-    waiting, running, unfinished = list(zip(runs, commands)), {}, []
+def devices() -> list[str]:
+    """The GPUs that a process may see, as `CUDA_VISIBLE_DEVICES` names them; none on a CPU."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    numbers = range(torch.cuda.device_count())
+    return named.split(",")[: len(numbers)] if named else list(map(str, numbers))
+
+
+def execute(runs: Sequence[Run], commands: Sequence[list[str]], jobs: int, gpus: Sequence[str] = ()) -> list[Run]:
+    """
+    Run the commands, `jobs` at a time, and return the runs that failed or were stopped before their end.
+
+    If there are `gpus`, each run sees one of them.
+    """
+    waiting, running, unfinished, places = list(zip(runs, commands)), {}, [], list(range(jobs))
     environment = {"TQDM_MININTERVAL": "10", **os.environ}  # a bar in a log is for looking back
     with tqdm(total=len(runs), desc="runs", unit="run") as bar:
         try:
@@ -133,15 +151,20 @@ def execute(runs: Sequence[Run], commands: Sequence[list[str]], jobs: int) -> li
                         bar.update()
                         continue
                     run.output.mkdir(parents=True, exist_ok=True)
+                    place = places.pop(0)
+                    if gpus:
+                        environment["CUDA_VISIBLE_DEVICES"] = gpus[place % len(gpus)]
                     with (run.output / "log.txt").open("a", encoding="utf-8") as log:
-                        running[run] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+                    running[run] = process, place
                 if bar.postfix != (names := " | ".join(map(str, running))):
                     bar.set_postfix_str(names)
                 time.sleep(0.2)
-                for run, process in list(running.items()):
+                for run, (process, place) in list(running.items()):
                     if process.poll() is None:
                         continue
                     del running[run]
+                    places.append(place)
                     if process.returncode == 0 and has_result(run):
                         add_result(run)
                     else:
@@ -149,7 +172,7 @@ def execute(runs: Sequence[Run], commands: Sequence[list[str]], jobs: int) -> li
                         tqdm.write(f"not finished (exit {process.returncode}): {run}\n{tail(run.output / 'log.txt')}")
                     bar.update()
         finally:
-            for process in running.values():  # on Ctrl-C: they go on from their checkpoints next time
+            for process, _ in running.values():  # when stopped: they go on from their checkpoints next time
                 process.terminate()
     return unfinished
 
@@ -169,7 +192,9 @@ def main(argv: Sequence[str] | None = None):
     parser.add_argument("--results", type=Path, help="folder of the results files (default: that of --output)")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="SECTION.KEY=VALUE", dest="overrides")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; each computes on one CPU thread")
-    parser.add_argument("--launcher", default=sys.executable, help="what starts train.py (default: this python)")
+    parser.add_argument(
+        "--launcher", help="what starts train.py with all GPUs (default: this python, with one GPU if there are any)"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would run")
     args = parser.parse_args(argv)
 
@@ -178,14 +203,15 @@ def main(argv: Sequence[str] | None = None):
         runs = [dataclasses.replace(run, results=args.results / run.results.name) for run in runs]
     todo = [run for run in runs if not is_finished(run)]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished already")
-    commands = [run.command(shlex.split(args.launcher), args.overrides, options) for run in todo]
+    launcher = shlex.split(args.launcher) if args.launcher else [sys.executable]
+    commands = [run.command(launcher, args.overrides, options) for run in todo]
     if args.dry_run:
         print("\n".join(map(shlex.join, commands)))
         return
     args.output.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(args.output / "grid.lock", timeout=0):
-            unfinished = execute(todo, commands, args.jobs)
+            unfinished = execute(todo, commands, args.jobs, [] if args.launcher else devices())
     except Timeout:
         sys.exit(f"another grid is running in {args.output}: wait for it, or give another --output")
     if unfinished:
@@ -194,4 +220,5 @@ def main(argv: Sequence[str] | None = None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # and its runs with it, as Ctrl-C does
     main()

@@ -6,12 +6,17 @@ What is notable:
 - the recipe is data (`configuration/presets/`); `--set training.max_steps=100` overrides any of it
 - N is drawn anew for every step, and a curriculum may raise the depth of the problems and the largest N
 - batch, depth and N of a step are functions of (seed, step): all ranks agree, and a resumed run is the same run
-- the same command resumes an interrupted run; `--minutes` ends a slice early, with a checkpoint
+- the same command resumes an interrupted run, and does nothing to a finished one; `--minutes` ends a slice early, with
+  a checkpoint
+- on one device, or on many with `accelerate launch` (DDP); every device writes its examples in processes beside it
 - it leaves behind the model, its tokenizer, a card and `results.json`, one line of the evidence (see `report.py`)
 """
 
 import argparse
+import contextlib
+import functools
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -23,16 +28,18 @@ import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env, reduce
 from controls import AmnesiacForCausalLM
 from evaluation import evaluate_by_depth
+from filelock import FileLock, Timeout
 from flops import training_flops
 from muon import MuonAdamW
 from progress import use_loss_bar
 from recipe import Recipe, Training, load_recipe, train_arguments, what_differs
+from safetensors.torch import load_model
 from tasks import TaskStream
 from tasks.task import runs
-from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, get_scheduler, set_seed
 
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.hub_upload.card import table, write_card
@@ -67,14 +74,16 @@ class SleepTrainer(Trainer):
 
 
 class StopAfter(TrainerCallback):
-    """End a slice of a run after so many minutes, with a checkpoint from which the next slice goes on."""
+    """End a slice of a run at a time of `time.monotonic`, with a checkpoint from which the next slice goes on."""
 
-    def __init__(self, minutes: float):
-        self.deadline = time.monotonic() + 60 * minutes
+    def __init__(self, deadline: float):
+        self.deadline = deadline
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() > self.deadline and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
+        is_late = torch.tensor(float(time.monotonic() > self.deadline), device=args.device)
+        # Clocks differ, and a process that stops by itself would leave the others waiting.
+        if reduce(is_late) > 0 and state.global_step < state.max_steps:
+            control.should_log = control.should_save = control.should_training_stop = True
 
 
 class SecondsTrained(TrainerCallback):
@@ -115,11 +124,14 @@ def train(
     *,
     cpu: bool = False,
     save_steps: int | None = None,
-    minutes: float | None = None,
+    deadline: float | None = None,
+    workers: int = 0,
     report_to: str = "none",
 ) -> Trainer:
     """Train the model in place, from its last checkpoint if there is one, and return the trainer with its history."""
     training, task = recipe.training, recipe.task
+    checkpoint = last_checkpoint(output)
+    begin = step_of(checkpoint) if checkpoint else 0
     bf16 = not cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     training_args = TrainingArguments(
         output_dir=str(output),
@@ -136,20 +148,21 @@ def train(
         bf16=bf16,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        dataloader_num_workers=workers,
+        ignore_data_skip=True,  # a stream that goes on need not write again what was seen
         ddp_find_unused_parameters=False,  # every pass uses all of them
         accelerator_config={"dispatch_batches": False},  # every process writes its own examples
     )
-    devices = training_args.world_size * max(1, training_args.n_gpu)
-    if training.batch_size % devices:
-        raise ValueError(f"a batch of {training.batch_size} cannot be shared evenly by {devices} devices")
-    training_args.per_device_train_batch_size = training.batch_size // devices
-    stream = TaskStream(
-        task,
-        training.batch_size,
-        lambda step: ramp(step, training.max_steps, training.depth_ramp, task.max_depth, task.shallowest),
-        seed=seed,
-        split="train",
+    check_devices(training_args, training.batch_size)
+    training_args.per_device_train_batch_size = training.batch_size // training_args.world_size
+    depth_at = functools.partial(
+        ramp,
+        max_steps=training.max_steps,
+        share=training.depth_ramp,
+        maximum=task.max_depth,
+        minimum=task.shallowest,
     )
+    stream = TaskStream(task, training.batch_size, depth_at, start=begin, seed=seed, split="train")
     optimizer = build_optimizer(model, training)
     decay = {"num_decay_steps": round(training.lr_decay * training.max_steps)} if training.lr_decay else None
     scheduler = get_scheduler(
@@ -161,40 +174,96 @@ def train(
         train_dataset=stream,
         data_collator=task.collator(),
         optimizers=(optimizer, scheduler),
-        callbacks=[SecondsTrained(), *([StopAfter(minutes)] if minutes else [])],
+        callbacks=[SecondsTrained(), *([StopAfter(deadline)] if deadline is not None else [])],
         passes=training.passes,
         passes_ramp=training.passes_ramp,
     )
     use_loss_bar(trainer)
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    if begin < training.max_steps:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    else:  # interrupted behind its last step
+        load_model(model, Path(checkpoint) / "model.safetensors")
+        trainer.state = TrainerState.load_from_json(Path(checkpoint) / "trainer_state.json")
     model.config.use_cache = True  # Trainer turned it off for training
     return trainer
 
 
-def last_checkpoint(output: Path) -> str | None:
-    """The checkpoint that a run in this folder goes on from, if there is one."""
-    return get_last_checkpoint(output) if output.is_dir() else None
-
-
-def check_folder(output: Path, run: dict):
+def check_devices(training_args: TrainingArguments, batch_size: int):
     """
-    Claim an output folder for a run, so that no other run goes on from its checkpoints.
+    Refuse what a recipe cannot be trained on, before anything is done.
 
     Raises
     ------
     ValueError
-        If it has checkpoints of a run with other settings.
+        If parameters would be sharded, several GPUs are left to one process, or the batch cannot be shared evenly.
+    """
+    for name in ("FSDP", "DEEPSPEED"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise ValueError(
+                f"Recipes are trained on one device, or on many with the whole model on each: their Muon needs whole "
+                f"matrices, and {name} shards them. Use configuration/presets/ddp.yaml; examples/train_accelerate.py "
+                "shards."
+            )
+    if training_args.n_gpu > 1:
+        raise ValueError(
+            f"{training_args.n_gpu} GPUs are visible to one process. Start one for each (accelerate launch "
+            "--config_file configuration/presets/ddp.yaml --num_processes ...), or choose one (CUDA_VISIBLE_DEVICES)."
+        )
+    if batch_size % training_args.world_size:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be shared evenly by {training_args.world_size} processes: change their "
+            "number or training.batch_size"
+        )
+
+
+def step_of(checkpoint: str | Path) -> int:
+    return int(str(checkpoint).rpartition("-")[2])
+
+
+def last_checkpoint(output: Path) -> str | None:
+    """The checkpoint that a run in this folder goes on from: the last that was saved to its end, if there is one."""
+    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]  # which is written last
+    return str(max(whole, key=step_of)) if whole else None
+
+
+def claim_folder(output: Path, run: dict) -> dict:
+    """
+    Claim an output folder for a run, so that no other run goes on from its checkpoints or overwrites its results.
+
+    Parameters
+    ----------
+    output : Path
+    run : dict
+        What makes the run what it is. How it is evaluated does not: that may be changed until it has been.
+
+    Returns
+    -------
+    dict
+        `run`, with what earlier slices of it have noted besides.
+
+    Raises
+    ------
+    ValueError
+        If it has checkpoints or results of a run with other settings, or results of another evaluation.
     """
     claim = output / "run.json"
-    if last_checkpoint(output):
-        theirs = json.loads(claim.read_text(encoding="utf-8")) if claim.exists() else {}
-        if changed := what_differs(run, theirs):
-            raise ValueError(
-                f"{output} has checkpoints of another run (what differs: {', '.join(changed)}): give another "
-                "--output, or remove the folder"
-            )
-    output.mkdir(parents=True, exist_ok=True)
-    claim.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    theirs = json.loads(claim.read_text(encoding="utf-8")) if claim.exists() else {}
+    changed = what_differs(run, theirs)
+    has_results = (output / "results.json").exists()
+    if has_results and not changed:
+        raise ValueError(f"{output} has results of another evaluation of this run: give another --output")
+    if changed and (has_results or last_checkpoint(output)):
+        raise ValueError(
+            f"{output} has {'results' if has_results else 'checkpoints'} of another run (what differs: "
+            f"{', '.join(changed)}): give another --output, or remove the folder"
+        )
+    return run if changed else theirs
+
+
+def is_finished(output: Path, run: dict) -> bool:
+    """Whether the folder holds the results of just this run and evaluation."""
+    results = output / "results.json"
+    return results.exists() and not what_differs(run, json.loads(results.read_text(encoding="utf-8")))
 
 
 def commit() -> str:
@@ -235,35 +304,72 @@ def main(argv: Sequence[str] | None = None):
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="SECTION.KEY=VALUE", dest="overrides")
     parser.add_argument("--minutes", type=float, help="stop after so long with a checkpoint; the same command goes on")
     parser.add_argument("--save-steps", type=int, help="steps between checkpoints (default: a tenth of the run)")
-    parser.add_argument("--report-to", default="none", help="tensorboard, trackio, ... as in TrainingArguments")
+    parser.add_argument(
+        "--report-to", default="none", help="tensorboard, or trackio, wandb, ... if installed, as in TrainingArguments"
+    )
     parser.add_argument("--cpu", action="store_true", help="leave accelerators alone")
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads of torch; more than one seldom helps a small model"
     )
     parser.add_argument(
+        "--workers",
+        type=int,
+        help="processes that write examples, per device (default: none on a CPU; beside a GPU, up to 8)",
+    )
+    parser.add_argument(
         "--sustained-tflops", type=float, default=50.0, help="what to reckon the expected GPU hours with"
     )
     args = parser.parse_args(argv)
+    deadline = time.monotonic() + 60 * args.minutes if args.minutes else None
     torch.set_num_threads(args.threads)
     transformers.utils.logging.disable_progress_bar()  # of every single save
 
     recipe = load_recipe(args.preset, args.variant, args.overrides)
-    training, evaluation = recipe.training, recipe.evaluation
+    run = {"recipe": args.preset, "seed": args.seed, **recipe.settings}
     is_main_process = PartialState(cpu=args.cpu).is_main_process
-    say = print if is_main_process else lambda text: None
-    if is_main_process:
-        check_folder(args.output, {"recipe": args.preset, "seed": args.seed, **recipe.settings})
-    model = build_model(recipe, args.seed)
-    flops = training_flops(model, recipe.task, training.passes, training.batch_size, training.max_steps)
-    tokens = round(tokens_per_example(recipe) * training.batch_size * training.max_steps)
-    hours = flops / (args.sustained_tflops * 1e12) / 3600
-    name = f"{args.preset}, variant {args.variant!r}" if args.variant else args.preset
-    say(
-        f"{name}, seed {args.seed}: {recipe.description}\n"
-        f"{model.num_parameters():,} parameters, {training.max_steps:,} steps, {tokens:,} tokens, {flops:.2e} FLOPs: "
-        f"{hours:.2g} GPU hours at {args.sustained_tflops:g} sustained TFLOP/s"
-    )
+    if is_finished(args.output, run):
+        if is_main_process:
+            print(f"finished already: {args.output / 'results.json'}")
+        return
+    args.output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(args.output / "run.lock", timeout=0) if is_main_process else contextlib.nullcontext()
+    try:
+        with lock:
+            _run(args, recipe, run, deadline, is_main_process)
+    except Timeout:
+        parser.exit(1, f"another process is at the run in {args.output}: wait for it, or give another --output\n")
 
+
+def _run(args: argparse.Namespace, recipe: Recipe, run: dict, deadline: float | None, is_main_process: bool):
+    """Train until the end or the deadline; at the end, evaluate and save."""
+    training, evaluation = recipe.training, recipe.evaluation
+    say = print if is_main_process else lambda text: None
+    model = build_model(recipe, args.seed)
+    if is_main_process:
+        known = claim_folder(args.output, {name: run[name] for name in run if name != "evaluation"})
+        if "flops" not in known:
+            known["flops"] = training_flops(
+                model, recipe.task, training.passes, training.batch_size, training.max_steps
+            )
+        for path in args.output.glob("checkpoint-*"):
+            if not (path / "trainer_state.json").exists():  # cut off while it was saved
+                shutil.rmtree(path)
+        # Every slice with its code. Now, as it may be another one by the time the run ends.
+        known["commits"] = list(dict.fromkeys([*known.get("commits", []), commit()]))
+        (args.output / "run.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        flops, tokens = known["flops"], training.max_steps * training.batch_size * tokens_per_example(recipe)
+        hours = flops / (args.sustained_tflops * 1e12) / 3600
+        name = f"{args.preset}, variant {args.variant!r}" if args.variant else args.preset
+        say(
+            f"{name}, seed {args.seed}: {recipe.description}\n"
+            f"{model.num_parameters():,} parameters, {training.max_steps:,} steps, {tokens:,.0f} tokens, {flops:.2e} "
+            f"FLOPs: {hours:.2g} GPU hours at {args.sustained_tflops:g} sustained TFLOP/s"
+        )
+
+    workers = args.workers
+    if workers is None:
+        has_gpu = torch.cuda.is_available() and not args.cpu
+        workers = min(8, os.cpu_count() // PartialState().num_processes) if has_gpu else 0
     trainer = train(
         recipe,
         model,
@@ -271,7 +377,8 @@ def main(argv: Sequence[str] | None = None):
         args.seed,
         cpu=args.cpu,
         save_steps=args.save_steps,
-        minutes=args.minutes,
+        deadline=deadline,
+        workers=workers,
         report_to=args.report_to,
     )
     if trainer.state.global_step < training.max_steps:
@@ -294,12 +401,12 @@ def main(argv: Sequence[str] | None = None):
         "seed": args.seed,
         "description": recipe.description,
         "command": command_line(recipe, args.overrides, args.seed),
-        "commit": commit(),
+        "commit": ", ".join(known["commits"]),
         "depth_name": recipe.task.depth_name,
         **recipe.settings,
         "config": {name: value for name, value in recipe.config.to_dict().items() if value is not None},
         "parameters": model.num_parameters(),
-        "tokens": tokens,
+        "tokens": round(tokens),
         "flops": flops,
         "seconds": trainer.state.log_history[-1].get("seconds", 0.0),
         "device": torch.cuda.get_device_name() if model.device.type == "cuda" else model.device.type,

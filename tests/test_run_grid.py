@@ -1,7 +1,12 @@
 """The grid: what is planned, what is finished, what is refused; and two small runs of it, interrupted and resumed."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import run_grid
@@ -102,6 +107,54 @@ def test_a_grid_is_interrupted_and_resumed(tmp_path, capsys):
     assert all([step for step, _ in line["losses"]] == [1, 2, 3] for line in lines)
     main(command)
     assert "2 runs, 2 of them finished already" in capsys.readouterr().out
+
+
+def test_a_result_is_added_once(tmp_path):
+    (run,) = plan(["rule110-mini"], ["N=1"], [0], [], tmp_path)
+    write_result(run)
+    for _ in range(2):  # the second time as by another grid that waited for the file
+        add_result(run)
+    assert len(read_lines(run.results)) == 1
+
+
+def test_runs_take_the_gpus_in_turns(tmp_path, monkeypatch):
+    shows = tmp_path / "shows.py"
+    shows.write_text("import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))")
+    monkeypatch.setattr(run_grid, "TRAIN", shows)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(run_grid.torch.cuda, "device_count", lambda: 2)
+    assert run_grid.devices() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert run_grid.devices() == ["5", "7"]
+
+    def seen(*options):
+        command = ["rule110-mini", "--variants", "N=1", "N=2", "N=4", "--seeds", "0", "--jobs", "3"]
+        with pytest.raises(SystemExit, match="3 runs are not finished"):  # it leaves no results
+            main([*command, "--output", str(tmp_path / "runs"), *options])
+        logs = [run.output / "log.txt" for run in plan(["rule110-mini"], None, [0], [], tmp_path / "runs")]
+        return [log.read_text().split()[-1] for log in logs if log.exists()]
+
+    assert seen() == ["5", "7", "5"]
+    assert seen("--launcher", sys.executable) == ["5,7"] * 3  # that is for the launcher to share
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(run_grid.torch.cuda, "device_count", lambda: 0)
+    assert seen() == ["None"] * 3
+
+
+def test_a_grid_that_is_terminated_takes_its_runs_with_it(tmp_path):
+    script = Path(run_grid.__file__)
+    command = [sys.executable, str(script), "rule110-mini", "--variants", "N=1", "--seeds", "0"]
+    command += ["--output", str(tmp_path), "--set", *SMALL, "training.max_steps=100000", "--", "--cpu"]
+    grid = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    lock = tmp_path / "rule110-mini" / "N=1-seed0" / "run.lock"
+    deadline = time.monotonic() + 120
+    while not lock.exists():
+        assert grid.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(grid.pid, signal.SIGTERM)
+    assert grid.communicate(timeout=60)[1].rstrip().endswith("stopped") and grid.returncode == 1
+    with FileLock(lock, timeout=60):  # the run lets go of its folder
+        pass
 
 
 def test_two_grids_do_not_share_a_folder(tmp_path):

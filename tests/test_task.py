@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from tasks.depo import Depo
-from tasks.task import IGNORE, SPLITS, Task, TaskStream, WindowCollator, make_dataset
+from tasks.task import IGNORE, SPLITS, Task, TaskStream, WindowCollator, make_dataset, make_stream
 from torch.utils.data import DataLoader
 
 
@@ -66,11 +66,12 @@ def test_context_length_is_kept_or_refused():
         WindowCollator(8, 0, 8)(examples)
 
 
+@pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batch_b_is_block_b_whoever_loads_it(workers):
-    stream = TaskStream(TASK, 6, max_depth=lambda block: 1 + block, seed=4)
+def test_batch_b_is_block_b_whoever_loads_it(workers, start):
+    stream = TaskStream(TASK, 6, max_depth=lambda block: 1 + block, start=start, seed=4)
     loader = DataLoader(stream, batch_size=6, num_workers=workers, collate_fn=TASK.collator())
-    for b, batch in zip(range(5), loader):
+    for b, batch in zip(range(start, start + 5), loader):
         expected = TASK.examples(range(6 * b, 6 * b + 6), seed=4, max_depth=1 + b)
         assert stream.block(b) == expected
         for name, tensor in TASK.collator()(expected).items():
@@ -84,6 +85,10 @@ def test_stream_and_fixed_set_agree(split):
     assert len(fixed) == 40
     for example, streamed in zip(fixed, TaskStream(TASK, 8, split=split, seed=2, depth=3)):
         assert example == streamed
+    for streamed in (make_stream(TASK, split=split, seed=2, depth=3), make_stream(TASK, split=split, seed=2, depth=3)):
+        assert list(streamed.take(40)) == fixed.to_list()
+        assert list(streamed.skip(30).take(5)) == fixed.select(range(30, 35)).to_list()
+    assert next(iter(make_stream(TASK, start=7, split=split, seed=2, depth=3))) == fixed[7]
     later = make_dataset(TASK, 10, start=30, split=split, seed=2, depth=3)
     assert later.to_list() == fixed.select(range(30, 40)).to_list()
 

@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 import torch
+import train as train_module
 from controls import AmnesiacForCausalLM
 from evaluation import evaluate_by_depth, predict_answers
+from filelock import FileLock
 from flops import flops_per_example, training_flops
 from recipe import list_variants, load_recipe
 from tasks import Rule110, TaskStream, make_dataset
@@ -72,11 +74,30 @@ def test_the_vocabulary_is_the_tasks():
         ("rule110-mini", None, ["training.passes=[0, 1]"], "passes must be some N of at least 1"),
         ("rule110-mini", None, ["training.lr_schedule=cosine"], "lr_decay must be .* 0 with any other, got 0.25"),
         ("rule110-mini", None, ["training.lr_decay=0"], "lr_decay must be in .*, got 0 with"),
+        (
+            "rule110-mini",
+            None,
+            ["evaluation.passes=[0]"],
+            r"evaluation.passes must be some N of at least 1, got \[0\]",
+        ),
+        ("rule110-mini", None, ["evaluation.passes=[]"], "evaluation.passes must be a list of integers"),
+        ("rule110-mini", None, ["evaluation.depths=5"], "evaluation.depths must be a list of integers, got 5"),
+        ("rule110-mini", None, ["evaluation.depths=[0]"], "the number of steps, must be .*, got 0"),
+        ("depo-mini", None, ["evaluation.depths=[1, 65]"], "the number of hops, must be in 1..64, got 65"),
+        ("rule110-mini", None, ["evaluation.num_examples=0"], "evaluation.num_examples must be positive, got 0"),
     ],
 )
 def test_bad_recipes_are_refused(preset, variant, overrides, message):
     with pytest.raises(ValueError, match=message):
         load_recipe(preset, variant, overrides)
+
+
+@pytest.mark.parametrize("name", ["rule110", "depo-mini"])
+def test_a_model_of_one_n_keeps_it(name):
+    for variant in list_variants(name):
+        recipe = load_recipe(name, variant)
+        passes = set(recipe.training.passes)
+        assert recipe.config.sleep_passes == (passes.pop() if len(passes) == 1 else 4), variant
 
 
 # What a step sees
@@ -123,23 +144,67 @@ def run(tmp_path):
     return run
 
 
-def test_an_interrupted_run_is_the_same_run(run, tmp_path):
+def test_an_interrupted_run_is_the_same_run(run, tmp_path, monkeypatch):
     _, model, trainer = run(save_steps=3)
     shutil.move(tmp_path / "run", tmp_path / "whole")
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     assert len(losses) == 6
 
-    _, _, trainer = run(minutes=1e-9)  # a slice ends after its first step
+    _, _, trainer = run(deadline=0.0)  # a slice ends after its first step
     assert trainer.state.global_step == 1
-    _, _, trainer = run(minutes=1e-9)
+    _, _, trainer = run(deadline=0.0)
     assert trainer.state.global_step == 2
+    written = []
+    block = TaskStream.block
+    monkeypatch.setattr(TaskStream, "block", lambda self, index: written.append(index) or block(self, index))
     _, resumed, trainer = run()
     assert trainer.state.global_step == 6
+    assert min(written) == 2  # what was seen is not written again
     assert [log["loss"] for log in trainer.state.log_history if "loss" in log] == losses
     for (name, a), b in zip(model.named_parameters(), resumed.parameters()):
         assert a.equal(b), name
     seconds = [log["seconds"] for log in trainer.state.log_history if "seconds" in log]
     assert seconds == sorted(seconds)
+
+
+def test_a_slice_logs_what_it_has_done(run):
+    """Between two logs of the run, which are five steps apart: loss and seconds of a slice are not lost."""
+    overrides = ("training.max_steps=500", "training.passes=[1]")
+    for steps in (1, 2):
+        _, _, trainer = run(*overrides, deadline=0.0)
+        logs = trainer.state.log_history
+        assert [log["step"] for log in logs if "loss" in log] == [*range(1, steps + 1)]
+        assert len({log["seconds"] for log in logs if "loss" in log}) == steps
+
+
+def test_a_run_interrupted_behind_its_last_step_is_not_trained_further(run):
+    _, model, _ = run("training.lr_schedule=constant", "training.lr_decay=0")
+    _, again, trainer = run("training.lr_schedule=constant", "training.lr_decay=0")
+    assert trainer.state.global_step == 6 and trainer.state.log_history[-1]["seconds"] > 0
+    for (name, a), b in zip(model.named_parameters(), again.parameters()):
+        assert a.equal(b), name
+
+
+def test_workers_write_the_same_examples(run, tmp_path):
+    _, model, _ = run()
+    shutil.rmtree(tmp_path / "run")
+    _, other, _ = run(workers=2)
+    for (name, a), b in zip(model.named_parameters(), other.named_parameters()):
+        assert a.equal(b[1]), name
+
+
+def test_what_recipes_cannot_be_trained_on_is_refused(run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ValueError, match="FSDP shards them. Use configuration/presets/ddp.yaml"):
+            run()
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module.TrainingArguments, "n_gpu", 2)
+        with pytest.raises(ValueError, match="2 GPUs are visible to one process"):
+            run()
+    monkeypatch.setattr(train_module.TrainingArguments, "world_size", 3)
+    with pytest.raises(ValueError, match="a batch of 8 cannot be shared evenly by 3 processes"):
+        run()
 
 
 def test_training_draws_passes_and_evaluation_does_not(run, monkeypatch):
@@ -217,7 +282,7 @@ def test_a_control_that_nobody_could_load_has_no_card(tmp_path):
     assert (tmp_path / "results.json").exists() and not (tmp_path / "README.md").exists()
 
 
-def test_no_run_goes_on_from_another_ones_checkpoints(tmp_path):
+def test_no_run_goes_on_from_another_ones_checkpoints(tmp_path, capsys):
     command = ["rule110-mini", "--output", str(tmp_path / "run"), "--cpu", "--set", *SMALL]
     main([*command, "--minutes", "1e-9"])
     with pytest.raises(
@@ -228,6 +293,30 @@ def test_no_run_goes_on_from_another_ones_checkpoints(tmp_path):
         main([*command, "--seed", "1", "--minutes", "1e-9"])
     main([*command, "--minutes", "1e-9"])  # its own are welcome
     assert (tmp_path / "run" / "checkpoint-2").is_dir()
+    with FileLock(tmp_path / "run" / "run.lock"), pytest.raises(SystemExit, match="1"):
+        main(command)
+    assert "another process is at the run in" in capsys.readouterr().err
+    (tmp_path / "run" / "checkpoint-3").mkdir()  # cut off while it was saved
+    main([*command, "--minutes", "1e-9"])
+    assert (tmp_path / "run" / "checkpoint-3" / "trainer_state.json").exists()
+
+
+def test_a_finished_run_stays_as_it_is(tmp_path, capsys, monkeypatch):
+    command = ["rule110-mini", "--output", str(tmp_path), "--cpu", "--set", *SMALL]
+    monkeypatch.setattr(train_module, "commit", lambda: "one")
+    main([*command, "--minutes", "1e-9"])
+    monkeypatch.setattr(train_module, "commit", lambda: "two")
+    main([*command, "evaluation.num_examples=5"])  # how it will be evaluated may still change
+    results = (tmp_path / "results.json").read_text()
+    assert json.loads(results)["commit"] == "one, two" and json.loads(results)["counts"][0]["total"] == 5
+    capsys.readouterr()
+    main([*command, "evaluation.num_examples=5"])
+    assert capsys.readouterr().out == f"finished already: {tmp_path / 'results.json'}\n"
+    with pytest.raises(ValueError, match="has results of another run .what differs: training.: give another --output"):
+        main([*command, "training.lr_muon=0.5"])
+    with pytest.raises(ValueError, match="has results of another evaluation of this run"):
+        main(command)
+    assert (tmp_path / "results.json").read_text() == results
 
 
 # Evaluation

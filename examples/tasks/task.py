@@ -11,6 +11,7 @@ What is notable:
 """
 
 import dataclasses
+import itertools
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -202,12 +203,24 @@ def make_dataset(task: Task, num_examples: int, *, start: int = 0, **kwargs) -> 
     return datasets.Dataset.from_list(task.examples(range(start, start + num_examples), **kwargs))
 
 
+def make_stream(task: Task, *, start: int = 0, **kwargs) -> datasets.IterableDataset:
+    """The same without end, written as they are asked for; `take`, `skip`, `map` and the rest are as you know them."""
+    return datasets.IterableDataset.from_generator(
+        _generate, gen_kwargs={"task": task, "start": start, "kwargs": kwargs}
+    )
+
+
+def _generate(task: Task, start: int, kwargs: dict) -> Iterator[Example]:
+    for index in itertools.count(start):
+        yield from task.examples([index], **kwargs)
+
+
 class TaskStream(IterableDataset):
     """
     An endless stream of examples in blocks; block b holds the examples b * block_size, b * block_size + 1, ...
 
     With `block_size` the global batch size, block b is the batch of optimizer step b. What a step sees then depends on
-    its number alone: not on time, ranks or restarts (the `Trainer` skips the blocks already seen when it resumes).
+    its number alone: not on time, ranks, workers or restarts (a run that goes on at step b starts with block b).
 
     Parameters
     ----------
@@ -216,14 +229,19 @@ class TaskStream(IterableDataset):
         Examples per block.
     max_depth : callable, optional
         From the block's index to the largest depth in it: the curriculum. None: the task's.
+    start : int
+        The first block.
     **kwargs
         Further keywords of [`Task.examples`].
     """
 
-    def __init__(self, task: Task, block_size: int, max_depth: Callable[[int], int] | None = None, **kwargs):
+    def __init__(
+        self, task: Task, block_size: int, max_depth: Callable[[int], int] | None = None, start: int = 0, **kwargs
+    ):
         self.task = task
         self.block_size = block_size
         self.max_depth = max_depth
+        self.start = start
         self.kwargs = kwargs
 
     def block(self, block_index: int) -> list[Example]:
@@ -234,10 +252,9 @@ class TaskStream(IterableDataset):
 
     def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
-        block_index, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        while True:
+        first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
+        for block_index in itertools.count(self.start + first, stride):
             yield from self.block(block_index)
-            block_index += stride
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]):
