@@ -98,24 +98,36 @@ def test_a_sharded_checkpoint_comes_back(tmp_path):
 
 
 def test_a_recipe_trains_alike_in_two_processes(tmp_path):
-    """Each process writes and evaluates its own half of the examples."""
-    command = [REPOSITORY / "examples" / "train.py", "rule110-mini", "--cpu", "--set"]
-    command += ["model.hidden_size=16", "model.intermediate_size=32", "training.max_steps=4", "training.batch_size=8"]
-    command += ["evaluation.num_examples=9", "evaluation.depths=[1,2]", "--output"]
-    launchers = {"one": [], "two": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
-    results = {}
-    for name, launcher in launchers.items():
-        run = subprocess.run(
-            [sys.executable, *launcher, *command, tmp_path / name],
+    """Each process writes and evaluates its own half of the examples; a slice ends for both when it does for one."""
+    train = REPOSITORY / "examples" / "train.py"
+    arguments = ["rule110-mini", "--cpu", "--set", "model.hidden_size=16", "model.intermediate_size=32"]
+    arguments += ["training.max_steps=4", "training.batch_size=8", "evaluation.num_examples=9"]
+    arguments += ["evaluation.depths=[1,2]", "--output"]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    a_slice = tmp_path / "a_slice.py"  # whose second process alone is past its deadline
+    a_slice.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(train.parent)!r})\n"
+        "from train import main\n"
+        "main([*sys.argv[1:], '--minutes', '1e-9' if os.environ['RANK'] == '1' else '60'])\n"
+    )
+
+    def run(*command):
+        done = subprocess.run(
+            [sys.executable, *command],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=300,
         )
-        assert run.returncode == 0, run.stderr[-4000:]
-        assert run.stdout.count("4 steps, ") == 1  # said once
-        results[name] = json.loads((tmp_path / name / "results.json").read_text())
-    one, two = results["one"], results["two"]
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert done.stdout.count("4 steps, ") == 1  # said once
+        return done.stdout
+
+    run(train, *arguments, tmp_path / "one")
+    assert run(*two, a_slice, *arguments, tmp_path / "two").count("stopped at step 1 of 4") == 1
+    run(*two, train, *arguments, tmp_path / "two")
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     assert [row["total"] for row in two["counts"]] == [9] * 8
     assert one["counts"] == two["counts"]
