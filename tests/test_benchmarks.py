@@ -11,7 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import cache, compiled, decode, machine, memory, models, prefill, profile, report, rule, run, training
+from benchmarks import (
+    bfloat16,
+    cache,
+    compiled,
+    decode,
+    machine,
+    memory,
+    models,
+    prefill,
+    profile,
+    report,
+    rule,
+    run,
+    training,
+)
 from benchmarks.bench import Bench, Rounds, Row, named
 from torch import nn
 from transformers import DynamicCache
@@ -199,6 +213,19 @@ def test_compiled():
     graphs = {name: found["graphs"] for name, found in result.data.items()}
     assert graphs == {"reading": 4, "training": 4, "decoding": 5}
     assert all(found["seconds"] > 0 for found in result.data.values())
+
+
+def test_bfloat16(monkeypatch):
+    monkeypatch.setattr(bfloat16, "is_supported", lambda bench: True)  # emulated, if need be
+    result = bfloat16.measure(QUICK)
+    rows = checked(bfloat16, result)
+    assert len(rows) == 4 and result.data["training, d = 64"].keys() == {"float32", "bfloat16 weights", "autocast"}
+    assert [row.setting.split("; ")[1][:8] for row in result.rows] == ["d = 64, "] * 4
+
+    monkeypatch.setattr(bfloat16, "is_supported", lambda bench: False)
+    nothing = bfloat16.measure(QUICK)
+    assert not nothing.rows and "no instructions for bfloat16" in bfloat16.tables(nothing.data)
+    assert bfloat16.plot(nothing.data).axes
 
 
 def test_rules_that_differ_are_not_timed():

@@ -8,6 +8,7 @@
     training    time and peak memory of a step, over N, windows and checkpointing
     rule        the gated delta rule alone, over the one in transformers and over the machine's peak
     compiled    torch.compile of the layers: what it saves, how long it takes
+    bfloat16    what half precision saves, where the device has instructions for it
     profile     where the time goes
 
 Every section is saved when it is done, and not measured again unless asked to (`--again`) or measured with other
@@ -31,7 +32,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from benchmarks import cache, compiled, decode, prefill, profile, report, rule, training
+from benchmarks import bfloat16, cache, compiled, decode, prefill, profile, report, rule, training
 from benchmarks.bench import Bench, Result
 
 
@@ -42,6 +43,7 @@ SECTIONS = {
     "training": training,
     "rule": rule,
     "compiled": compiled,
+    "bfloat16": bfloat16,
     "profile": profile,
 }
 
