@@ -67,8 +67,8 @@ class SleepConfig(PreTrainedConfig):
             Number of decoder layers.
         layer_types (`list[str]`, *optional*):
             The mixer of every layer: `"sleep_attention"` (attention within the current window) or `"linear_attention"`
-            (Gated DeltaNet, whose state is the fast weights S). Defaults to the two in turn, attention first. At least
-            one of each is needed.
+            (Gated DeltaNet, whose state is the fast weights S). Defaults to the two in turn, attention first. Both are
+            needed, except that attention alone does with `sleep_passes=1`.
         memory_layers (`list[int]`, *optional*):
             Indices of `"linear_attention"` layers that have no MLP and whose output projection starts at zero, so
             that they can be inserted into a pretrained model without changing it. Defaults to none.
@@ -123,8 +123,8 @@ class SleepConfig(PreTrainedConfig):
             `(start, end)`: the layers `start, ..., end - 1` are passed N times. Layers before the span run awake only,
             layers behind it once more at the end of a sleep. Defaults to all layers.
         bptt_windows (`int`, *optional*):
-            Back-propagate through at most this many windows: S is detached between groups of `bptt_windows` windows,
-            counted from the end of the sequence. Defaults to all windows.
+            Back-propagate through at most this many windows of a call: S is detached between groups of `bptt_windows`
+            windows, counted from the end of the sequence. Defaults to all windows.
         skip_logits (`bool`, *optional*, defaults to `False`):
             Whether training with labels computes the loss window by window and returns no logits, so that those of
             the whole text are never in memory. `forward(..., skip_logits=...)` has the last word.

@@ -9,6 +9,7 @@ A hybrid has a memory already, as Jet-Nemotron in the paper. It keeps its own de
 (see family_layers_sleep.py): families differ in their gates, norms and projections too much for one class with flags.
 """
 
+import copy
 import math
 import os
 
@@ -102,7 +103,7 @@ def adopt(
             f"The pretrained model is no plain {original.config.model_type!r}: it has no {missing}, but {unexpected}."
         )
     model.requires_grad_(True)
-    model.generation_config = original.generation_config
+    model.generation_config = copy.deepcopy(original.generation_config)
     model.set_attn_implementation(original.config._attn_implementation)
     if config.memory_layers:
         logger.warning_once(
@@ -149,7 +150,7 @@ def adopted_config(
     check_attention(original, window_size)
     num_layers = original.num_hidden_layers
     fields = {
-        **{name: getattr(original, name) for name in SHARED_FIELDS},
+        **{name: copy.deepcopy(getattr(original, name)) for name in SHARED_FIELDS},
         **ATTENTION_FAMILIES[original.model_type](original),
         "head_dim": getattr(original, "head_dim", None),
         **fields,

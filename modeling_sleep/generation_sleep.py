@@ -108,7 +108,8 @@ class SleepGenerationMixin:
         Parameters
         ----------
         sleep_passes : int, optional
-            N for this call, all passes over a window. Default: `config.sleep_passes`.
+            N for this call, all passes over a window. Default: `sleep_passes` of the generation config, which may
+            have one, or else `config.sleep_passes`.
         sleep_callback : callable, optional
             Called with a [`SleepEvent`] after every sleep, for instance to advance a progress bar.
 
@@ -120,7 +121,9 @@ class SleepGenerationMixin:
             If the fast weights or the logits are not finite.
         """
         model = getattr(self, self.base_model_prefix, self)
-        model.check_sleep_passes(sleep_passes)
+        for name, value in (("sleep_passes", sleep_passes), ("sleep_callback", sleep_callback)):
+            if value is not None:
+                kwargs[name] = value
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
 
         def option(name):
@@ -132,20 +135,34 @@ class SleepGenerationMixin:
             )
             return next((value for value in values if value is not None), None)
 
+        passes = model.check_sleep_passes(option("sleep_passes"))
         _refuse_what_cannot_work(option)
-        _refuse_right_padding(input_ids, kwargs.get("attention_mask"), option)
+        if option("guidance_scale") not in (None, 1) and passes != model.config.sleep_passes:
+            raise ValueError(
+                f"With `guidance_scale`, transformers reads the text once more without being told of "
+                f"`sleep_passes={passes}`. Set `model.config.sleep_passes` instead (now {model.config.sleep_passes})."
+            )
+        given_mask = kwargs.get("attention_mask")
+        padding_mask = _padding_mask(input_ids, given_mask, option)
+        _refuse_right_padding(padding_mask, None if given_mask is not None else option("pad_token_id"))
         if input_ids is not None and not input_ids.is_floating_point():
             model.check_input_ids(input_ids)
         if (cache := kwargs.get("past_key_values")) is not None:
             raise_if_not_finite(read_state(cache, model.config), model.config)
         _check_lengths(input_ids, kwargs, 0 if cache is None else cache.get_seq_length())
-        _warn_of_cut_windows(kwargs.get("attention_mask"), model.config.window_size)
+        _warn_of_cut_windows(padding_mask, model.config.window_size)
 
-        for name, value in (("sleep_passes", sleep_passes), ("sleep_callback", sleep_callback)):
-            if value is not None:
-                kwargs[name] = value
         logits_processor = LogitsProcessorList([_RaiseIfNotANumber(), *(logits_processor or [])])
         return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+
+    def _prepare_generation_config(self, *args, **kwargs):
+        """Let N go on to `forward`, wherever it was given; a generation config would keep it."""
+        generation_config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        for name in ("sleep_passes", "sleep_callback"):
+            value = vars(generation_config).pop(name, None)
+            if value is not None:
+                model_kwargs[name] = value
+        return generation_config, model_kwargs
 
 
 def _refuse_what_cannot_work(option: Callable) -> None:
@@ -163,25 +180,36 @@ def _refuse_what_cannot_work(option: Callable) -> None:
         )
 
 
-def _refuse_right_padding(input_ids, mask, option: Callable) -> None:
-    if mask is not None and mask.ndim == 2 and (mask[:, -1] == 0).any():
-        raise ValueError(
-            "`attention_mask` ends in padding, so the first new token would follow a padding token. Pad on the left: "
-            "`tokenizer.padding_side = 'left'`."
-        )
-    # Without a mask, transformers takes these ids for padding too; unless they are also what ends a text.
+def _padding_mask(input_ids, mask, option: Callable) -> torch.Tensor | None:
+    """The (batch, length) mask that `generate` goes by, if there is one: given, or of the padding tokens."""
+    if mask is not None:
+        return mask if mask.ndim == 2 else None
+    # As transformers has it: no padding, if it is also what ends a text.
     padding, ends = option("pad_token_id"), option("eos_token_id")
     means_padding = padding is not None and padding not in (ends if isinstance(ends, list) else [ends])
-    without_mask = mask is None and input_ids is not None and input_ids.ndim == 2
-    if means_padding and without_mask and (input_ids[:, -1:] == padding).any():
-        raise ValueError(
-            f"`input_ids` end in padding (id {padding}), so the first new token would follow a padding token. Pad on "
-            "the left: `tokenizer.padding_side = 'left'`. If it is no padding, give an `attention_mask` of ones."
+    if means_padding and input_ids is not None and input_ids.ndim == 2:
+        return input_ids != padding
+    return None
+
+
+def _refuse_right_padding(mask, padding: int | None) -> None:
+    """`padding`: the token that the mask was made of, None if it was given."""
+    if mask is None or mask[:, -1:].all():
+        return
+    what, or_else = "`attention_mask` ends in padding", ""
+    if padding is not None:
+        what, or_else = (
+            f"`input_ids` end in padding (id {padding})",
+            " If it is no padding, give an `attention_mask` of ones.",
         )
+    raise ValueError(
+        f"{what}, so the first new token would follow a padding token. Pad on the left: "
+        f"`tokenizer.padding_side = 'left'`.{or_else}"
+    )
 
 
 def _warn_of_cut_windows(mask, window_size: int) -> None:
-    if mask is None or mask.ndim != 2:
+    if mask is None:
         return
     padding = (mask.cumsum(-1) == 0).sum(-1)  # tokens before the text, (batch,)
     if (padding % window_size > 0).any():

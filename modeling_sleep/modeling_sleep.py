@@ -49,6 +49,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
@@ -64,6 +65,8 @@ from .peft_sleep import register_target_modules
 
 
 register_target_modules()
+# With label smoothing, `Trainer` computes the loss itself, and shifts the labels of the classes that stand here.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(SleepConfig.model_type, "SleepForCausalLM")
 
 # With N = 1, windows are read side by side, but not more: the memory of a long text is to stay bounded.
 TOKENS_AT_ONCE = 4096
@@ -88,6 +91,7 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
     _can_record_outputs = {"hidden_states": [SleepDecoderLayer, FamilyDecoderLayer], "attentions": "self_attn"}
 
     def __init__(self, config: SleepConfig):
+        config.validate()  # again: `from_pretrained(..., sleep_passes=4)` sets fields of one that was valid
         super().__init__(config)
         if config.base_config is not None:  # accelerate wants no name that is not there
             self._no_split_modules = ["FamilyDecoderLayer"]
@@ -193,7 +197,8 @@ class SleepModel(SleepPreTrainedModel):
         inputs_embeds : torch.FloatTensor, optional
             (batch, length, hidden_size), instead of `input_ids`.
         use_cache : bool, optional
-            Whether to return `past_key_values`. Default: `config.use_cache`, but never under gradient checkpointing.
+            Whether to return `past_key_values`, and to make them if none are given. Those that are given are always
+            carried on. Default: `config.use_cache`, but never under gradient checkpointing.
         sleep_passes : int, optional
             N, all passes over a window, the wake one included. Default: `config.sleep_passes`.
         sleep_callback : callable, optional
@@ -247,7 +252,7 @@ class SleepModel(SleepPreTrainedModel):
             output, state = read(inputs_embeds[:, window].contiguous(), window_mask, state, **kwargs)
             outputs.append(output)
             begin, i = window.stop, i + number
-        if use_cache:
+        if past_key_values is not None:
             write_state(past_key_values, state, self.config)
 
         return BaseModelOutputWithPast(
@@ -426,7 +431,7 @@ class SleepModel(SleepPreTrainedModel):
             )
             after = [states[2 * (i - start)] for i in here]
             recurrent_states[: len(here)] = after
-            if callback is not None:
+            if callback is not None and looped:
                 changes.append(_relative_change(before[: len(looped)], after[: len(looped)]))
         return *recurrent_states, torch.stack(changes) if changes else None
 
@@ -511,7 +516,7 @@ class SleepModel(SleepPreTrainedModel):
     def check_sleep_passes(self, sleep_passes: int | None) -> int:
         """N for this call: `sleep_passes`, or the config's."""
         if sleep_passes is None:
-            return self.config.sleep_passes
+            sleep_passes = self.config.sleep_passes
         if type(sleep_passes) is not int or sleep_passes < 1:
             raise ValueError(
                 "`sleep_passes` (N) counts all passes over a window, the one awake included, so it must be an integer "
@@ -947,9 +952,9 @@ def _detach(state: SleepState) -> SleepState:
 def _relative_change(before, after) -> torch.Tensor:
     """|S_j - S_{j-1}| / |S_{j-1}| of one pass, over all matrices together."""
     before = [torch.zeros_like(y) if x is None else x.detach() for x, y in zip(before, after, strict=True)]
-    difference = sum((y.detach() - x).square().sum() for x, y in zip(before, after, strict=True))
+    difference = _sum([(y.detach() - x).square().sum() for x, y in zip(before, after, strict=True)])
     # A window of padding leaves S at zero: 0 / 0 would be NaN, but nothing has changed.
-    size = sum(x.square().sum() for x in before)
+    size = _sum([x.square().sum() for x in before])
     return (difference / size.clamp_min(torch.finfo(size.dtype).tiny)).sqrt()
 
 
@@ -960,7 +965,12 @@ def _norm(state: SleepState, config: SleepConfig) -> float:
         for layer_type, (recurrent_state, _) in zip(config.layer_types, state.layers, strict=True)
         if layer_type == "linear_attention" and recurrent_state is not None
     ]
-    return sum(squares).sqrt().mean().item() if squares else 0.0
+    return _sum(squares).sqrt().mean().item() if squares else 0.0
+
+
+def _sum(tensors: list) -> torch.Tensor:
+    """Of what may lie on several devices, as the layers do."""
+    return sum(tensor.to(tensors[0].device) for tensor in tensors)
 
 
 def _concatenate(pieces: list) -> torch.Tensor:

@@ -34,6 +34,8 @@ class SleepCallback(TrainerCallback):
         sleepers = [module for module in model.modules() if hasattr(module, "check_sleep_passes")]
         if not sleepers:
             raise ValueError(f"SleepCallback is for models that sleep, and {type(model).__name__} does not.")
+        if self._hook is not None:  # of a training that was interrupted
+            self._hook.remove()
         self._hook = sleepers[0].register_forward_pre_hook(self._listen, with_kwargs=True)
         # First of all, so that the others get our numbers with the loss. A new list: this one is being walked.
         handler = self.trainer.callback_handler

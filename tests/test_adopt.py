@@ -188,6 +188,9 @@ def test_original_and_adopted_share_nothing_and_all_can_be_trained():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1)
+    model.generation_config.max_new_tokens = 77
+    model.config.rope_parameters["rope_theta"] = 5.0
+    assert original.generation_config.max_new_tokens != 77 and original.config.rope_parameters["rope_theta"] != 5.0
     for name, parameter in original.state_dict().items():
         torch.testing.assert_close(parameter, before[name], atol=0, rtol=0)
 

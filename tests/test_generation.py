@@ -1,15 +1,18 @@
 """`generate()`, `sleep()` and the cache between calls: every way to the same tokens gives the same tokens."""
 
 import copy
+import logging
 from threading import Thread
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import DynamicCache, PreTrainedTokenizerFast, TextIteratorStreamer, pipeline
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast, TextIteratorStreamer, pipeline
 from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging as transformers_logging
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep.generation_sleep import logger
 
 
 L = 5
@@ -101,6 +104,46 @@ def test_passes_of_a_call_equal_passes_of_the_config(model, passes):
     assert model.generate(ids, sleep_passes=passes, **options).equal(configured.generate(ids, **options))
     assert model.config.sleep_passes == 2
     assert model.generate(ids, **options).equal(model.generate(ids, sleep_passes=2, **options))
+
+
+def test_passes_of_a_generation_config(model):
+    """In this order: those of the call, of its generation config, of the model's, of the model."""
+    ids, options = make_ids(), dict(max_new_tokens=12, do_sample=False)
+    expected = {n: model.generate(ids, sleep_passes=n, **options) for n in (2, 3, 4, 6)}
+    assert len({tuple(tokens.flatten().tolist()) for tokens in expected.values()}) == 4
+    assert model.generate(ids, GenerationConfig(sleep_passes=3, **options)).equal(expected[3])
+    other = copy.deepcopy(model)
+    other.generation_config.sleep_passes = 4
+    assert other.generate(ids, **options).equal(expected[4])
+    assert other.generate(ids, GenerationConfig(sleep_passes=3, **options)).equal(expected[3])
+    assert other.generate(ids, sleep_passes=6, **options).equal(expected[6])
+    assert other.generate(ids, GenerationConfig(sleep_passes=3, **options), sleep_passes=6).equal(expected[6])
+    assert other.generation_config.sleep_passes == 4
+    with pytest.raises(ValueError, match="`sleep_passes` .N. counts all passes.* got 0"):
+        other.generate(ids, GenerationConfig(sleep_passes=0, **options))
+
+
+def test_guidance_reads_with_the_passes_of_the_config(model):
+    ids, options = make_ids(1), dict(max_new_tokens=8, do_sample=False, guidance_scale=1.5)
+    with pytest.raises(ValueError, match="being told of `sleep_passes=5`. Set `model.config.sleep_passes` instead"):
+        model.generate(ids, sleep_passes=5, **options)
+    other = make_model(sleep_passes=5)
+    guided = other.generate(ids, sleep_passes=5, **options)
+    assert guided.equal(other.generate(ids, use_cache=False, **options))
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_windows_that_padding_cuts_are_warned_of(caplog, with_mask):
+    model = make_model(pad_token_id=0)
+    for padding, warnings in ((L, 0), (2, 1)):
+        ids = torch.cat([torch.zeros(1, padding, dtype=torch.long), make_ids(1)], dim=1)
+        mask = dict(attention_mask=(ids != 0).long()) if with_mask else {}
+        logger.warning_once.cache_clear()
+        transformers_logging.enable_propagation()
+        with caplog.at_level(logging.WARNING, logger=logger.name):
+            model.generate(ids, max_new_tokens=2, **mask)
+        transformers_logging.disable_propagation()
+        assert sum("Some rows begin inside a window" in record.message for record in caplog.records) == warnings
 
 
 @every_span
@@ -498,6 +541,17 @@ def test_a_sleep_tells_how_much_it_changed_and_freed(span, fill):
     assert (event.window_index, event.passes) == (1, 4)
     assert event.relative_change == pytest.approx(expected, abs=1e-9)
     assert event.freed_bytes == size - nbytes(cache) > 0
+
+
+def test_a_span_without_memory_tells_of_no_change():
+    """Its passes refine what the memory behind it is written from, once."""
+    model = make_model(
+        num_hidden_layers=3, layer_types=["sleep_attention"] * 2 + ["linear_attention"], loop_span=(0, 2)
+    )
+    events, ids = [], make_ids(2, 2 * L)
+    told, _ = read(model, ids, sleep_passes=3, sleep_callback=events.append)
+    assert told.equal(read(model, ids, sleep_passes=3)[0]) and not told.equal(read(model, ids, sleep_passes=2)[0])
+    assert [event.relative_change for event in events] == [[]] and events[0].state_norm > 0
 
 
 def test_a_window_of_padding_changes_nothing_and_says_so(model):

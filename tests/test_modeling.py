@@ -148,6 +148,27 @@ def test_gradients_flow_from_call_to_call():
     assert largest_difference(gradients(model), expected) < 1e-9
 
 
+@pytest.mark.parametrize("why", ["argument", "config", "checkpointing"])
+def test_a_cache_that_is_given_goes_on_whatever_use_cache_says(why):
+    """As in any model of transformers: `use_cache` decides what is made and returned."""
+    model, ids = make_model(sleep_passes=2), make_ids(2, 3 * L)
+    expected, options = model(ids).logits, {}
+    if why == "argument":
+        options["use_cache"] = False
+    elif why == "config":
+        model.config.use_cache = False
+    else:
+        model.gradient_checkpointing_enable()
+        model.train()
+    cache, pieces = DynamicCache(config=model.config), []
+    for piece in ids.split([4, 7, 4], dim=1):
+        output = model(piece, past_key_values=cache, **options)
+        assert output.past_key_values is None
+        pieces.append(output.logits)
+    assert cache.get_seq_length() == 3 * L
+    assert (torch.cat(pieces, dim=1) - expected).abs().max() < 1e-9
+
+
 def test_one_pass_in_a_window_longer_than_the_text_is_a_plain_hybrid():
     ids = make_ids(2, 17)
     long_window, short_window = make_model(window_size=100), make_model(window_size=17)

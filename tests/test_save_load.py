@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from accelerate import cpu_offload
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
@@ -159,6 +160,29 @@ def test_loading_leaves_nothing_to_chance(model, tmp_path, sharded):
     assert not any(info.values()), info
     assert all(tensor.equal(model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     assert loaded.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (dict(sleep_passes=0), "`sleep_passes` .N. counts all passes"),
+        (dict(window_size=-3), "`window_size` .L. must be at least 1 token, got -3"),
+        (dict(loop_span=(2, 1)), "`loop_span` must hold at least one of the 4 layers"),
+        (dict(num_hidden_layers=2), "layer_types"),
+    ],
+)
+def test_fields_that_are_set_while_loading_are_checked(saved, overrides, message):
+    folder = saved[0] / "causal"
+    assert AutoModelForCausalLM.from_pretrained(folder, sleep_passes=7, window_size=3).config.sleep_passes == 7
+    with pytest.raises(StrictDataclassClassValidationError, match=message):
+        AutoModelForCausalLM.from_pretrained(folder, **overrides)
+
+
+def test_fields_that_are_set_later_are_checked(saved):
+    model = AutoModelForCausalLM.from_pretrained(saved[0] / "causal")
+    model.config.sleep_passes = 0
+    with pytest.raises(ValueError, match="`sleep_passes` .N. counts all passes over a window.* got 0"):
+        model(torch.ones(1, 3, dtype=torch.long))
 
 
 def test_the_head_alone_is_new_on_a_model_saved_without(saved):

@@ -14,6 +14,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -206,6 +207,16 @@ def test_packed_texts_are_refused_before_a_step(tmp_path):
         assert parameter.equal(old)
 
 
+def test_smoothed_labels_are_shifted(tmp_path):
+    """With label smoothing, `Trainer` computes the loss by itself."""
+    model = sleepy_model()
+    trainer = make_trainer(tmp_path, model, label_smoothing_factor=0.1)
+    batch = collate(texts()[:3])
+    logits, labels = model(**batch).logits[:, :-1].float(), batch["labels"][:, 1:]
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+    assert trainer.compute_loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 # The sleep's own numbers.
 
 
@@ -259,6 +270,27 @@ def test_the_callback_changes_nothing_and_leaves_nothing(tmp_path, reference):
     assert train(trainer) == pytest.approx(reference, abs=2e-4)
     assert not model.model._forward_pre_hooks
     assert json.dumps(trainer.state.log_history)  # plain numbers
+
+
+def test_the_callback_counts_once_after_an_interruption(tmp_path):
+    class Interrupt(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer = make_trainer(tmp_path, max_steps=1, gradient_accumulation_steps=2, per_device_train_batch_size=1)
+    trainer.add_callback(SleepCallback(trainer))
+    trainer.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(Interrupt)
+    trainer.train()
+    (log,) = [log for log in trainer.state.log_history if "sleeps_per_step" in log]
+    batches = list(make_trainer(tmp_path, per_device_train_batch_size=1).get_train_dataloader())[:2]
+    events = []
+    for batch in batches:
+        sleepy_model()(**batch, sleep_callback=events.append)
+    assert log["sleeps_per_step"] == len(events) > 0
+    assert not trainer.model.model._forward_pre_hooks
 
 
 def test_the_callback_is_silent_where_nothing_sleeps(tmp_path):
