@@ -31,10 +31,12 @@ def rotary_embedding(
     if parameters["rope_theta"] is None:
         return None
     rotated = int(config.head_dim * parameters.get("partial_rotary_factor", 1.0))
-    exponents = torch.arange(0, rotated, 2, dtype=dtype, device=device) / rotated
-    frequencies = scale_frequencies(parameters["rope_theta"] ** -exponents, parameters)
+    # rope_theta ** (-2 i / rotated) for i = 0, 1, ...; in one operation, as a token awake pays for their number.
+    base, last = parameters["rope_theta"], 2 / rotated - 1
+    frequencies = torch.logspace(0, last, rotated // 2, base=base, dtype=dtype, device=device)
+    frequencies = scale_frequencies(frequencies, parameters)
     positions = torch.arange(start, start + length, dtype=dtype, device=device)
-    angles = (positions[:, None] * frequencies).repeat(1, 2)
+    angles = torch.outer(positions, frequencies).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 
