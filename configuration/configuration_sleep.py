@@ -337,7 +337,7 @@ class SleepConfig(PreTrainedConfig):
         if version.release[:2] != code.release[:2]:
             logger.warning_once(
                 f"This checkpoint was made with modeling_sleep {version}, and this is {code}. If something is not as "
-                f"it should be: `pip install modeling-sleep=={version}`."
+                f"it should be, use modeling_sleep {version}."
             )
         if not supported.contains(transformers.__version__, prereleases=True):
             logger.warning_once(

@@ -18,6 +18,7 @@ is what the memory is worth, the rest is that it has got used to such texts.
 import argparse
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def train(model, texts: NaturalTexts, mixture: dict[str, float], steps: int, lea
         arguments,
         train_dataset=texts.dataset(steps * args.batch_size, "train", **mixture),
         data_collator=texts.collator(),
-        callbacks=[StopAfter(args.minutes)] if args.minutes else [],
+        callbacks=[StopAfter(args.deadline)] if args.deadline is not None else [],
         passes=args.train_passes,
     )
     use_loss_bar(trainer)
@@ -165,9 +166,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    settings = {name: value for name, value in vars(args).items() if name not in ("output", "minutes")}
+    args.deadline = time.monotonic() + 60 * args.minutes if args.minutes else None  # of both stages
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    original = AutoModelForCausalLM.from_pretrained(args.model).to(DEVICE).eval()
+    # Whatever the file has: in bfloat16 many of an optimizer's steps are lost in rounding, of gates and norms all.
+    original = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(DEVICE).eval()
     texts = NaturalTexts(tokenizer, args.window_size, windows=args.windows, seed=args.seed)
     mixture = {kind: share for kind, share in zip(("facts", "problems", "ordinary"), args.mixture) if share > 0}
     model = SleepForCausalLM.from_causal_lm(
@@ -177,6 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         loop_span=args.loop_span,
         sleep_passes=max(args.train_passes),
     )
+    if not Path(args.model).exists():
+        model.config.adopted_from = args.model
     memory = memory_of(model)
     size = sum(p.numel() for module in memory.values() for p in module.parameters())
     print(
@@ -187,7 +193,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sep="\n",
     )
 
-    settings = {name: value for name, value in vars(args).items() if name not in ("output", "minutes")}
     report = args.output / "adoption.json"
     results = {"settings": settings, "readers": {}, "losses": {}}
     if report.exists():

@@ -69,7 +69,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="on a GPU")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.checkpoint = get_last_checkpoint(args.output) if args.resume and args.output.is_dir() else None
+    if args.resume and args.checkpoint is None:
+        parser.error(f"--resume: there is no checkpoint in {args.output}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None):
@@ -81,7 +85,10 @@ def main(argv: Sequence[str] | None = None):
         model = AutoModelForCausalLM.from_pretrained(args.model, trust_remote_code=True)
         model.config.sleep_passes = args.passes
     else:
-        tokenizer = new_tokenizer(texts, vocab_size=1024)
+        # The one that the checkpoint was trained with, as the texts may have changed.
+        tokenizer = (
+            AutoTokenizer.from_pretrained(args.output) if args.resume else new_tokenizer(texts, vocab_size=1024)
+        )
         config = SleepConfig(
             vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=4, window_size=32, sleep_passes=args.passes,
             tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -102,11 +109,11 @@ def main(argv: Sequence[str] | None = None):
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     trainer = Trainer(model, arguments, train_dataset=rows["train"], data_collator=collator)
     trainer.add_callback(SleepCallback(trainer))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output) if args.resume else None)
+    tokenizer.save_pretrained(args.output)
+    trainer.train(resume_from_checkpoint=args.checkpoint)
     as_a_whole, window_by_window = (math.exp(trainer.evaluate(data)["eval_loss"]) for data in (rows["test"], apart))
     model.config.use_cache, model.config.skip_logits = True, False  # Trainer turned the cache off
     trainer.save_model(args.output)
-    tokenizer.save_pretrained(args.output)
     print(f"\nperplexity of held-out text, rows of up to {args.windows} windows of {window} tokens, N = {args.passes}")
     print(f"  read as a whole    {as_a_whole:8.2f}\n  window by window   {window_by_window:8.2f}")
     beginning = tokenizer("A model that sleeps", return_tensors="pt").to(model.device)

@@ -107,6 +107,7 @@ def main():
         answers = [answer(model, tokenizer, chat) for chat in chats]
         right = sum(text == chat[-1]["content"] for text, chat in zip(answers, chats))
         print(f"   {when:<11}{answers[0]:<50}{right} of {args.chats} chats answered right", flush=True)
+    model.config.use_cache = True  # Trainer turned it off for training
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     model = AutoModelForCausalLM.from_pretrained(args.output, trust_remote_code=True)

@@ -113,7 +113,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, metavar="FOLDER", help="what save_pretrained or a Trainer wrote")
     command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet, or empty")
     command.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
-    command.add_argument("--license", metavar="ID", help="default: what FOLDER's card says, or else apache-2.0")
+    command.add_argument(
+        "--license", metavar="ID", help="default: what FOLDER's card says, or else apache-2.0 (adopted models: none)"
+    )
 
     command = add("verify", run_verify, "check an exported folder, in a process without this package too")
     command.add_argument("out", type=Path, metavar="OUT", help="what export wrote")

@@ -42,7 +42,8 @@ def write_card(folder: Path, known: ModelCardData | None = None, license: str | 
     known : ModelCardData, optional
         What another card of the model says of licence, base model, data sets, languages and tags. It is kept.
     license : str, optional
-        As the Hub names it; goes before that of `known`.
+        As the Hub names it; goes before that of `known`. Without either it is the code's, apache-2.0, unless the
+        weights come from another model.
 
     Returns
     -------
@@ -54,6 +55,9 @@ def write_card(folder: Path, known: ModelCardData | None = None, license: str | 
     if results.get("counts") and not plot_results(results, folder / PLOT):
         notes.append("no plot of the results, as matplotlib is not installed: `pip install matplotlib`")
     card = model_card(folder, known, license)
+    data = ModelCard(card).data
+    if data.license is None:
+        notes.append(f"the card names no license, which is that of {data.base_model} as a rule: `--license ID`")
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")  # on Windows too
     return notes
 
@@ -88,14 +92,15 @@ def model_card(folder: Path, known: ModelCardData | None = None, license: str | 
         name += f", {results['variant']}"
     kind = config["architectures"][0]
     tags = ["sleep", "fast-weights", *([results["task"]["name"]] if "task" in results else []), *(known.tags or [])]
+    base_model = on_the_hub(results.get("base_model") or config.get("adopted_from") or known.base_model)
     data = ModelCardData(
         library_name="transformers",
-        license=license or known.license or "apache-2.0",
+        license=license or known.license or (None if base_model else "apache-2.0"),
         license_name=None if license else known.license_name,
         license_link=None if license else known.license_link,
         language=known.language,
         datasets=results.get("datasets") or known.datasets,
-        base_model=on_the_hub(results.get("base_model") or config.get("adopted_from") or known.base_model),
+        base_model=base_model,
         pipeline_tag=PIPELINES[kind],
         tags=list(dict.fromkeys(tags)),
         model_name=name,

@@ -39,8 +39,8 @@ SECRETS = {
 }
 # Not behind a word, where it is part of an address: https://example.org/home/
 LOCAL_PATHS = re.compile(
-    r"(?<![\w.-])/(content|home|kaggle|media|mnt|private|root|scratch|tmp|Users|var|Volumes|work|workspace)/"
-    r"|[A-Za-z]:\\{1,2}Users\b"
+    r"(?<![\w.-])(/(content|data|fsx|gpfs|home|kaggle|lustre|media|mnt|nfs|opt|private|root|scratch|storage|tmp|Users"
+    r"|var|Volumes|work|workspace)/|~/\w)|(?<!\w)[A-Za-z]:\\{1,2}\w"
 )
 # Pieces of text, any of which may look like a path.
 VOCABULARIES = {"merges.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt"}
@@ -113,9 +113,7 @@ def check_code(config: dict, files: dict[str, Path]) -> Check:
     if stated is None:
         return Check(what, f"config.json does not say of what version the code is ({CODE_FIELD}): export it again")
     if stated != ours:
-        return Check(
-            what, f"installed is {ours}: `pip install modeling-sleep=={stated}` to compare, or export it again"
-        )
+        return Check(what, f"installed is {ours}: install modeling_sleep {stated} to compare, or export it again")
     changed = [name for name, ours in code_files().items() if name in files and not same_bytes(files[name], ours)]
     if changed:
         return Check(what, f"{', '.join(sorted(changed))} differ from the package's: export it again")
@@ -153,6 +151,8 @@ def check_pickles(files: dict[str, Path]) -> Check:
 
 def is_pickle(path: Path) -> bool:
     """By what is in it: the opcode that all pickles of protocol 2 and later begin with, or one in torch's archive."""
+    if path.suffix == ".safetensors" and is_safetensors(path):  # which begins with a number, be it these bytes
+        return False
     with path.open("rb") as file:
         begin = file.read(4)
     if begin[:1] == b"\x80" and begin[1:2] in b"\x02\x03\x04\x05":
@@ -161,6 +161,14 @@ def is_pickle(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith(".pkl") for name in archive.namelist())
+
+
+def is_safetensors(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def check_text(what: str, files: dict[str, Path], find: Callable[[str], str]) -> Check:

@@ -96,7 +96,8 @@ def export(source: Path, out: Path, *, overwrite: bool = False, license: str | N
     overwrite : bool
         Whether an earlier export may be replaced.
     license : str, optional
-        Of the model, as the Hub names it. Default: what the source's card says, or else the code's, apache-2.0.
+        Of the model, as the Hub names it. Default: what the source's card says, or else the code's, apache-2.0; none
+        if the weights come from another model.
 
     Returns
     -------

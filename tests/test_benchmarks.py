@@ -26,7 +26,7 @@ from benchmarks import (
     run,
     training,
 )
-from benchmarks.bench import Bench, Rounds, Row, named
+from benchmarks.bench import Bench, Result, Rounds, Row, named
 from torch import nn
 from transformers import DynamicCache
 
@@ -354,6 +354,24 @@ def test_the_command_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     for other in ("--again", "--threads=2"):
         with pytest.raises(pytest.fail.Exception):
             run.main([*command, "cache", other])
+
+
+def test_what_the_profiler_cannot_see_is_left_out(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(bench):
+        measured.append(bench.device)
+        return Result([], {})
+
+    for section in (profile, cache):
+        monkeypatch.setattr(section, "measure", measure)
+    monkeypatch.setattr(run, "write_page", lambda output: Path(__file__))
+    monkeypatch.setattr(run, "machine_of", lambda bench: {})
+    parsed = run.parse_args(["--only", "profile", "cache", "--output", str(tmp_path)])
+    parsed.device = ["cpu", "cuda"]
+    monkeypatch.setattr(run, "parse_args", lambda argv: parsed)
+    run.main()
+    assert measured == ["cpu", "cpu", "cuda"]
 
 
 @pytest.mark.slow

@@ -98,6 +98,13 @@ def test_shipped_checkpoints_hold_the_code_of_the_package(folder, tmp_path):
     assert SleepConfig.from_pretrained(folder).use_cache
 
 
+def test_text_of_ones_own_has_nothing_to_resume(tmp_path):
+    script = REPOSITORY / "examples" / "finetune_trainer.py"
+    command = [sys.executable, script, "--resume", "--output", tmp_path / "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--resume: there is no checkpoint in" in done.stderr
+
+
 def test_text_of_ones_own_with_trainer(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Line {i} says that {i} and {i + 1} make {2 * i + 1}.\n" for i in range(1500)))

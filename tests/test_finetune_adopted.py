@@ -10,7 +10,7 @@ import torch
 from finetune_trainer import new_tokenizer
 from natural_texts import NAMES, THINGS, NaturalTexts, manual_pages
 from tasks.gsm_symbolic import draw_problem
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from modeling_sleep import SleepForCausalLM
 
@@ -234,5 +234,19 @@ def test_goes_on_from_a_slice_and_refuses_other_settings(pretrained, tmp_path, c
     assert not (tmp_path / "model.safetensors").exists()
     with pytest.raises(SystemExit, match="other settings"):
         finetune_adopted.main(f"{options} --seed 1".split())
-    assert finetune_adopted.main(options.split()) == 0
+    assert finetune_adopted.main(f"{options} --minutes 60".split()) == 0  # time enough
     assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_model_in_half_precision_is_trained_in_float32(pretrained, tmp_path):
+    """Steps that bfloat16 would round away."""
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(pretrained, dtype=torch.bfloat16).save_pretrained(half)
+    AutoTokenizer.from_pretrained(pretrained).save_pretrained(half)
+    options = f"--output {tmp_path / 'out'} --model {half} {SMALL} --steps 3 0 --learning-rate 1e-4 0"
+    assert finetune_adopted.main(options.split()) == 0
+    model = SleepForCausalLM.from_pretrained(tmp_path / "out")
+    (memory,) = (model.model.layers[i] for i in model.config.memory_layers)
+    assert model.dtype == torch.float32 and model.config.adopted_from is None  # a folder is nothing to strangers
+    change = (memory.input_layernorm.weight - 1).abs()
+    assert 0 < change.max() < 1e-3

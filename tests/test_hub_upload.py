@@ -468,7 +468,7 @@ PRIVATE_KEY = "-----BEGIN RSA PRIVATE " + "KEY-----"  # in pieces, as others loo
         (
             set_config(modeling_sleep_version="0.0.9"),
             "code as in modeling_sleep 0.0.9",
-            "install modeling-sleep==0.0.9",
+            "install modeling_sleep 0.0.9",
         ),
         (set_config(modeling_sleep_version=None), "code as in modeling_sleep", "does not say of what version"),
         (set_config(auto_map={"AutoModel": "a.B"}), "auto_map names all classes", "AutoModel, AutoModelForCausalLM"),
@@ -481,6 +481,10 @@ PRIVATE_KEY = "-----BEGIN RSA PRIVATE " + "KEY-----"  # in pieces, as others loo
         (write("plot.png", "\x89PNG tEXt Source /home/anna/x.py"), "no path of this machine", "plot.png line 1"),
         (append("README.md", PRIVATE_KEY), "no secret", "README.md line .* a private key"),
         (append("results.json", '"/home/anna/runs"'), "no path of this machine", "/home/anna/runs"),
+        (append("results.json", '"--output /nfs/home/anna"'), "no path of this machine", "/nfs/home/anna"),
+        (append("results.json", '"--output=/fsx/anna"'), "no path of this machine", "/fsx/anna"),
+        (append("README.md", "in ~/runs/x"), "no path of this machine", "~/runs/x"),
+        (append("README.md", r"D:\projects\anna"), "no path of this machine", "projects"),
         (append("README.md", "in /tmp/x"), "no path of this machine", "README.md line .*: /tmp/x"),
         (append("README.md", r"C:\Users\anna"), "no path of this machine", r"C:\\Users\\anna"),
         (append("results.json", r'"C:\\Users\\anna"'), "no path of this machine", "Users"),
@@ -494,8 +498,30 @@ def test_what_should_not_go_out_is_found(copy, change, what, complaint):
     assert f"hf_{'a1B2' * 9}" not in str(complaints(copy))  # what is secret is not printed
 
 
+def test_weights_whose_length_reads_like_a_pickle_are_none(copy):
+    """The first bytes of such a file are the length of its header: 0x280 is 80 02."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(0x280)
+    path = copy / "model-extra.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert load_file(path)["a"].shape == (1,) and not any("pickle" in what for what in complaints(copy))
+    path.write_bytes(b"\x80\x02K\x01.")
+    assert "model-extra.safetensors would run code" in complaints(copy)["no pickle"]
+
+
+def test_the_license_of_adopted_weights_is_not_ours_to_give(tmp_path):
+    config = dict(adopted_from="anna/base")
+    small_model(**config).save_pretrained(tmp_path / "run")
+    (note,) = export(tmp_path / "run", tmp_path / "out")
+    assert "names no license, which is that of anna/base as a rule" in note
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.license is None
+    assert not complaints(tmp_path / "out")
+    assert not export(tmp_path / "run", tmp_path / "other", license="mit")
+    assert ModelCard.load(tmp_path / "other" / "README.md").data.license == "mit"
+
+
 def test_addresses_and_vocabularies_are_no_paths(copy):
     append("README.md", "https://example.org/home/page and path/to/tmp/thing, hf_hub_download, hf_transfer\n")(copy)
+    append("README.md", r"https://x.org/~anna/data/opt/x user:\nHello a ~ b ~/ c:\ " + "\n")(copy)
     tokenizer = json.loads((copy / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] |= {"/home/": 99, "/tmp/x": 100}
     write("tokenizer.json", json.dumps(tokenizer))(copy)

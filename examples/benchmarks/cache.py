@@ -2,6 +2,7 @@
 convolution's inputs.
 
 This model reads the text; into the caches of peers it is laid (`models.py`). A window of ours is full at every length.
+This stack with its cache kept also keeps what a sleep would replay, a fifth of its bytes.
 """
 
 import torch

@@ -47,6 +47,8 @@ SECTIONS = {
     "profile": profile,
 }
 
+CPU_ONLY = ("profile",)  # its profiler sees no other device
+
 
 def machine_of(bench: Bench) -> dict:
     """On what, and with what, a section is measured."""
@@ -102,7 +104,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None):
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    todo = [(device, name) for device in args.device for name in args.only]
+    todo = [(device, name) for device in args.device for name in args.only if device == "cpu" or name not in CPU_ONLY]
     bar = tqdm(todo, unit="section")
     for device, name in bar:
         bar.set_description(f"{name} ({device})")

@@ -353,7 +353,8 @@ class SleepModel(SleepPreTrainedModel):
     def _sleep(self, state: SleepState, passes: int, callback=None) -> SleepState:
         """Consolidate the current window into S and clear it."""
         if callback is not None:  # a clock would break a compiled graph in two
-            began, bytes_before = time.perf_counter(), state.nbytes()
+            device = state.kept_hidden_states.device
+            began, bytes_before = _seconds(device), state.nbytes()
         changes = None
         if passes > 1 and state.stored > 0:
             start, num_layers = self.config.looped_layers[0], self.config.num_hidden_layers
@@ -384,7 +385,7 @@ class SleepModel(SleepPreTrainedModel):
                 SleepEvent(
                     window_index=state.sleeps - 1,
                     passes=passes,
-                    seconds=time.perf_counter() - began,
+                    seconds=_seconds(device) - began,
                     relative_change=[] if changes is None else changes.tolist(),
                     state_norm=_norm(state, self.config),
                     freed_bytes=bytes_before - state.nbytes(),
@@ -947,6 +948,13 @@ def _append_mask(kept_mask, mask, stored: int, inputs_embeds) -> torch.Tensor | 
 def _detach(state: SleepState) -> SleepState:
     layers = [tuple(None if x is None else x.detach() for x in pair) for pair in state.layers]
     return state._replace(layers=layers)
+
+
+def _seconds(device: torch.device) -> float:
+    """Of a clock that waits for the device: what was asked of it before is not part of what is timed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _relative_change(before, after) -> torch.Tensor:
