@@ -124,6 +124,13 @@ class DistributedSuite(
 ):
     """Two or four processes on the CPU."""
 
+    def _run_fsdp2_distributed_test(self, test_name, test_impl, *args, **kwargs):
+        # Its tolerance is 1e-5 after 20 steps, over which float32 lets roundings grow to 2e-5 on some processors. In
+        # float64 the two agree, wherever they compute.
+        if test_impl is test_fsdp_mixin._test_fsdp2_plan_vs_ddp_impl:
+            kwargs["dtype"] = torch.float64
+        super()._run_fsdp2_distributed_test(test_name, test_impl, *args, **kwargs)
+
 
 class OneWindowTest(ModelSuite, unittest.TestCase):
     """No test fills the window."""
