@@ -93,6 +93,5 @@ def plot(data: dict) -> Figure:
     axes.set_xlabel("time over that of float32")
     axes.grid(alpha=0.3, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
-    if data:
-        axes.legend(frameon=False, fontsize=9)
+    report.legend(figure)
     return figure
