@@ -186,8 +186,9 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
     if len(set(training.passes)) == 1:
         config.sleep_passes = training.passes[0]
     evaluation = _build(Evaluation, settings["evaluation"], "evaluation")
+    collate = task.collator()
     for depth in evaluation.depths:  # raises now rather than after the training
-        task.collator()(task.examples([0], split="eval", depth=depth))
+        collate(task.examples([0], split="eval", depth=depth))
     if config.window_size % task.window_size:
         raise ValueError(
             f"the model's windows of {config.window_size} tokens do not hold a whole number of the task's, which have "
@@ -208,6 +209,12 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
 def what_differs(run: dict, other: dict) -> list[str]:
     """Which entries of `run`, such as the sections of a recipe, another run's record lacks or has otherwise."""
     return [name for name, value in run.items() if other.get(name) != value]
+
+
+def has_results(output: Path, run: dict) -> bool:
+    """Whether the folder of a run holds the results of just this one, as `what_differs` compares them."""
+    results = output / "results.json"
+    return results.exists() and not what_differs(run, json.loads(results.read_text(encoding="utf-8")))
 
 
 def train_arguments(

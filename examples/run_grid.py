@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from recipe import Recipe, list_variants, load_recipe, train_arguments, what_differs
+from recipe import Recipe, has_results, list_variants, load_recipe, train_arguments, what_differs
 from tqdm.auto import tqdm
 
 
@@ -101,8 +101,7 @@ def is_finished(run: Run) -> bool:
 
 def has_result(run: Run) -> bool:
     """Whether the run's folder holds its results, be it that it has just ended or that it outlived an earlier grid."""
-    results = run.output / "results.json"
-    return results.exists() and not what_differs(run.recipe.settings, json.loads(results.read_text(encoding="utf-8")))
+    return has_results(run.output, run.recipe.settings)
 
 
 def add_result(run: Run):

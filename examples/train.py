@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from flops import training_flops
 from muon import MuonAdamW
 from progress import use_loss_bar
-from recipe import Recipe, Training, load_recipe, train_arguments, what_differs
+from recipe import Recipe, Training, has_results, load_recipe, train_arguments, what_differs
 from safetensors.torch import load_model
 from tasks import TaskStream
 from tasks.task import runs
@@ -217,6 +217,7 @@ def check_devices(training_args: TrainingArguments, batch_size: int):
 
 
 def step_of(checkpoint: str | Path) -> int:
+    """The step that a checkpoint was saved at, by its name."""
     return int(str(checkpoint).rpartition("-")[2])
 
 
@@ -258,12 +259,6 @@ def claim_folder(output: Path, run: dict) -> dict:
             f"{', '.join(changed)}): give another --output, or remove the folder"
         )
     return run if changed else theirs
-
-
-def is_finished(output: Path, run: dict) -> bool:
-    """Whether the folder holds the results of just this run and evaluation."""
-    results = output / "results.json"
-    return results.exists() and not what_differs(run, json.loads(results.read_text(encoding="utf-8")))
 
 
 def commit() -> str:
@@ -327,7 +322,7 @@ def main(argv: Sequence[str] | None = None):
     recipe = load_recipe(args.preset, args.variant, args.overrides)
     run = {"recipe": args.preset, "seed": args.seed, **recipe.settings}
     is_main_process = PartialState(cpu=args.cpu).is_main_process
-    if is_finished(args.output, run):
+    if has_results(args.output, run):
         if is_main_process:
             print(f"finished already: {args.output / 'results.json'}")
         return

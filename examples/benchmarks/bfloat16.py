@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from . import compiled, memory, report
 from .bench import Bench, Result, Row, short
 from .memory import BATCH, Step
-from .models import sizes
+from .models import described, sizes
 
 
 TITLE = "bfloat16"
@@ -40,17 +40,13 @@ def measure(bench: Bench) -> Result:
     for times in (1,) if bench.quick else (1, 2):  # as wide
         wider = {name: times * common[name] for name in ("hidden_size", "num_attention_heads")}
         step = Step(passes=PASSES, windows=WINDOWS, overrides=tuple(wider.items()))
-        width = f"d = {wider['hidden_size']}, {common['num_hidden_layers']} layers, L = {bench.window_size}"
+        texts = f"{WINDOWS} windows; {described(bench, BATCH, **wider)}"
         single, half = memory.trained(step, bench), memory.trained(step, bench).to(torch.bfloat16)
         tokens = memory.text(single, step, bench)
         runs = {
-            "reading": (f"reading with N = {PASSES}", compiled.read, f"{WINDOWS} windows; {width}, batch {BATCH}"),
-            "decoding": ("decoding", compiled.decode, f"one window; {width}, batch 1"),
-            "training": (
-                f"training with N = {PASSES}",
-                partial(train, step=step),
-                f"{WINDOWS} windows; {width}, batch {BATCH}",
-            ),
+            "reading": (f"reading with N = {PASSES}", compiled.read, texts),
+            "decoding": ("decoding", compiled.decode, f"one window; {described(bench, **wider)}"),
+            "training": (f"training with N = {PASSES}", partial(train, step=step), texts),
         }
         for name, (title, run, setting) in runs.items():
             for model in (single, half):
@@ -61,7 +57,7 @@ def measure(bench: Bench) -> Result:
             }
             if name == "training":
                 sides["autocast"] = partial(bench.timed, run, single, tokens, autocast=True)
-            rounds = bench.in_turn(sides, f"bfloat16: {name}, {width}")
+            rounds = bench.in_turn(sides, f"bfloat16: {name}, d = {wider['hidden_size']}")
             data[f"{name}, d = {wider['hidden_size']}"] = {side: rounds.ms(side)["median"] for side in sides}
             for side in list(sides)[1:]:
                 rows.append(Row(f"{title}, {side} over float32", setting, **rounds.ratio(side, "float32")))

@@ -46,9 +46,9 @@ def sizes(bench: Bench) -> dict:
     }
 
 
-def described(bench: Bench, batch: int = 1) -> str:
-    """What a reader of a table has to know of the models and their input."""
-    common = sizes(bench)
+def described(bench: Bench, batch: int = 1, **overrides) -> str:
+    """What a reader of a table has to know of the models and their input; `overrides` as of [`build`]."""
+    common = {**sizes(bench), **overrides}
     layers = common["num_hidden_layers"]
     return f"d = {common['hidden_size']}, {layers} layers, L = {bench.window_size}, batch {batch}"
 
