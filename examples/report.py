@@ -4,7 +4,9 @@ A results file holds the finished runs of one recipe, one per line. Beside it, o
 `<recipe>-accuracy.png`, `-flops.png` and `-loss.png`.
 
 What is notable:
-- a row of a table is a variant and the N it was evaluated at; a variant's spread is that over its seeds
+- a row of a table is a variant and the N it was evaluated at; a variant's spread is that over its seeds, and of a
+  single seed the 95 % interval that its number of answers leaves
+- minutes are those of the fastest seed, as a machine with other work makes any run slower and none faster
 - what is missing stays visible: `–` for a depth never evaluated, `2 of 3` where seeds are missing
 - what cannot be averaged is an error that names file and line: a run twice, a variant whose size changes with the seed
 - `--into PAGE` renews the tables between `<!-- table: recipe -->` and `<!-- end -->`
@@ -79,8 +81,11 @@ def parse(line: str) -> dict:
     rank(run["variant"])
     for count in run["counts"]:
         numbers = [count.get(name) for name in ("passes", "depth", "correct", "total")]
+        interval = [count.get(name) for name in ("low", "high")]
         if not all(isinstance(number, int) for number in numbers) or not 0 <= numbers[2] <= numbers[3] > 0:
             raise ValueError(f"impossible count {count}")
+        if not all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in interval):
+            raise ValueError(f"no interval in {count}")
     if not 0 < len({(count["passes"], count["depth"]) for count in run["counts"]}) == len(run["counts"]):
         raise ValueError("counts are empty, or have the same passes and depth twice")
     run["losses"] = [(int(step), float(loss)) for step, loss in run["losses"]]
@@ -121,10 +126,14 @@ def pretty(variant: str, passes: int | None = None) -> str:
     return variant.replace("=", " = ") + (f", N = {passes}" if variant == ANY and passes else "")
 
 
-def cell(shares: pd.Series, seeds: int) -> str:
-    """Mean over seeds and, if they differ, the lowest and the highest."""
-    if shares.empty:
+def cell(points: pd.DataFrame, seeds: int) -> str:
+    """Mean over seeds and, if they differ, the lowest and the highest; of a single seed its interval."""
+    if points.empty:
         return "–"
+    shares = points.share
+    if len(shares) == seeds == 1:
+        low, high = 100 * points.low.iloc[0], 100 * points.high.iloc[0]
+        return f"{shares.iloc[0]:.1f} [{low:.0f}–{high:.0f}]"
     low, high = f"{shares.min():.1f}", f"{shares.max():.1f}"
     notes = [f"{low}–{high}"] if low != high else []
     notes += [f"{len(shares)} of {seeds}"] if len(shares) < seeds else []
@@ -142,17 +151,18 @@ def table(results: Results) -> str:
     for (variant, passes), group in points.groupby(["variant", "passes"], sort=False):
         its_runs = runs[runs.variant == variant]
         seeds, flops = group.seed.nunique(), its_runs.flops.mean() / base
-        cells = [pretty(variant), str(passes), *(cell(group.share[group.depth == depth], seeds) for depth in depths)]
+        cells = [pretty(variant), str(passes), *(cell(group[group.depth == depth], seeds) for depth in depths)]
         cells += [str(seeds), "–" if math.isnan(flops) else f"{flops:.2f}"]
-        cells += [f"{its_runs.parameters.iloc[0]:,}", f"{its_runs.seconds.mean() / 60:.1f}"]
+        cells += [f"{its_runs.parameters.iloc[0]:,}", f"{its_runs.seconds.min() / 60:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     totals = sorted({points.total.min(), points.total.max()})
     machines = sorted({f"{run.device} ({run.threads} thread{'s'[: run.threads > 1]})" for run in runs.itertuples()})
+    answers = "–".join(f"{total:,}" for total in totals)
     commits = sorted(runs.commit.replace("", "unknown").unique())
     caption = (
-        f"Whole answers right in % by {depth_name}: mean over seeds (lowest–highest). N: passes when evaluated. "
-        f"{'–'.join(f'{total:,}' for total in totals)} answers per seed and depth. FLOPs and minutes: of one training "
-        f"on {', '.join(machines)}. Commit {', '.join(commits)}."
+        f"Whole answers right in % by {depth_name}: mean over seeds (lowest–highest seed), of a single seed [95 % "
+        f"interval]. N: passes when evaluated. {answers} answers per seed and depth. "
+        f"FLOPs: of a training; minutes: of the fastest, on {', '.join(machines)}. Commit {', '.join(commits)}."
     )
     return "\n".join([*lines, "", caption]) + "\n"
 

@@ -9,7 +9,8 @@ from report import fill, main, plot_accuracy, plot_flops, plot_loss, read, table
 
 def run(variant: str, seed: int, shares: dict, *, flops=2e12, seconds=120.0, parameters=1234, **fields) -> dict:
     """A finished run with invented numbers; `shares` maps (passes, depth) to right answers of 200."""
-    counts = [{"passes": n, "depth": d, "correct": c, "total": 200, "low": 0.0} for (n, d), c in shares.items()]
+    interval = {"low": 0.1, "high": 0.9}
+    counts = [{"passes": n, "depth": d, "correct": c, "total": 200, **interval} for (n, d), c in shares.items()]
     losses = [[step, 2 ** (-step / 100) + 0.01 * seed] for step in range(10, 1010, 10)]
     about = {"recipe": "toy", "variant": variant, "seed": seed, "task": {"name": "toy"}, "depth_name": "t"}
     cost = {"parameters": parameters, "tokens": 10, "flops": flops, "seconds": seconds, "device": "cpu", "threads": 1}
@@ -30,14 +31,15 @@ TABLE = """\
 | variant | N | t = 1 | t = 2 | seeds | FLOPs / N = 1 | parameters | minutes |
 |---|---:|---:|---:|---:|---:|---:|---:|
 | N = 1 | 1 | 99.5 (99.0–100.0) | 12.5 (10.0–15.0) | 2 | 1.00 | 1,234 | 2.0 |
-| N = 1 | 2 | – | 15.5 | 1 | 1.00 | 1,234 | 2.0 |
-| N = 4 | 4 | 100.0 | 75.0 | 1 | 3.50 | 1,234 | 2.0 |
-| any N | 1 | 95.0 (90.0–100.0) | – | 2 | 2.50 | 1,234 | 5.5 |
-| any N | 4 | 95.0 | 55.0 (50.0–60.0) | 2 | 2.50 | 1,234 | 5.5 |
-| deeper | 1 | 50.0 | 0.5 | 1 | 4.50 | 2,000 | 2.0 |
+| N = 1 | 2 | – | 15.5 [10–90] | 1 | 1.00 | 1,234 | 2.0 |
+| N = 4 | 4 | 100.0 [10–90] | 75.0 [10–90] | 1 | 3.50 | 1,234 | 2.0 |
+| any N | 1 | 95.0 (90.0–100.0) | – | 2 | 2.50 | 1,234 | 5.0 |
+| any N | 4 | 95.0 | 55.0 (50.0–60.0) | 2 | 2.50 | 1,234 | 5.0 |
+| deeper | 1 | 50.0 [10–90] | 0.5 [10–90] | 1 | 4.50 | 2,000 | 2.0 |
 
-Whole answers right in % by t: mean over seeds (lowest–highest). N: passes when evaluated. 200 answers per seed and \
-depth. FLOPs and minutes: of one training on cpu (1 thread). Commit abc1234.
+Whole answers right in % by t: mean over seeds (lowest–highest seed), of a single seed [95 % interval]. N: passes \
+when evaluated. 200 answers per seed and depth. FLOPs: of a training; minutes: of the fastest, on cpu (1 thread). \
+Commit abc1234.
 """
 
 PAGE = "# Results\n\n<!-- table: toy -->\nold\n<!-- end -->\n\nwords\n\n<!-- table: toy -->\n<!-- end -->\n"
@@ -136,6 +138,7 @@ def test_the_same_run_twice(write, capsys):
         (run("N=2", 0, {(2, 1): 1}, counts=[{"passes": 2, "depth": 1, "correct": 0, "total": 0}]), "impossible count"),
         (run("N=2", 0, {(2, 1): 1}, counts=[{"passes": 2, "depth": 1}]), "impossible count"),
         (run("N=2", 0, {(2, 1): 1}, counts=run("", 0, {(2, 1): 1})["counts"] * 2), "same passes and depth twice"),
+        (run("N=2", 0, {(2, 1): 1}, counts=[{"passes": 2, "depth": 1, "correct": 0, "total": 9}]), "no interval"),
         (run("N=2", 0, {(2, 1): 1}, losses=[1, 2]), "not a run"),
         (run("N=2", 0, {(2, 1): 1}, flops="many"), "flops is 'many'"),
         (run("N=2", 0, {(2, 1): 1}, recipe="other"), "recipe is 'other', but 'toy' in"),
