@@ -78,7 +78,7 @@ def train(model, texts: NaturalTexts, mixture: dict[str, float], steps: int, lea
         train_dataset=texts.dataset(steps * args.batch_size, "train", **mixture),
         data_collator=texts.collator(),
         callbacks=[StopAfter(args.deadline)] if args.deadline is not None else [],
-        passes=args.train_passes,
+        allowed_passes=lambda step: args.train_passes,
     )
     use_loss_bar(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))

@@ -7,9 +7,10 @@ are masked.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections import Counter
 
 import torch
+from recipe import Training
 from tasks import Task
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -69,7 +70,9 @@ def flops_per_example(model, task: Task, sleep_passes: int, examples: int = 2) -
     return counter.get_total_flops() / examples
 
 
-def training_flops(model, task: Task, passes: Sequence[int], batch_size: int, steps: int) -> float:
-    """Operations of a whole run whose N is drawn from `passes` for every step."""
-    per_example = {n: flops_per_example(model, task, n) for n in set(passes)}
-    return sum(per_example[n] for n in passes) / len(passes) * batch_size * steps
+def training_flops(model, task: Task, training: Training) -> float:
+    """Operations of a whole run, in the mean over what N may be drawn in every step."""
+    steps = Counter(tuple(training.allowed_passes(step)) for step in range(training.max_steps))
+    per_example = {n: flops_per_example(model, task, n) for n in set().union(*steps)}
+    mean = {allowed: sum(per_example[n] for n in allowed) / len(allowed) for allowed in steps}
+    return sum(mean[allowed] * training.batch_size * steps[allowed] for allowed in steps)

@@ -21,6 +21,12 @@ from modeling_sleep import SleepConfig
 SECTIONS = ("model", "task", "training", "evaluation")
 
 
+def ramp(step: int, max_steps: int, share: float, maximum: int, minimum: int = 1) -> int:
+    """Rise evenly from `minimum` at the first step to `maximum` after a share of the run."""
+    progress = min(1.0, step / (share * max_steps)) if share > 0 else 1.0
+    return minimum + int(progress * (maximum - minimum))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """
@@ -82,6 +88,11 @@ class Training:
                 f"training.lr_decay must be in (0, 1] with lr_schedule 'warmup_stable_decay' and 0 with any other, "
                 f"got {self.lr_decay} with {self.lr_schedule!r}"
             )
+
+    def allowed_passes(self, step: int) -> list[int]:
+        """What N is drawn from in a step: `passes`, but for those that the curriculum has not come to yet."""
+        largest = ramp(step, self.max_steps, self.passes_ramp, max(self.passes))
+        return [n for n in self.passes if n <= largest] or [min(self.passes)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

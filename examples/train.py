@@ -21,7 +21,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from flops import training_flops
 from muon import MuonAdamW
 from progress import use_loss_bar
-from recipe import Recipe, Training, has_results, load_recipe, train_arguments, what_differs
+from recipe import Recipe, Training, has_results, load_recipe, ramp, train_arguments, what_differs
 from safetensors.torch import load_model
 from tasks import TaskStream
 from tasks.task import runs
@@ -45,31 +45,22 @@ from modeling_sleep import SleepForCausalLM
 from modeling_sleep.hub_upload.card import table, write_card
 
 
-def ramp(step: int, max_steps: int, share: float, maximum: int, minimum: int = 1) -> int:
-    """Rise evenly from `minimum` at the first step to `maximum` after a share of the run."""
-    progress = min(1.0, step / (share * max_steps)) if share > 0 else 1.0
-    return minimum + int(progress * (maximum - minimum))
-
-
-def passes_at(step: int, seed: int, passes: Sequence[int], largest: int | None = None) -> int:
-    """N of a training step, drawn from `passes`, or from those up to `largest`. A double is drawn twice as often."""
-    allowed = [n for n in passes if largest is None or n <= largest] or [min(passes)]
-    return allowed[np.random.default_rng([seed, step]).integers(len(allowed))]
+def passes_at(step: int, seed: int, passes: Sequence[int]) -> int:
+    """N of a training step, drawn from `passes`. A double is drawn twice as often."""
+    return passes[np.random.default_rng([seed, step]).integers(len(passes))]
 
 
 class SleepTrainer(Trainer):
     """A [`Trainer`] that draws the number of passes of every training step; evaluation keeps to the config's."""
 
-    def __init__(self, *args, passes: list[int], passes_ramp: float = 0.0, **kwargs):
+    def __init__(self, *args, allowed_passes: Callable[[int], Sequence[int]], **kwargs):
         super().__init__(*args, **kwargs)
-        self.passes = passes
-        self.passes_ramp = passes_ramp
+        self.allowed_passes = allowed_passes  # of a step
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training:
             step = self.state.global_step
-            largest = ramp(step, self.state.max_steps, self.passes_ramp, max(self.passes))
-            inputs = {**inputs, "sleep_passes": passes_at(step, self.args.seed, self.passes, largest)}
+            inputs = {**inputs, "sleep_passes": passes_at(step, self.args.seed, self.allowed_passes(step))}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
@@ -175,8 +166,7 @@ def train(
         data_collator=task.collator(),
         optimizers=(optimizer, scheduler),
         callbacks=[SecondsTrained(), *([StopAfter(deadline)] if deadline is not None else [])],
-        passes=training.passes,
-        passes_ramp=training.passes_ramp,
+        allowed_passes=training.allowed_passes,
     )
     use_loss_bar(trainer)
     if begin < training.max_steps:
@@ -343,9 +333,7 @@ def _run(args: argparse.Namespace, recipe: Recipe, run: dict, deadline: float | 
     if is_main_process:
         known = claim_folder(args.output, {name: run[name] for name in run if name != "evaluation"})
         if "flops" not in known:
-            known["flops"] = training_flops(
-                model, recipe.task, training.passes, training.batch_size, training.max_steps
-            )
+            known["flops"] = training_flops(model, recipe.task, training)
         for path in args.output.glob("checkpoint-*"):
             if not (path / "trainer_state.json").exists():  # cut off while it was saved
                 shutil.rmtree(path)

@@ -1,5 +1,6 @@
 """Recipes, training and evaluation: settings, curriculum, drawn passes, controls, and that slices make a whole run."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -11,10 +12,10 @@ from controls import AmnesiacForCausalLM
 from evaluation import evaluate_by_depth, predict_answers
 from filelock import FileLock
 from flops import flops_per_example, training_flops
-from recipe import list_variants, load_recipe
+from recipe import Training, list_variants, load_recipe, ramp
 from tasks import Rule110, TaskStream, make_dataset
 from tasks.task import IGNORE
-from train import build_model, main, passes_at, ramp, train
+from train import build_model, main, passes_at, train
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.hub_upload.__main__ import main as hub_upload
@@ -125,8 +126,14 @@ def test_passes_are_a_function_of_seed_and_step():
     assert drawn == [passes_at(step, seed=0, passes=[1, 2, 2, 4]) for step in range(2000)]
     assert drawn != [passes_at(step, seed=1, passes=[1, 2, 2, 4]) for step in range(2000)]
     assert 0.45 < drawn.count(2) / 2000 < 0.55 and set(drawn) == {1, 2, 4}
-    assert {passes_at(step, 0, [1, 2, 2, 4], largest=3) for step in range(200)} == {1, 2}
-    assert {passes_at(step, 0, [4, 8], largest=3) for step in range(200)} == {4}  # nothing else is allowed
+
+
+def test_longer_sleep_comes_with_a_curriculum():
+    training = Training(passes=[1, 2, 2, 4], passes_ramp=0.5, batch_size=8, max_steps=12)
+    allowed = [training.allowed_passes(step) for step in range(12)]
+    assert allowed == [*[[1]] * 2, *[[1, 2, 2]] * 4, *[[1, 2, 2, 4]] * 6]
+    training = dataclasses.replace(training, passes=[4, 8])
+    assert [training.allowed_passes(step) for step in (0, 5, 6)] == [[4], [4], [4, 8]]  # nothing else is allowed
 
 
 # Training
@@ -218,8 +225,8 @@ def test_training_draws_passes_and_evaluation_does_not(run, monkeypatch):
 
     monkeypatch.setattr(SleepForCausalLM, "forward", spy)
     recipe, _, trainer = run("training.passes_ramp=1.0", seed=3)
-    largest = [ramp(step, 6, 1.0, 4) for step in range(6)]
-    assert seen == [(True, passes_at(step, 3, [1, 2, 4], n)) for step, n in enumerate(largest)]
+    allowed = [[1], [1], [1, 2], [1, 2], [1, 2], [1, 2]]
+    assert seen == [(True, passes_at(step, 3, passes)) for step, passes in enumerate(allowed)]
     seen.clear()
     trainer.evaluate(make_dataset(recipe.task, 2, split="eval"))
     assert seen == [(False, None)]
@@ -397,7 +404,10 @@ def test_operations_are_those_of_the_matrices():
         0.4 * one / 2 < two - one <= one / 2
     )  # one window of the two is replayed, the last time as far as its last S
     assert three - two == pytest.approx(one / 2, rel=0.1)
-    assert training_flops(model, task, [1, 2, 2], 10, 7) == pytest.approx(70 * (one + 2 * two) / 3)
+    training = Training(passes=[1, 2, 2], batch_size=10, max_steps=7)
+    assert training_flops(model, task, training) == pytest.approx(70 * (one + 2 * two) / 3)
+    ramped = dataclasses.replace(training, passes_ramp=0.5, max_steps=8)  # N = 1 alone for four steps
+    assert training_flops(model, task, ramped) == pytest.approx(10 * (4 * one + 4 * (one + 2 * two) / 3))
 
 
 @pytest.mark.parametrize("variant", list_variants("rule110-mini"))
