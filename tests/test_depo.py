@@ -16,7 +16,8 @@ from transformers import AutoTokenizer
 MINI = Depo()
 PAPER = Depo(words=75, max_depth=16, queries=10, word_tokens=(1, 2), context_length=300, window_size=75)
 LONG_WORDS = Depo(words=8, vocabulary=4, word_tokens=[2, 3], queries=3, window_size=32)
-TASKS = {"mini": MINI, "paper": PAPER, "long words": LONG_WORDS}
+DEPO2 = Depo(words=10, vocabulary=4, word_tokens=(5, 7), queries=4, window_size=70)
+TASKS = {"mini": MINI, "paper": PAPER, "long words": LONG_WORDS, "Depo2": DEPO2}
 
 
 def every_task(test):

@@ -65,6 +65,38 @@ def test_problems_are_the_sources():
     assert dropped < 60
 
 
+@pytest.mark.parametrize(
+    "solution, expected",
+    [
+        ("So 3 * 4 = 12 apples\n#### 12", True),
+        ("She needs 78 / 12 = 6 pans\n#### 6", False),  # the source cuts off
+        ("5*0.5=2 tubes of blue paint", False),
+        ("That is 120 / 5 = 24 minutes, and 24 + 2 = 25 minutes", False),
+        ("80% of 1,000 students are 0.8*1,000 = 800 students", True),
+        ("a fee of $10 + (20% * $50) = $20 in all", True),
+        ("He walks 13 miles in 52 minutes, or 13/52 = 1/4 miles per minute", True),
+        ("for 12÷1/2=24 minutes", True),  # not read
+        ("so 2x+30=118", True),
+        ("136 + T = 219", True),
+        ("1 / 3 = 0.33", True),
+        ("no equation", True),
+    ],
+)
+def test_adds_up(solution, expected):
+    assert gsm_symbolic.adds_up(solution) == expected
+
+
+def test_what_does_not_add_up_is_dropped():
+    templates, generators = gsm_symbolic._source()
+    wrong = Counter()
+    for template in templates:
+        for i in range(20):
+            solution = generators[template](random.Random(i), 1.0)["metadata"]["answer_cot"]
+            wrong[template] += not gsm_symbolic.adds_up(solution)
+    assert 0 < wrong.total() < 0.02 * 20 * len(templates)
+    assert max(wrong.values()) < 20  # of no template all, so all depths stay
+
+
 def test_a_template_has_one_depth():
     templates, generators = gsm_symbolic._source()
     depths, single_sentences = defaultdict(set), set()
@@ -129,7 +161,7 @@ def test_examples_are_the_same_on_any_machine():
         "24",
     )
     vocabulary = "\n".join(sorted(TOKENIZER.get_vocab(), key=TOKENIZER.get_vocab().get))
-    assert hashlib.sha256(vocabulary.encode()).hexdigest()[:16] == "8b87575ebfaafaf6"
+    assert hashlib.sha256(vocabulary.encode()).hexdigest()[:16] == "1ecd70687140101c"
 
 
 def test_tokenizer(tmp_path):

@@ -49,7 +49,8 @@ Word = tuple[int, ...]
 class Depo(Task):
     """
     Walk a cycle. The paper: `Depo(words=75, max_depth=16, queries=10, word_tokens=(1, 2), context_length=300,
-    window_size=75)`.
+    window_size=75)`. These are the words of Depo1; those of Depo2 have 5 to 7 tokens out of 4, `word_tokens=(5, 7),
+    vocabulary=4`.
 
     Parameters
     ----------

@@ -21,9 +21,10 @@ What is notable:
 
 No shortcut: with a modulus m, given numbers are uniform and every operation but "product" is a bijection of each of
 its operands, so as long as one quantity below is unknown all answers are equally likely: 1/m, exactly. A product has
-no factor 0 and leaves 1/(m - 1). Plain integers leak (the sum of 70 and something is at least 70), the more the more
-operations were followed. Share of right answers of [`Gsm.shallow_solve`], which follows some of the operations, on the
-eval split (tests/test_gsm.py asserts these, with a margin):
+no factor 0 and leaves 1/(m - 1), and so does a number of a sentence left unread, as none is 0: modulo 3, whoever
+follows everything but one such number is right every other time. Plain integers leak (the sum of 70 and something is
+at least 70), the more the more operations were followed. Share of right answers of [`Gsm.shallow_solve`], which
+follows some of the operations, on the eval split (tests/test_gsm.py asserts these, with a margin):
 
     operations it takes                  1     2     4     6
     modulo 7, defaults     none        .143  .150  .139  .136     floor 1/7 = .143

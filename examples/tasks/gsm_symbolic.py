@@ -12,6 +12,7 @@ What is notable:
   and the same throughout: 27, 25, 17, 10, 2 and 2 templates have 2, 3, 4, 5, 6 and 7
 - a small byte-pair encoding, trained on the training split and the same every time; numbers are written digit by digit
 - answers are non-negative integers; the few problems with another answer (-1, 2047.5) are dropped
+- so are those whose worked solution does not add up, as the source cuts fractions off (78 / 12 = 6): 1 in 100
 - a hash of the text decides the split of a problem, whatever the seeds: no evaluation problem is in training, but all
   templates are in both
 - no program solves such a text, so [`GsmSymbolic.solve`] checks the form of an example and reads the answer off it
@@ -19,6 +20,8 @@ What is notable:
 
 import dataclasses
 import functools
+import itertools
+import math
 import random
 import re
 import zlib
@@ -38,6 +41,9 @@ PAD, END = "<pad>", "<end>"
 INSTRUCTION = " Give the result as your final answer. Do not include units."  # the same for all problems
 PROMPT = " Answer:"
 MIN_STEPS, MAX_STEPS = 2, 7
+ALGEBRA = re.compile(r"\b\d*[A-Zb-z]\b|[×÷]")  # a variable, or signs whose precedence only people know
+UNIT = re.compile(r"[$£€]|/?[A-Za-z][A-Za-z'/-]*")
+ARITHMETIC = r"[-+*/(). \d]*"
 SENTENCE_END = re.compile(r"(?<=[.?!]) (?=\S)")
 MIN_VOCABULARY = 384  # bytes, special tokens and some pairs
 CORPUS_SIZE = 4000  # problems that the tokenizer is trained on
@@ -160,7 +166,7 @@ def _source() -> tuple[tuple[int, ...], dict]:
 
 
 def _draw(rng: random.Random) -> tuple[str, str, str, int] | None:
-    """Draw a problem: context, question, answer and steps. None: it has no context or no integer answer."""
+    """Draw a problem: context, question, answer and steps. None: no context, no integer answer, or a wrong one."""
     # The dataset itself would be made anew for every example, at four times the cost, or else its problem i of seed s
     # would be problem i - 1 of seed s + 1.
     templates, generators = _source()
@@ -169,8 +175,37 @@ def _draw(rng: random.Random) -> tuple[str, str, str, int] | None:
     answer = problem["answer"]
     if not context or not re.fullmatch(r"\d+", answer):
         return None
-    steps = sum("=" in line for line in problem["metadata"]["answer_cot"].splitlines())
+    solution = problem["metadata"]["answer_cot"]
+    if not adds_up(solution):
+        return None
+    steps = sum("=" in line for line in solution.splitlines())
     return " ".join(context), question, answer, steps
+
+
+def adds_up(solution: str) -> bool:
+    """Whether no equation of a worked solution is wrong, as far as it is plain arithmetic."""
+    for line in solution.splitlines():
+        if ALGEBRA.search(line):
+            continue
+        line = re.sub(r"(?<=\d),(?=\d{3})", "", line)
+        line = re.sub(r"([\d.]*\d)%", r"(\1/100)", line)
+        sides = UNIT.sub(" ", re.sub(r"^ *- ", "", line)).split("=")
+        for left, right in itertools.pairwise(sides):
+            values = _value(re.search(ARITHMETIC + "$", left)[0]), _value(re.match(ARITHMETIC, right)[0])
+            if None not in values and not math.isclose(*values, rel_tol=1e-3, abs_tol=0.01):  # the source rounds
+                return False
+    return True
+
+
+def _value(expression: str) -> float | None:
+    """Of digits, brackets and the four operations; None if it is no expression."""
+    expression = expression.strip(" .")
+    if re.search(r"[\d)] *\(|[\d).] +[\d.]", expression):  # Python would take these for calls, or warn
+        return None
+    try:
+        return float(eval(expression, {"__builtins__": {}}))  # nothing but ARITHMETIC comes here
+    except (SyntaxError, TypeError, ZeroDivisionError):
+        return None
 
 
 def draw_problem(rng: random.Random, split: str) -> tuple[str, str, str, int]:
