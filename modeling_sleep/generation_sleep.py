@@ -244,7 +244,7 @@ class _RaiseIfNotANumber(LogitsProcessor):
     """NaN in S shows in the next logits; greedy search would go on and return nonsense."""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if scores.isnan().any():
+        if scores.amax().isnan():  # NaN is the largest of all, and one number is looked at faster than a vocabulary
             raise FloatingPointError(
                 "The logits are not a number: weights or fast weights are NaN. With a float16 model, try bfloat16 or "
                 "float32."

@@ -256,6 +256,12 @@ def test_profile():
 # What the machine has to do.
 
 
+def test_operations_are_counted_in_inference_mode():
+    linear, x = torch.nn.Linear(5, 7), torch.randn(3, 5)
+    with torch.inference_mode():
+        assert machine.count(linear, x)[0] == 2 * 3 * 5 * 7
+
+
 def test_operations_and_bytes_are_those_of_the_shapes():
     a, b = torch.randn(3, 5, requires_grad=True), torch.randn(5, 7, requires_grad=True)
     forward = 2 * 3 * 5 * 7

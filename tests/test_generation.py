@@ -256,6 +256,16 @@ def test_inference_mode_changes_nothing(model):
     assert cache.layers[0].stored_length() == 0
 
 
+def test_what_generation_remembers_can_be_trained_on(model):
+    """Passes asleep run in inference mode, whose tensors no backward may keep."""
+    output = model.generate(make_ids(2, 9), max_new_tokens=12, sleep_passes=3, return_dict_in_generate=True)
+    cache = output.past_key_values
+    assert cache.layers[0].sleeps > 0
+    assert not any(tensor.is_inference() for tensor in tensors_of(cache).values())
+    model(make_ids(2, 9), past_key_values=cache, sleep_passes=3).logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 # Streamers and pipelines.
 
 

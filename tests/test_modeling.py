@@ -424,6 +424,28 @@ def test_windows_read_side_by_side_give_what_one_after_the_other_does(
     assert largest_difference(found_gradients, expected_gradients) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("rest", [0, 2])
+def test_without_a_cache_the_last_window_is_read_beside_the_others_if_it_is_full(rest, monkeypatch):
+    model = make_model(torch.float64)
+    ids = make_ids(2, 3 * L + rest)
+    calls = []
+    wake = model.model._wake
+    monkeypatch.setattr(model.model, "_wake", lambda *args, **kwargs: calls.append(1) or wake(*args, **kwargs))
+
+    def read(use_cache):
+        calls.clear()
+        model.zero_grad()
+        output = model(ids, labels=ids, use_cache=use_cache)
+        output.loss.backward()
+        return len(calls), output.logits, gradients(model)
+
+    one_by_one, expected, expected_gradients = read(use_cache=True)
+    side_by_side, found, found_gradients = read(use_cache=False)
+    assert one_by_one == 2 and side_by_side == 1 + (rest > 0)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    assert largest_difference(found_gradients, expected_gradients) < 1e-12
+
+
 @pytest.mark.parametrize("option", ["callback", "passes", "hidden states", "cut", "checkpointing"])
 def test_windows_are_read_one_after_the_other_where_it_matters(option, monkeypatch):
     model = make_model(bptt_windows=2 if option == "cut" else None)

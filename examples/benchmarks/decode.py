@@ -1,9 +1,10 @@
 """What a token costs, by how many came before it.
 
-Token by token through `forward`, as `generate` does it. Our sleeps are taken between two tokens and timed apart; with
-them, a token costs its share of a sleep more. The context is not read but laid into the cache (`models.py`). A peer's
-ratio comes from rounds of one window of ours, and as many tokens of the peer's as take a similar time. What a peer
-pays includes the copy of its `DynamicCache` that every new token makes.
+Token by token through `forward`, under `no_grad` as in `generate`, whose own work on a token (masks, positions, the
+choice of the next) comes on top for all alike. Our sleeps are taken between two tokens and timed apart; with them, a
+token costs its share of a sleep more. The context is not read but laid into the cache (`models.py`). A peer's ratio
+comes from rounds of one window of ours, and as many tokens of the peer's as take a similar time. What a peer pays
+includes the copy of its `DynamicCache` that every new token makes.
 """
 
 import copy
@@ -108,6 +109,14 @@ def measure(bench: Bench) -> Result:
     rounds = bench.in_turn({"both": lambda: together(late, early)}, f"decode: {named(last)} and {named(first)}")
     name = f"ms per token at {named(last)} over {named(first)}, sleep apart"
     rows.append(Row(name, setting, target=1.05, **rounds.ratio("late", "early")))
+
+    def unseen() -> float:
+        with torch.inference_mode():
+            return late.window()[OURS]
+
+    rounds = bench.in_turn({"inference_mode": unseen, "no_grad": lambda: early.window()[OURS]}, "decode: modes")
+    name = "ms per token under inference_mode, over no_grad"
+    rows.append(Row(name, setting, **rounds.ratio("inference_mode", "no_grad")))
 
     for context in contexts(bench):
         ours, pairs = OurStream(bench, context), []

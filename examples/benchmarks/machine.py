@@ -63,6 +63,11 @@ class Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function.overloadpacket not in FORMULA_OF and torch.is_inference_mode_enabled():
+            with self:  # there, `linear` and the like come here as they are
+                result = function.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         result = function(*args, **kwargs)
         node = torch._C._current_autograd_node()
         if node is None:

@@ -32,6 +32,7 @@ Notable:
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -51,7 +52,7 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, is_torchdynamo_compiling
+from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_compiling
 from transformers.utils.output_capturing import capture_outputs
 
 from .adopt_sleep import adopt
@@ -136,14 +137,21 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
 
 
 @dataclass
-class SleepWindowOutput(ModelOutput):
-    """What one wake pass gives: its last hidden states, and the layers' new states."""
+class SleepWindowOutput:
+    """
+    What one wake pass gives: its last hidden states, and the layers' new states.
+
+    No [`ModelOutput`], as making one takes a hundredth of a token's time; `capture_outputs` sets items of it.
+    """
 
     last_hidden_state: torch.Tensor | None = None
     kept_hidden_states: torch.Tensor | None = None
     layers: list | None = None
     hidden_states: tuple | None = None
     attentions: tuple | None = None
+
+    def __setitem__(self, name: str, value: tuple) -> None:
+        setattr(self, name, value)
 
 
 class SleepModel(SleepPreTrainedModel):
@@ -219,9 +227,12 @@ class SleepModel(SleepPreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         passes = self.check_sleep_passes(sleep_passes)
         if inputs_embeds is None:
-            if input_ids.device.type == "cpu":  # elsewhere the check would wait for the device; it has its own assert
+            self._check_shape(input_ids)
+            try:
+                inputs_embeds = self.embed_tokens(input_ids)
+            except IndexError:  # on a CPU, as every other device asserts by itself
                 self.check_input_ids(input_ids)
-            inputs_embeds = self.embed_tokens(input_ids)
+                raise
         if use_cache is None:
             use_cache = self.config.use_cache and not (self.gradient_checkpointing and self.training)
         if use_cache and past_key_values is None:
@@ -237,14 +248,16 @@ class SleepModel(SleepPreTrainedModel):
         if is_sharded(self.layers[0]):
             inputs_embeds = self._keep_in_step(inputs_embeds, len(windows), state, passes)
         outputs, begin, i = [], 0, 0
-        at_once = self._windows_at_once(passes, sleep_callback, kwargs) if len(windows) > 2 else 1
+        # The last window stays in the cache if there is one, and may not be full; the others can be read side by side.
+        alone = int(past_key_values is not None or windows[-1] < self.config.window_size)
+        at_once = self._windows_at_once(passes, sleep_callback, kwargs) if len(windows) - alone > 1 else 1
         while i < len(windows):
             if state.stored >= self.config.window_size:
                 state = self._sleep(state, passes, sleep_callback)
             if i > 0 and self._cuts_backward(len(windows) - i):
                 state = _detach(state)
-            # The last window stays in the cache, and one that is begun already is not alone in it.
-            number = max(1, min(at_once, len(windows) - 1 - i)) if state.stored == 0 else 1
+            # One that is begun already is not alone in the cache.
+            number = max(1, min(at_once, len(windows) - alone - i)) if state.stored == 0 else 1
             read = self._wake_window if number == 1 else partial(self._wake_windows, number)
             window = slice(begin, begin + sum(windows[i : i + number]))
             # Contiguous, so that a compiled layer meets every window in one layout.
@@ -371,7 +384,11 @@ class SleepModel(SleepPreTrainedModel):
             # passes are in memory, as their hidden states and S, and one of them in full.
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 consolidate = partial(self._gradient_checkpointing_func, consolidate)
-            *after, changes = consolidate(state.kept_hidden_states, *before)
+            unseen = self._is_unseen_asleep()
+            with torch.inference_mode() if unseen else nullcontext():
+                *after, changes = consolidate(state.kept_hidden_states, *before)
+            if unseen:  # a copy may be trained on from; what was made in that mode may not
+                after = [x.clone() for x in after]
             layers = list(state.layers)
             for i, recurrent_state in zip(recurrent, after, strict=True):
                 layers[i] = (recurrent_state, None)
@@ -392,6 +409,15 @@ class SleepModel(SleepPreTrainedModel):
                 )
             )
         return state
+
+    def _is_unseen_asleep(self) -> bool:
+        """
+        Whether torch need not keep track of what the passes of a sleep make: without gradients, nobody sees it but S.
+
+        Compiled layers would be compiled for that mode as well, and sharded ones keep what they gather.
+        """
+        compiled = is_torchdynamo_compiling() or self.layers[0]._compiled_call_impl is not None
+        return not (torch.is_grad_enabled() or compiled or is_sharded(self.layers[0]))
 
     def _consolidate(self, hidden_states, recurrent, recurrent_states, passes, context, callback):
         """
@@ -490,17 +516,20 @@ class SleepModel(SleepPreTrainedModel):
     def _window_context(self, hidden_states, kept_mask, stored, padding_mask, **kwargs) -> dict:
         """Positions and masks of `hidden_states` behind `stored` tokens of the window; the same for every pass."""
         length = hidden_states.shape[1]
-        return {
-            "position_embeddings": rotary_embedding(
-                self.config, stored, length, hidden_states.dtype, hidden_states.device
-            ),
-            "attention_mask": create_causal_mask(
+        attention_mask = None
+        if length > 1 or kept_mask is not None:  # a single token sees all that there is
+            attention_mask = create_causal_mask(
                 config=self.config,
                 inputs_embeds=hidden_states,
                 attention_mask=kept_mask,
                 past_key_values=_WindowSizes(stored) if stored else None,
                 position_ids=None,
+            )
+        return {
+            "position_embeddings": rotary_embedding(
+                self.config, stored, length, hidden_states.dtype, hidden_states.device
             ),
+            "attention_mask": attention_mask,
             "padding_mask": padding_mask,
             **kwargs,
         }
@@ -530,12 +559,15 @@ class SleepModel(SleepPreTrainedModel):
             )
         return sleep_passes
 
-    def check_input_ids(self, input_ids: torch.Tensor) -> None:
-        """Raise if there is no token, or an id is not in the vocabulary."""
+    def _check_shape(self, input_ids: torch.Tensor) -> None:
         if input_ids.ndim != 2 or input_ids.numel() == 0:
             raise ValueError(
                 f"`input_ids` must have shape (batch, length), with at least one token, got {tuple(input_ids.shape)}."
             )
+
+    def check_input_ids(self, input_ids: torch.Tensor) -> None:
+        """Raise if there is no token, or an id is not in the vocabulary."""
+        self._check_shape(input_ids)
         if is_torchdynamo_compiling():
             return
         low, high = (int(x) for x in input_ids.aminmax())
@@ -575,6 +607,8 @@ class SleepModel(SleepPreTrainedModel):
         batch, length = shape
         if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch) or position_ids.shape[1] != length:
             raise ValueError(f"`position_ids` must have shape ({batch}, {length}), got {tuple(position_ids.shape)}.")
+        if length == 1:
+            return
         steps = position_ids.diff(dim=-1)
         consecutive = steps == 1
         if mask is not None:
