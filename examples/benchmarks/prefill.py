@@ -30,7 +30,7 @@ def ours(passes: int) -> str:
 
 @torch.no_grad()
 def measure(bench: Bench) -> Result:
-    rows, data = sleeps(bench), {"ms": {}}
+    rows, data = [*sleeps(bench), without_logits(bench)], {"ms": {}}
     model = build(OURS, bench)
     peers = {name: build(name, bench) for name in PEERS}
     for length in lengths(bench):
@@ -69,6 +69,19 @@ def sleeps(bench: Bench) -> list[Row]:
         name = f"sleep of N = {passes} over {passes - 1} x the window's prefill"
         rows.append(Row(name, described(bench), target=1.05, **rounds.ratio("sleep", "prefill", passes - 1)))
     return rows
+
+
+def without_logits(bench: Bench) -> Row:
+    """What it saves that a prompt's logits, but for the last, are not computed."""
+    vocabulary = 5_000 if bench.quick else 50_000
+    model = build(OURS, bench, vocab_size=vocabulary)
+    tokens = bench.tokens(vocabulary, 1, 4 * bench.window_size)
+    sides = {
+        name: partial(bench.timed, model, tokens, logits_to_keep=keep) for name, keep in (("last", 1), ("all", 0))
+    }
+    rounds = bench.in_turn(sides, "prefill: logits")
+    setting = f"4 windows, N = {model.config.sleep_passes}, vocabulary {vocabulary:,}; {described(bench)}"
+    return Row("reading with the last token's logits, over all logits", setting, **rounds.ratio("last", "all"))
 
 
 def tables(data: dict) -> str:

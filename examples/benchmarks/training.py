@@ -6,9 +6,12 @@ its cache kept, and OLMo-Hybrid of transformers. Peak memory is that of a proces
 """
 
 from functools import partial
+from unittest import mock
 
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
+
+from modeling_sleep import modeling_sleep
 
 from . import memory, report
 from .bench import Bench, Result, Row, short
@@ -18,6 +21,7 @@ from .models import KEPT, OLMO, OURS, described
 
 TITLE = "Training"
 PASSES = (1, 2, 4)
+ONE_BY_ONE = "one window after the other"
 
 
 def windows(bench: Bench) -> tuple[int, ...]:
@@ -52,6 +56,14 @@ def times(bench: Bench, count: int, checkpointing: bool, points: list[dict]) -> 
     for name, step in steps.items():
         model = memory.trained(step, bench)
         todo[name] = partial(bench.timed, memory.run, model, step, memory.text(model, step, bench))
+
+    def one_by_one() -> float:
+        """N = 1 as every other N is read."""
+        with mock.patch.object(modeling_sleep, "TOKENS_AT_ONCE", 0):
+            return todo[ours(1)]()
+
+    if not checkpointing:  # which reads them like that anyway
+        todo[ONE_BY_ONE] = one_by_one
     rounds = bench.in_turn(todo, f"training: {count} windows{note}", min_rounds=3 if bench.quick else 5)
     setting = f"{count} windows, labels everywhere; {described(bench, BATCH)}"
     for name in steps:
@@ -68,6 +80,9 @@ def times(bench: Bench, count: int, checkpointing: bool, points: list[dict]) -> 
         found = rounds.ratio(ours(passes), ours(1), factor=cost)
         title = f"training step of N = {passes} per pass{note}, over N = 1"
         rows.append(Row(title, setting, target=1.05, **found))
+    if not checkpointing:
+        title = f"training step of N = 1, windows side by side over {ONE_BY_ONE}"
+        rows.append(Row(title, setting, **rounds.ratio(ours(1), ONE_BY_ONE)))
     return rows
 
 
