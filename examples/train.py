@@ -242,7 +242,7 @@ def claim_folder(output: Path, run: dict) -> dict:
     changed = what_differs(run, theirs)
     has_results = (output / "results.json").exists()
     if has_results and not changed:
-        raise ValueError(f"{output} has results of another evaluation of this run: give another --output")
+        raise ValueError(f"{output} has results of another evaluation of this run: ask it more with evaluate_run.py")
     if changed and (has_results or last_checkpoint(output)):
         raise ValueError(
             f"{output} has {'results' if has_results else 'checkpoints'} of another run (what differs: "

@@ -13,7 +13,8 @@ def plot_results(results: dict, path: Path) -> bool:
     Parameters
     ----------
     results : dict
-        With `counts` and `depth_name`, and `losses` if they were kept, as `examples/train.py` writes them.
+        With `counts` and `depth_name`, and `training` and `losses` if they were kept, as `examples/train.py` writes
+        them. Dashed is an N that was never trained.
     path : Path
         A PNG file.
 
@@ -27,21 +28,28 @@ def plot_results(results: dict, path: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    by_depth, by_step = figure.subplots(ncols=2)
+    losses = results.get("losses")
+    panels = 2 if losses else 1
+    figure = Figure(figsize=(8 if losses else 5.5, 3.2), layout="constrained")
+    by_depth, *others = figure.subplots(ncols=panels, squeeze=False)[0]
     numbers = list(dict.fromkeys(row["passes"] for row in results["counts"]))
+    trained = results.get("training", {}).get("passes", numbers)
     for i, n in enumerate(numbers):
         rows = [row for row in results["counts"] if row["passes"] == n]
         color = matplotlib.colormaps["viridis"](0.9 * i / max(1, len(numbers) - 1))
         shares = [100 * row["exact_match"] for row in rows]
-        by_depth.plot([row["depth"] for row in rows], shares, "o-", color=color, markersize=4, label=f"N = {n}")
+        line = "o-" if n in trained else "o--"
+        by_depth.plot([row["depth"] for row in rows], shares, line, color=color, markersize=4, label=f"N = {n}")
     by_depth.set(xlabel=results["depth_name"], ylabel="whole answer right (%)", ylim=(-3, 103))
-    by_depth.legend(frameon=False, fontsize=8)
-    if losses := results.get("losses"):
+    if losses:
+        by_depth.legend(frameon=False, fontsize=8)
+    else:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    for by_step in others:
         by_step.plot(*zip(*losses), color="0.3", linewidth=1)
         by_step.set_yscale("log")
-    by_step.set(xlabel="optimizer steps", ylabel="training loss")
-    for axes in (by_depth, by_step):
+        by_step.set(xlabel="optimizer steps", ylabel="training loss")
+    for axes in (by_depth, *others):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, metadata={"Software": None})  # without the version of who drew it

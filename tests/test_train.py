@@ -5,6 +5,7 @@ import functools
 import json
 import shutil
 
+import evaluate_run
 import pytest
 import torch
 import train as train_module
@@ -327,6 +328,36 @@ def test_a_finished_run_stays_as_it_is(tmp_path, capsys, monkeypatch):
 
 
 # Evaluation
+
+
+@pytest.mark.parametrize("variant", ["any N", "amnesia"])
+def test_a_finished_run_can_be_asked_more(variant, tmp_path, capsys):
+    run = tmp_path / "run"
+    main(["rule110-mini", "--variant", variant, "--output", str(run), "--cpu", "--set", *SMALL])
+    results = (run / "results.json").read_text()
+    capsys.readouterr()
+    evaluate_run.main([str(run), "--cpu", "--output", str(tmp_path / "again")])
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["counts"] == json.loads(results)["counts"]
+    assert again["run"]["variant"] == variant
+    more = ["--passes", "1", "8", "--depths", "1", "2", "--num-examples", "3", "--seed", "5"]
+    evaluate_run.main([str(run), "--cpu", "--output", str(tmp_path / "more"), *more])
+    more = json.loads((tmp_path / "more.json").read_text())
+    assert [(x["passes"], x["depth"], x["total"]) for x in more["counts"]] == [
+        (1, 1, 3),
+        (1, 2, 3),
+        (8, 1, 3),
+        (8, 2, 3),
+    ]
+    assert (tmp_path / "more.png").read_bytes().startswith(b"\x89PNG")
+    assert "| 8, never trained |" in capsys.readouterr().out
+    assert (run / "results.json").read_text() == results
+
+
+def test_what_is_no_run_cannot_be_asked(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        evaluate_run.main([str(tmp_path)])
+    assert "is not the folder of a finished run: it has no results.json" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
