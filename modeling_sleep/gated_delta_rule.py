@@ -84,19 +84,19 @@ def recurrent_gated_delta_rule(
     """The rule as it is written, token by token. Same parameters and return as `gated_delta_rule`."""
     dtype = value.dtype
     query, key, value, log_decay, beta, state = _prepare(query, key, value, log_decay, beta, initial_state)
-    # (batch, heads, seq_len, dim): a token's slice has its vectors as rows, and its gates as matrices of one entry.
-    query, key = l2_normalise(torch.stack([query, key]).transpose(2, 3))
-    query = query * query.shape[-1] ** -0.5
-    inputs = (query, key, value.transpose(1, 2), *(x.mT.unsqueeze(-1) for x in (log_decay.exp(), beta)))
+    query = l2_normalise(query) * query.shape[-1] ** -0.5
+    key = l2_normalise(key)
+    # S reads columns and answers in rows; gates are matrices of one entry.
+    columns, rows = (query.unsqueeze(-1), key.unsqueeze(-1)), (value.unsqueeze(-2),)
+    gates = (x[..., None, None] for x in (log_decay.exp(), beta))
     outputs = []
-    with _no_autocast(value.device):
-        for query, key, value, alpha, beta in zip(*(x.split(1, dim=2) for x in inputs), strict=True):
-            state = alpha * state
-            error = value - key @ state  # what S does not yet answer to this key
-            state = torch.addcmul(state, key.mT, beta * error)
-            outputs.append(query @ state)
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return output.transpose(1, 2).to(dtype), state
+    for query, key, value, alpha, beta in zip(*(x.unbind(1) for x in (*columns, *rows, *gates)), strict=True):
+        state = alpha * state
+        # Sums, as the kernel of a product of such small matrices takes longer to get going than they do.
+        error = value - (key * state).sum(-2, keepdim=True)  # what S does not yet answer to this key
+        state = torch.addcmul(state, key, beta * error)
+        outputs.append((query * state).sum(-2))
+    return torch.stack(outputs, dim=1).to(dtype), state
 
 
 def chunked_gated_delta_rule(
