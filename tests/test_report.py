@@ -216,3 +216,5 @@ def test_the_committed_tables_are_those_of_the_committed_results(monkeypatch):
     with pytest.raises(SystemExit) as exit:
         main([*files, "--check", "--into", "docs/RESULTS.md"])
     assert exit.value.code == 0
+    for path in Path("docs/results/tried").glob("*/*.jsonl"):
+        assert read(path).recipe == path.stem
