@@ -3,12 +3,14 @@
 Token by token through `forward`, under `no_grad` as in `generate`, whose own work on a token (masks, positions, the
 choice of the next) comes on top for all alike. Our sleeps are taken between two tokens and timed apart; with them, a
 token costs its share of a sleep more. The context is not read but laid into the cache (`models.py`). A peer's ratio
-comes from rounds of one window of ours, and as many tokens of the peer's as take a similar time. What a peer pays
-includes the copy of its `DynamicCache` that every new token makes.
+comes from rounds of one window of ours, and as many tokens of the peer's as take a similar time; the sliding window,
+which is about as fast, and ours take turns token by token. What a peer pays includes the copy of its `DynamicCache`
+that every new token makes.
 """
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from matplotlib.figure import Figure
 
 from . import report
 from .bench import Bench, Result, Row, named, short
-from .models import FULL, MODELS, OURS, PEERS, build, described, filled, fits, parameters
+from .models import FULL, MODELS, OURS, PEERS, SLIDING, build, described, filled, fits, parameters
 
 
 TITLE = "Decoding"
@@ -38,7 +40,8 @@ class Stream:
     """A text that a model is in the middle of."""
 
     def __init__(self, name: str, bench: Bench, context: int):
-        self.model, self.bench = build(name, bench), bench
+        self.name, self.bench = name, bench
+        self.model = build(name, bench)
         self.cache = filled(self.model, bench, context)
         self.token = bench.tokens(self.model.config.vocab_size, 1, 1)
 
@@ -61,10 +64,15 @@ class OurStream(Stream):
         super().__init__(OURS, bench, context)
         self.model.sleep(self.cache, sleep_passes=2)
 
-    def window(self) -> dict[str, float]:
-        """Seconds per token through one whole window, of a sleep after it, and of a token with its share of that."""
-        awake = self.decode(self.bench.window_size)
-        seconds = {OURS: awake}
+    def window(self, beside: Stream | None = None) -> dict[str, float]:
+        """
+        Seconds per token through one whole window, of a sleep after it, and of a token with its share of that.
+
+        `beside` is a peer about as fast, which takes a token of its own for each of ours.
+        """
+        streams = {OURS: self} if beside is None else {OURS: self, beside.name: beside}
+        seconds = by_turns(streams, self.bench.window_size)
+        awake = seconds[OURS]
         for passes in PASSES:
             cache = self.cache if passes == PASSES[-1] else copy.deepcopy(self.cache)
             sleep = self.bench.timed(self.model.sleep, cache, sleep_passes=passes)
@@ -72,16 +80,21 @@ class OurStream(Stream):
         return seconds
 
 
+def by_turns(streams: dict[str, Stream], tokens: int) -> dict[str, float]:
+    """Seconds per token of texts that are gone through side by side, token by token."""
+    seconds = {name: [] for name in streams}
+    for position in range(tokens):
+        for name in streams if position % 2 else reversed(streams):
+            seconds[name].append(streams[name].decode(1))
+    return {name: float(np.median(found)) for name, found in seconds.items()}
+
+
 def together(late: OurStream, early: OurStream) -> dict[str, float]:
-    """Seconds per token of two texts that go through their windows side by side, token by token."""
-    seconds = {"late": [], "early": []}
-    for position in range(late.bench.window_size):
-        sides = [("late", late), ("early", early)]
-        for name, stream in sides if position % 2 else sides[::-1]:
-            seconds[name].append(stream.decode(1))
+    """Seconds per token of two texts of ours."""
+    seconds = by_turns({"late": late, "early": early}, late.bench.window_size)
     for stream in (late, early):
         stream.model.sleep(stream.cache, sleep_passes=2)
-    return {name: float(np.median(found)) for name, found in seconds.items()}
+    return seconds
 
 
 def contexts(bench: Bench) -> list[int]:
@@ -125,8 +138,11 @@ def measure(bench: Bench) -> Result:
                 data["left out"].append(f"{peer} at {named(context)}")
                 continue
             stream = Stream(peer, bench, context)
-            rounds = bench.in_turn({OURS: ours.window, peer: stream.burst}, f"decode: {peer}, {named(context)}")
-            del stream  # its cache may be most of the memory
+            sides = {OURS: ours.window, peer: stream.burst}
+            if peer == SLIDING:
+                sides = {"both": partial(ours.window, beside=stream)}
+            rounds = bench.in_turn(sides, f"decode: {peer}, {named(context)}")
+            del stream, sides  # its cache may be most of the memory
             pairs.append(rounds)
             data["ms"].setdefault(peer, {})[context] = rounds.ms(peer)
             wanted = {OURS: AHEAD_FROM}
