@@ -4,7 +4,7 @@ The profiler's time of every operation goes to the part of the model that called
 whose forward it belongs to. What is left of the clock's time is Python, dispatch and the profiler itself, which makes
 small operations look dear: unprofiled, the call takes what the caption says. The floor of a part is the larger of two:
 its floating point operations at the rate of a large matrix product, and the bytes that they read and write at the rate
-of a large copy. Element-wise work (norms, gates, activations) has no floor here.
+of a large copy. Element-wise work (norms, gates, activations, the rule of a single token) has no floor here.
 
 The linear maps that a Gated DeltaNet layer begins with could be one. They stay apart, as LoRA, quantisation and other
 hybrids' checkpoints know them by their names; the last table says what that costs.
