@@ -7,6 +7,7 @@ in the recipe. `--output NAME` keeps the counts, with their intervals, as NAME.j
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from accelerate import PartialState
 from controls import AmnesiacForCausalLM
 from evaluation import evaluate_by_depth
-from tasks import TASKS
+from recipe import Evaluation, build_task
 
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.hub_upload.card import table
@@ -36,10 +37,10 @@ def main(argv: Sequence[str] | None = None):
     if not (args.run / "results.json").is_file():
         parser.error(f"{args.run} is not the folder of a finished run: it has no results.json")
     results = json.loads((args.run / "results.json").read_text(encoding="utf-8"))
-    task = dict(results["task"])
-    task = TASKS[task.pop("name")](**task)
-    asked = {name: getattr(args, name) for name in ("passes", "depths", "num_examples", "batch_size")}
+    task = build_task(results["task"])
+    asked = {field.name: getattr(args, field.name) for field in dataclasses.fields(Evaluation)}
     asked = results["evaluation"] | {name: value for name, value in asked.items() if value is not None}
+    asked = dataclasses.asdict(Evaluation(**asked))
 
     torch.set_num_threads(1)  # more seldom help a small model
     model_class = AmnesiacForCausalLM if results["training"].get("amnesia") else SleepForCausalLM

@@ -184,12 +184,8 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
             raise ValueError(f"an override looks like training.max_steps=100, not {override!r}")
         _section(settings, section)[key] = _parse(value)
 
-    task = dict(settings["task"])
-    task_class = TASKS.get(task.pop("name", None))
-    if task_class is None:
-        raise ValueError(f"the task's name must be one of {', '.join(TASKS)}, got {settings['task'].get('name')!r}")
+    task = build_task(settings["task"])
     _check_names(settings["model"], SleepConfig, "model")
-    task = _build(task_class, task, "task")
     tokenizer = task.tokenizer()
     settings["model"].update(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)  # overrides may change it
     config = SleepConfig(**settings["model"])
@@ -215,6 +211,15 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
         evaluation=evaluation,
         settings=settings,
     )
+
+
+def build_task(settings: dict[str, Any]) -> Task:
+    """The task of a recipe's section, or of a run's: its name, and its fields."""
+    settings = dict(settings)
+    name = settings.pop("name", None)
+    if name not in TASKS:
+        raise ValueError(f"the task's name must be one of {', '.join(TASKS)}, got {name!r}")
+    return _build(TASKS[name], settings, "task")
 
 
 def what_differs(run: dict, other: dict) -> list[str]:

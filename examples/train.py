@@ -240,12 +240,12 @@ def claim_folder(output: Path, run: dict) -> dict:
     claim = output / "run.json"
     theirs = json.loads(claim.read_text(encoding="utf-8")) if claim.exists() else {}
     changed = what_differs(run, theirs)
-    has_results = (output / "results.json").exists()
-    if has_results and not changed:
+    finished = (output / "results.json").exists()
+    if finished and not changed:
         raise ValueError(f"{output} has results of another evaluation of this run: ask it more with evaluate_run.py")
-    if changed and (has_results or last_checkpoint(output)):
+    if changed and (finished or last_checkpoint(output)):
         raise ValueError(
-            f"{output} has {'results' if has_results else 'checkpoints'} of another run (what differs: "
+            f"{output} has {'results' if finished else 'checkpoints'} of another run (what differs: "
             f"{', '.join(changed)}): give another --output, or remove the folder"
         )
     return run if changed else theirs

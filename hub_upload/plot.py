@@ -29,9 +29,9 @@ def plot_results(results: dict, path: Path) -> bool:
     except ImportError:
         return False
     losses = results.get("losses")
-    panels = 2 if losses else 1
     figure = Figure(figsize=(8 if losses else 5.5, 3.2), layout="constrained")
-    by_depth, *others = figure.subplots(ncols=panels, squeeze=False)[0]
+    panels = figure.subplots(ncols=2 if losses else 1, squeeze=False)[0]
+    by_depth = panels[0]
     numbers = list(dict.fromkeys(row["passes"] for row in results["counts"]))
     trained = results.get("training", {}).get("passes", numbers)
     for i, n in enumerate(numbers):
@@ -43,13 +43,13 @@ def plot_results(results: dict, path: Path) -> bool:
     by_depth.set(xlabel=results["depth_name"], ylabel="whole answer right (%)", ylim=(-3, 103))
     if losses:
         by_depth.legend(frameon=False, fontsize=8)
-    else:
-        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
-    for by_step in others:
+        by_step = panels[1]
         by_step.plot(*zip(*losses), color="0.3", linewidth=1)
         by_step.set_yscale("log")
         by_step.set(xlabel="optimizer steps", ylabel="training loss")
-    for axes in (by_depth, *others):
+    else:
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    for axes in panels:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, metadata={"Software": None})  # without the version of who drew it

@@ -70,7 +70,7 @@ class OurStream(Stream):
 
         `beside` is a peer about as fast, which takes a token of its own for each of ours.
         """
-        streams = {OURS: self} if beside is None else {OURS: self, beside.name: beside}
+        streams = {stream.name: stream for stream in (self, beside) if stream is not None}
         seconds = by_turns(streams, self.bench.window_size)
         awake = seconds[OURS]
         for passes in PASSES:

@@ -69,15 +69,17 @@ def forward_and_backward(rule, inputs):
 
 def compare(bench: Bench, peak: machine.Peak, way, mine, theirs, inputs, label: str):
     """Rounds of ours, theirs and the floor; and how far apart their results are."""
-    results = zip(way(mine, inputs), way(theirs, inputs), strict=True)
-    error = max(((x - y).abs().max() / y.abs().max()).item() for x, y in results)
+    results = way(mine, inputs)
+    pairs = zip(results, way(theirs, inputs), strict=True)
+    error = max(((x - y).abs().max() / y.abs().max()).item() for x, y in pairs)
     if not error < 1e-4:
         raise RuntimeError(f"ours and theirs differ by {error:.1e}: {label}")
     flops, _ = machine.count(way, mine, inputs)
-    touched = sum(x.nbytes for x in (*inputs, *way(mine, inputs)))
+    touched = sum(x.nbytes for x in (*inputs, *results))
 
     def floor() -> dict[str, float]:
-        seconds = {"matmul": flops * best(peak.matmul), "copy": touched * best(peak.copy)}
+        per = peak.both(times=3)
+        seconds = {"matmul": flops * per["flop"], "copy": touched * per["byte"]}
         return {**seconds, "floor": max(seconds.values())}
 
     sides = {
@@ -86,11 +88,6 @@ def compare(bench: Bench, peak: machine.Peak, way, mine, theirs, inputs, label: 
         "floor": floor,
     }
     return bench.in_turn(sides, label), flops, error
-
-
-def best(measured) -> float:
-    """Of three: what disturbs a single one would lift the floor."""
-    return min(measured() for _ in range(3))
 
 
 def measure(bench: Bench) -> Result:

@@ -87,10 +87,10 @@ def recurrent_gated_delta_rule(
     query = l2_normalise(query) * query.shape[-1] ** -0.5
     key = l2_normalise(key)
     # S reads columns and answers in rows; gates are matrices of one entry.
-    columns, rows = (query.unsqueeze(-1), key.unsqueeze(-1)), (value.unsqueeze(-2),)
-    gates = (x[..., None, None] for x in (log_decay.exp(), beta))
+    vectors = query.unsqueeze(-1), key.unsqueeze(-1), value.unsqueeze(-2)
+    gates = log_decay.exp()[..., None, None], beta[..., None, None]
     outputs = []
-    for query, key, value, alpha, beta in zip(*(x.unbind(1) for x in (*columns, *rows, *gates)), strict=True):
+    for query, key, value, alpha, beta in zip(*(x.unbind(1) for x in (*vectors, *gates)), strict=True):
         state = alpha * state
         # Sums, as the kernel of a product of such small matrices takes longer to get going than they do.
         error = value - (key * state).sum(-2, keepdim=True)  # what S does not yet answer to this key
