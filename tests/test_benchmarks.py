@@ -25,6 +25,7 @@ from benchmarks import (
     rule,
     run,
     training,
+    window,
 )
 from benchmarks.bench import Bench, Result, Rounds, Row, named
 from torch import nn
@@ -138,6 +139,15 @@ def test_two_texts_go_side_by_side():
 def test_crossover(ratios, expected):
     found = decode.crossover([1024, 4096, 16384][: len(ratios)], ratios)
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_window():
+    result = window.measure(QUICK)
+    rows = checked(window, result)
+    assert len(rows) == 3 * len(window.lengths(QUICK))
+    for side, found in result.data["ratios"].items():
+        assert [*found] == window.lengths(QUICK), side
+    assert QUICK.window_size == 16, "the lengths are those of this section alone"
 
 
 def test_cache_is_flat_to_the_byte():

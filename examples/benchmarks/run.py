@@ -3,6 +3,7 @@
     python examples/benchmarks/run.py [--only decode rule] [--quick] [--output runs/benchmarks]
 
     decode      ms per token by length of the context, against other models; our sleeps apart and included
+    window      the same beside a sliding window, by the length of the window
     cache       bytes remembered by length of the context
     prefill     time to the first token after a prompt; a sleep over prefills of its window
     training    time and peak memory of a step, over N, windows and checkpointing
@@ -32,12 +33,13 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from benchmarks import bfloat16, cache, compiled, decode, prefill, profile, report, rule, training
+from benchmarks import bfloat16, cache, compiled, decode, prefill, profile, report, rule, training, window
 from benchmarks.bench import Bench, Result
 
 
 SECTIONS = {
     "decode": decode,
+    "window": window,
     "cache": cache,
     "prefill": prefill,
     "training": training,
