@@ -45,7 +45,7 @@ def same_number_of_threads():
 
 def checked(section, result) -> dict[str, Row]:
     """The rows by name and sizes, after a check that each is sane, and that tables and plot can be made of them."""
-    data = json.loads(json.dumps(result.data))
+    data = json.loads(json.dumps(result.data, allow_nan=False))
     for row in result.rows:
         assert math.isfinite(row.ratio) and row.ratio > 0
         assert (row.target is None) == (row.verdict == "–")

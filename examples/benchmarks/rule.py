@@ -20,7 +20,7 @@ from modeling_sleep.gated_delta_rule import (
 )
 
 from . import machine, report
-from .bench import Bench, Result, Row, short
+from .bench import Bench, Result, Rounds, Row, short
 
 
 TITLE = "The gated delta rule"
@@ -101,7 +101,7 @@ def measure(bench: Bench) -> Result:
         length, heads, dim = shape
         named_way = way.__name__.replace("_", " ")
         name = f"{form} rule, {named_way}"
-        setting = f"T = {length}, {heads} heads of {dim}, batch 1"
+        setting = f"T = {length}, {heads} head{'s'[: heads > 1]} of {dim}, batch 1"
         inputs = inputs_of(bench, *shape)
         rounds, flops, error = compare(bench, peak, way, mine, theirs, inputs, f"rule: {form}, {named_way}, {setting}")
         both = form == "chunked" and way is forward_and_backward
@@ -114,11 +114,16 @@ def measure(bench: Bench) -> Result:
             {"form": form, "way": named_way, "length": length, "heads": heads, "dim": dim, "flops": flops}
             | {side: rounds.ms(side)["median"] for side in ("ours", "theirs", "floor")}
             | {"over theirs": versus["ratio"]}
-            | {f"share of {kind}": 1 / rounds.ratio("ours", kind)["ratio"] for kind in ("matmul", "copy")}
+            | {f"share of {kind}": share(rounds, kind) for kind in ("matmul", "copy")}
         )
     if bench.device != "cpu" and importlib.util.find_spec("fla"):
         rows += fla(bench)
     return Result(rows, {"points": points, "peak": {x: 1 / y for x, y in peak.both().items()}})
+
+
+def share(rounds: Rounds, kind: str) -> float | None:
+    """The part of our time that the machine would need at its peak; None where there is nothing to do at that peak."""
+    return 1 / rounds.ratio("ours", kind)["ratio"] if rounds.seconds[kind].any() else None
 
 
 def fla(bench: Bench) -> list[Row]:
@@ -143,7 +148,8 @@ def tables(data: dict) -> str:
     for x in data["points"]:
         name = f"{x['form']}, {x['way']}, T = {x['length']}, {x['heads']} x {x['dim']}"
         cells = [short(x[side]) for side in ("ours", "theirs", "floor")]
-        shares = [f"{100 * x[f'share of {kind}']:.0f} %" for kind in ("matmul", "copy")]
+        shares = [x[f"share of {kind}"] for kind in ("matmul", "copy")]
+        shares = ["–" if share is None else f"{100 * share:.0f} %" for share in shares]
         rows[name] = [*cells, f"{1 / x['over theirs']:.2f}", *shares]
     peak = data["peak"]
     return (
