@@ -22,5 +22,4 @@ class AmnesiacForCausalLM(SleepForCausalLM):
 
     def __init__(self, config):
         super().__init__(config)
-        self.model = AmnesiacModel(config)
-        self.post_init()
+        self.model.__class__ = AmnesiacModel  # the weights of its seed, as those of the other variants

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from controls import AmnesiacForCausalLM
 from evaluation import evaluate_by_depth
 from recipe import Evaluation, build_task
 
@@ -37,15 +36,20 @@ def main(argv: Sequence[str] | None = None):
     if not (args.run / "results.json").is_file():
         parser.error(f"{args.run} is not the folder of a finished run: it has no results.json")
     results = json.loads((args.run / "results.json").read_text(encoding="utf-8"))
+    if results["training"].get("amnesia"):
+        parser.error(
+            f"{args.run} holds results alone: a model with amnesia is not saved, as it would load with a memory"
+        )
     task = build_task(results["task"])
     asked = {field.name: getattr(args, field.name) for field in dataclasses.fields(Evaluation)}
     asked = results["evaluation"] | {name: value for name, value in asked.items() if value is not None}
-    asked = dataclasses.asdict(Evaluation(**asked))
+    evaluation = Evaluation(**asked)
 
     torch.set_num_threads(1)  # more seldom help a small model
-    model_class = AmnesiacForCausalLM if results["training"].get("amnesia") else SleepForCausalLM
     state = PartialState(cpu=args.cpu)
-    model = model_class.from_pretrained(args.run).to(state.device)
+    model = SleepForCausalLM.from_pretrained(args.run).to(state.device)
+    evaluation.check(task, model.config)
+    asked = dataclasses.asdict(evaluation)
     counts = evaluate_by_depth(model, task, seed=args.seed, **asked)
     if not state.is_main_process:
         return

@@ -9,6 +9,7 @@ says what it changes in the sections `model`, `task`, `training` and `evaluation
 import copy
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,14 @@ class Training:
     amnesia: bool = False
 
     def __post_init__(self):
-        if self.optimizer not in ("muon", "adamw"):
-            raise ValueError(f"training.optimizer must be muon or adamw, got {self.optimizer!r}")
-        if not self.passes or min(self.passes) < 1:
-            raise ValueError(f"training.passes must be some N of at least 1, got {self.passes}")
+        for name, choices in (("optimizer", ("muon", "adamw")), ("adjust_lr", ("original", "match_rms_adamw"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"training.{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}")
+        _check_passes("training", self.passes)
+        _check_numbers("training", self, ("batch_size", "max_steps"), int, least=1)
+        _check_numbers("training", self, ("warmup_steps",), int)
+        _check_numbers("training", self, ("depth_ramp", "passes_ramp"), (int, float), most=1)
+        _check_numbers("training", self, ("lr_muon", "lr_adamw", "weight_decay", "max_grad_norm"), (int, float))
         if (self.lr_decay > 0) != (self.lr_schedule == "warmup_stable_decay") or not 0 <= self.lr_decay <= 1:
             raise ValueError(
                 f"training.lr_decay must be in (0, 1] with lr_schedule 'warmup_stable_decay' and 0 with any other, "
@@ -118,15 +123,23 @@ class Evaluation:
     batch_size: int = 250
 
     def __post_init__(self):
-        for name in ("passes", "depths"):
-            values = getattr(self, name)
-            if not isinstance(values, list) or not values or not all(type(value) is int for value in values):
-                raise ValueError(f"evaluation.{name} must be a list of integers, got {values!r}")
-        if min(self.passes) < 1:
-            raise ValueError(f"evaluation.passes must be some N of at least 1, got {self.passes}")
-        for name in ("num_examples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"evaluation.{name} must be positive, got {getattr(self, name)}")
+        _check_passes("evaluation", self.passes)
+        _check_integers("evaluation.depths", self.depths)
+        _check_numbers("evaluation", self, ("num_examples", "batch_size"), int, least=1)
+
+    def check(self, task: Task, config: SleepConfig):
+        """
+        Ask a question of every depth, now rather than after the training.
+
+        Raises
+        ------
+        ValueError
+            If the task has none, or the model cannot sleep as long as it is to.
+        """
+        collate = task.collator()
+        for depth in self.depths:
+            collate(task.examples([0], split="eval", depth=depth))
+        _check_can_sleep("evaluation", self.passes, config)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -193,9 +206,8 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
     if len(set(training.passes)) == 1:
         config.sleep_passes = training.passes[0]
     evaluation = _build(Evaluation, settings["evaluation"], "evaluation")
-    collate = task.collator()
-    for depth in evaluation.depths:  # raises now rather than after the training
-        collate(task.examples([0], split="eval", depth=depth))
+    _check_can_sleep("training", training.passes, config)
+    evaluation.check(task, config)
     if config.window_size % task.window_size:
         raise ValueError(
             f"the model's windows of {config.window_size} tokens do not hold a whole number of the task's, which have "
@@ -239,6 +251,40 @@ def train_arguments(
     """The command line of a run, behind `train.py`."""
     words = [preset, *(["--variant", variant] if variant else []), "--seed", str(seed), "--output", str(output)]
     return words + [word for override in overrides for word in ("--set", override)]
+
+
+def _check_integers(name: str, values: Any):
+    if not isinstance(values, list) or not values or not all(type(value) is int for value in values):
+        raise ValueError(f"{name} must be a list of integers, got {values!r}")
+
+
+def _check_passes(section: str, passes: Any):
+    _check_integers(f"{section}.passes", passes)
+    if min(passes) < 1:
+        raise ValueError(f"{section}.passes must be some N of at least 1, got {passes}")
+
+
+def _check_can_sleep(section: str, passes: Sequence[int], config: SleepConfig):
+    if max(passes) > 1 and "linear_attention" not in config.layer_types:
+        raise ValueError(
+            f"{section}.passes must be [1], as attention layers alone have nothing to sleep for: {passes}"
+        )
+
+
+def _check_numbers(section: str, settings: Any, names: Sequence[str], types, least: float = 0, most: float = math.inf):
+    for name in names:
+        value = getattr(settings, name)
+        if isinstance(value, bool) or not isinstance(value, types) or not least <= value <= most:
+            what = "an integer" if types is int else "a number"
+            bound = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise ValueError(f"{section}.{name} must be {what} {bound}, got {value!r}")
+
+
+def write_json(path: Path, content: dict):
+    """Write a file at once, or not at all: a process that is stopped leaves no half of it."""
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    fresh.replace(path)
 
 
 def _section(settings: dict, name: str) -> dict:

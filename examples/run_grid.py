@@ -107,13 +107,14 @@ def has_result(run: Run) -> bool:
 def add_result(run: Run):
     """Put a finished run into its results file, in the order of variants and seeds, unless it is there."""
     results = json.loads((run.output / "results.json").read_text(encoding="utf-8"))
-    order = list_variants(run.recipe.preset)
+    order = {variant: i for i, variant in enumerate(list_variants(run.recipe.preset))}
     run.results.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(run.results.with_suffix(".lock")):  # other grids may write there, too
         if is_finished(run):
             return
         lines = [*read_lines(run.results), results]
-        lines.sort(key=lambda line: (order.index(line["variant"]), line["seed"]))
+        # Variants that the recipe no longer has come last.
+        lines.sort(key=lambda line: (order.get(line["variant"], len(order)), line["variant"], line["seed"]))
         fresh = run.results.with_suffix(".tmp")
         fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         fresh.replace(run.results)  # at once, or not at all
@@ -196,6 +197,8 @@ def main(argv: Sequence[str] | None = None):
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would run")
     args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {args.jobs}")
 
     runs = plan(args.presets, args.variants, args.seeds, args.overrides, args.output)
     if args.results:

@@ -59,7 +59,33 @@ class SleepState(NamedTuple):
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-class SleepWindowLayer(DynamicLayer):
+class RowsLayer:
+    """What both kinds of layers do with the rows of a batch: `_map_rows` applies a function to all tensors held."""
+
+    is_croppable = False
+
+    def _map_rows(self, function) -> None:
+        raise NotImplementedError
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._map_rows(lambda x: x[indices])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove != 0:
+            raise RuntimeError(
+                "The fast weights have taken these tokens in and cannot give them back, so this cache cannot be "
+                "cropped. Copy it before the tokens that you may want to take back "
+                "(`copy.deepcopy(past_key_values)`)."
+            )
+
+
+class SleepWindowLayer(RowsLayer, DynamicLayer):
     """
     The cache of an attention layer: keys and values of the current window alone.
 
@@ -69,7 +95,6 @@ class SleepWindowLayer(DynamicLayer):
     """
 
     _layer_type = "sleep_attention"  # `DynamicCache(config=config)` finds this class by the config's `layer_types`
-    is_croppable = False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -96,9 +121,11 @@ class SleepWindowLayer(DynamicLayer):
         stored = self.stored_length()
         return stored + query_length, self.cumulative_length - stored
 
-    def update(self, key_states, value_states, *args, **kwargs):
-        self.cumulative_length += key_states.shape[-2]
-        return super().update(key_states, value_states, *args, **kwargs)
+    def update(self, *args, **kwargs):
+        raise RuntimeError(
+            "Keys and values alone cannot be put into this cache: a sleep replays the hidden states that they were "
+            "made of. Let the model read the text."
+        )
 
     def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Replace what is stored by `keys` and `values`, (batch, key_value_heads, stored, head_dim)."""
@@ -121,20 +148,8 @@ class SleepWindowLayer(DynamicLayer):
         if self.kept_mask is not None:
             self.kept_mask = function(self.kept_mask)
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._map_rows(lambda x: x[indices])
-
-    def crop(self, tokens_to_remove: int) -> None:
-        _raise_if_cropped(tokens_to_remove)
-
-
-class FastWeightsLayer(LinearAttentionLayer):
+class FastWeightsLayer(RowsLayer, LinearAttentionLayer):
     """
     The cache of a Gated DeltaNet layer: S, the convolution's last inputs and, behind a `loop_span`, S as it was when
     the window began.
@@ -144,7 +159,6 @@ class FastWeightsLayer(LinearAttentionLayer):
     """
 
     is_compileable = False
-    is_croppable = False
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -165,26 +179,6 @@ class FastWeightsLayer(LinearAttentionLayer):
     def _map_rows(self, function) -> None:
         states = (self.recurrent_states[0], self.conv_states[0], self.window_start_state)
         self.store(*(None if state is None else function(state) for state in states))
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._map_rows(lambda x: x[indices])
-
-    def crop(self, tokens_to_remove: int) -> None:
-        _raise_if_cropped(tokens_to_remove)
-
-
-def _raise_if_cropped(tokens_to_remove: int) -> None:
-    if tokens_to_remove != 0:
-        raise RuntimeError(
-            "The fast weights have taken these tokens in and cannot give them back, so this cache cannot be cropped. "
-            "Copy it before the tokens that you may want to take back (`copy.deepcopy(past_key_values)`)."
-        )
 
 
 def check_cache(cache: Cache, config) -> None:

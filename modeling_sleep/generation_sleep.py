@@ -4,6 +4,7 @@ The sleep itself lives in `SleepModel.forward`. Here are the choices of a call (
 nap on demand, and the checks.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -152,7 +153,7 @@ class SleepGenerationMixin:
         _check_lengths(input_ids, kwargs, 0 if cache is None else cache.get_seq_length())
         _warn_of_cut_windows(padding_mask, model.config.window_size)
 
-        logits_processor = LogitsProcessorList([_RaiseIfNotANumber(), *(logits_processor or [])])
+        logits_processor = LogitsProcessorList([_RaiseIfNotFinite(), *(logits_processor or [])])
         return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
 
     def _prepare_generation_config(self, *args, **kwargs):
@@ -240,14 +241,15 @@ def _check_lengths(input_ids, kwargs: dict, seen: int) -> None:
         )
 
 
-class _RaiseIfNotANumber(LogitsProcessor):
-    """NaN in S shows in the next logits; greedy search would go on and return nonsense."""
+class _RaiseIfNotFinite(LogitsProcessor):
+    """NaN in S shows in the next logits, too large a number as infinity; greedy search would go on with nonsense."""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if scores.amax().isnan():  # NaN is the largest of all, and one number is looked at faster than a vocabulary
+        # NaN is the largest of all, and one number is looked at faster than a vocabulary.
+        if not (largest := scores.amax().item()) < math.inf:
             raise FloatingPointError(
-                "The logits are not a number: weights or fast weights are NaN. With a float16 model, try bfloat16 or "
-                "float32."
+                f"The largest logit is {largest}: weights or fast weights are NaN, or too large for this dtype. "
+                "With a float16 model, try bfloat16 or float32."
             )
         return scores
 

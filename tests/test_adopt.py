@@ -198,6 +198,11 @@ def test_original_and_adopted_share_nothing_and_all_can_be_trained():
 def test_memory_layers_are_spread_and_take_a_tenth():
     assert spread(1, 5) == [3] and spread(2, 5) == [2, 5]
     assert spread(5, 5) == [1, 3, 5, 7, 9]
+    # A tenth of a model that is mostly vocabulary would be more memory layers than it has layers.
+    small = LlamaConfig(
+        vocab_size=32000, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    assert len(SleepForCausalLM.from_causal_lm(LlamaForCausalLM(small)).config.memory_layers) == 2
     original = make_original("llama", num_hidden_layers=30)
     model = SleepForCausalLM.from_causal_lm(original, window_size=L)
     new = sum(p.numel() for i in model.config.memory_layers for p in model.model.layers[i].parameters())

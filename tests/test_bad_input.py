@@ -3,6 +3,7 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
@@ -117,10 +118,12 @@ def test_a_field_of_the_wrong_type_is_refused(overrides):
 
 
 @pytest.mark.parametrize("rope_type", ["dynamic", "longrope", "yarn", "proportional", "nonsense"])
-def test_rope_that_depends_on_the_length_of_the_text_is_refused(rope_type):
+@pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_rope_that_depends_on_the_length_of_the_text_is_refused(rope_type, name, key):
     message = rf"must be one of \('default', 'linear', 'llama3'\), got '{rope_type}'"
     with pytest.raises(ValueError, match=message):
-        SleepConfig(rope_parameters={"rope_type": rope_type, "rope_theta": 1e4, "factor": 2.0})
+        SleepConfig(**{name: {key: rope_type, "rope_theta": 1e4, "factor": 2.0}})
 
 
 def test_an_unknown_preset_names_the_known_ones():
@@ -155,6 +158,27 @@ def test_ids_out_of_the_vocabulary_are_refused(model, call, shift, low, high):
     ids = torch.tensor([[1, 2, 3]]) + shift
     with pytest.raises(ValueError, match=f"between 0 and 63 .* from {low} to {high}. Is this .* own tokenizer"):
         call(model, ids)
+
+
+@pytest.mark.parametrize("shape", [(5, 32), (2, 0, 32), (1, 2, 31), (1, 2, 3, 32)], ids=str)
+def test_embeddings_that_are_no_rows_of_tokens_are_refused(model, shape):
+    message = r"`inputs_embeds` must have shape \(batch, length, 32\), with at least one token, got"
+    with pytest.raises(ValueError, match=message):
+        model(inputs_embeds=torch.randn(shape))
+
+
+def test_keys_and_values_alone_are_refused(model):
+    cache = DynamicCache(config=model.config)
+    with pytest.raises(RuntimeError, match="Keys and values alone cannot be put into this cache"):
+        cache.update(torch.randn(1, 4, 3, 8), torch.randn(1, 4, 3, 8), 0)
+
+
+@pytest.mark.parametrize("passes", [np.int64(3), torch.tensor(3).numpy()[()]])
+def test_numpy_may_have_drawn_n(model, ids, passes):
+    assert model.model.check_sleep_passes(passes) == 3 and type(model.model.check_sleep_passes(passes)) is int
+    for wrong in (np.float64(3), np.int64(0), np.bool_(True), True):
+        with pytest.raises(ValueError, match="must be an integer of at least 1"):
+            model(ids, sleep_passes=wrong)
 
 
 @every_way_of_reading
@@ -371,11 +395,18 @@ def test_fast_weights_that_are_not_finite_are_reported(model, ids, value):
         model.sleep(cache)
 
 
+def test_logits_too_large_for_their_dtype_are_reported(ids):
+    model = make_model()
+    model.lm_head.weight.data.fill_(6e4)[::2] *= -1
+    with pytest.raises(FloatingPointError, match="largest logit is inf: .* too large for this dtype"):
+        model.half().generate(ids, max_new_tokens=2)
+
+
 def test_weights_that_are_not_a_number_are_reported(ids):
     model = make_model()
     model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     for options in (dict(), dict(num_beams=2), dict(do_sample=True)):
-        with pytest.raises(FloatingPointError, match="logits are not a number: weights or fast weights are NaN"):
+        with pytest.raises(FloatingPointError, match="largest logit is nan: weights or fast weights are NaN"):
             model.generate(ids, max_new_tokens=2, **options)
     # With a window to sleep over, its fast weights are named first.
     with torch.no_grad(), pytest.raises(FloatingPointError, match=r"fast weights of layer\(s\) \[1, 3\]"):

@@ -23,7 +23,7 @@ TASKS = {
     "integers": Gsm(modulus=None, operators=OPERATORS),
     "prose": Gsm(style="prose", window_size=36, context_length=180, modulus=None, questions=2),
     "prose before": Gsm(
-        style="prose", window_size=18, context_length=180, modulus=None, operators=OPERATORS, question="before"
+        style="prose", window_size=36, context_length=180, modulus=None, operators=OPERATORS, question="before"
     ),
     "paper": Gsm(
         style="prose",
@@ -341,6 +341,7 @@ def test_splits_share_no_problem_not_even_renamed(name):
         ({"max_depth": 0}, "must be positive"),
         ({"window_size": 24}, "window_size must be"),
         ({"window_size": 0}, "window_size must be"),
+        ({"questions": 6}, "window_size must hold all questions, 24 tokens, got 20"),
         ({"style": "prose"}, "window_size must be"),
         ({"context_length": 70}, "context_length must be"),
         ({"context_length": 0}, "context_length must be"),

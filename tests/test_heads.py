@@ -9,7 +9,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from modeling_sleep import SleepConfig, SleepForCausalLM, SleepForSequenceClassification, SleepForTokenClassification
+from modeling_sleep import (
+    SleepConfig,
+    SleepForCausalLM,
+    SleepForSequenceClassification,
+    SleepForTokenClassification,
+    SleepModel,
+)
 
 
 HEADS = [SleepForSequenceClassification, SleepForTokenClassification]
@@ -84,6 +90,34 @@ def test_losses_are_those_of_transformers(ids, labels, loss):
     torch.testing.assert_close(output.loss.double(), loss(output.logits, labels).double())
     output.loss.backward()
     assert all(p.grad is not None for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_accumulated_steps_have_the_loss_of_their_batch(head, tmp_path):
+    torch.manual_seed(1)
+    labels = torch.randint(0, 3, (8, 21)) if head is SleepForTokenClassification else torch.randint(0, 3, (8,))
+    data = [{"input_ids": torch.randint(1, 64, (21,)), "labels": label} for label in labels]
+    found = []
+    for accumulated in (1, 4):
+        args = TrainingArguments(
+            str(tmp_path), max_steps=1, per_device_train_batch_size=8 // accumulated, learning_rate=0.0,
+            gradient_accumulation_steps=accumulated, report_to="none", use_cpu=True, logging_steps=1,
+            save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Trainer(make(head), args, train_dataset=data)
+        trainer.train()
+        found.append([trainer.state.log_history[0][name] for name in ("loss", "grad_norm")])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
+def test_a_token_classifier_keeps_no_cache(ids, monkeypatch):
+    """Nobody would see it, and without one, windows can be read side by side."""
+    model, caches = make(SleepForTokenClassification), []
+    monkeypatch.setattr(model.model, "forward", lambda *args, use_cache, **kwargs: caches.append(use_cache) or kept)
+    kept = SleepModel(model.config).double()(ids)
+    model(ids)
+    model(ids, use_cache=True)
+    assert caches == [False, True]
 
 
 def test_tokens_without_label_have_no_loss(ids):

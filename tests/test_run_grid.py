@@ -84,6 +84,20 @@ def test_a_run_that_outlived_its_grid_is_not_run_again(tmp_path):
     assert not is_finished(longer) and not has_result(longer)
 
 
+def test_variants_that_a_recipe_no_longer_has_come_last(tmp_path):
+    (run,) = plan(["rule110-mini"], ["N=1"], [0], [], tmp_path)
+    run.results.write_text(json.dumps({"variant": "N=16", "seed": 0}) + "\n")
+    write_result(run)
+    add_result(run)
+    assert [line["variant"] for line in read_lines(run.results)] == ["N=1", "N=16"]
+
+
+def test_no_jobs_are_no_grid(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["rule110-mini", "--output", str(tmp_path), "--jobs", "0"])
+    assert "--jobs must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_a_dry_run_runs_nothing(tmp_path, capsys):
     main(["rule110-mini", "--variants", "any N", "--seeds", "3", "--output", str(tmp_path), "--dry-run"])
     printed = capsys.readouterr().out

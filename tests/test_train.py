@@ -74,6 +74,26 @@ def test_the_vocabulary_is_the_tasks():
         ("rule110-mini", None, ["task.boundary=open"], "boundary must be one of"),
         ("rule110-mini", None, ["training.optimizer=sgd"], "optimizer must be muon or adamw, got 'sgd'"),
         ("rule110-mini", None, ["training.passes=[0, 1]"], "passes must be some N of at least 1"),
+        (
+            "rule110-mini",
+            None,
+            ["training.passes=[1, 2.5]"],
+            r"training.passes must be a list of integers, got \[1, 2.5",
+        ),
+        ("rule110-mini", None, ["training.max_steps=1e3"], "max_steps must be an integer of at least 1, got 1000.0"),
+        ("rule110-mini", None, ["training.max_steps=0"], "max_steps must be an integer of at least 1, got 0"),
+        ("rule110-mini", None, ["training.batch_size=true"], "batch_size must be an integer of at least 1, got True"),
+        ("rule110-mini", None, ["training.warmup_steps=-1"], "warmup_steps must be an integer of at least 0, got -1"),
+        ("rule110-mini", None, ["training.depth_ramp=2"], "depth_ramp must be a number from 0 to 1, got 2"),
+        ("rule110-mini", None, ["training.weight_decay=x"], "weight_decay must be a number of at least 0, got 'x'"),
+        ("rule110-mini", None, ["training.adjust_lr=no"], "adjust_lr must be original or match_rms_adamw, got 'no'"),
+        (
+            "rule110-mini",
+            "attention only",
+            ["evaluation.passes=[1,2]"],
+            r"evaluation.passes must be \[1\], as attention",
+        ),
+        ("rule110-mini", "attention only", ["training.passes=[2]"], r"training.passes must be \[1\], as attention"),
         ("rule110-mini", None, ["training.lr_schedule=cosine"], "lr_decay must be .* 0 with any other, got 0.25"),
         ("rule110-mini", None, ["training.lr_decay=0"], "lr_decay must be in .*, got 0 with"),
         (
@@ -86,7 +106,12 @@ def test_the_vocabulary_is_the_tasks():
         ("rule110-mini", None, ["evaluation.depths=5"], "evaluation.depths must be a list of integers, got 5"),
         ("rule110-mini", None, ["evaluation.depths=[0]"], "the number of steps, must be .*, got 0"),
         ("depo-mini", None, ["evaluation.depths=[1, 65]"], "the number of hops, must be in 1..64, got 65"),
-        ("rule110-mini", None, ["evaluation.num_examples=0"], "evaluation.num_examples must be positive, got 0"),
+        (
+            "rule110-mini",
+            None,
+            ["evaluation.num_examples=0"],
+            "evaluation.num_examples must be an integer of at least 1, got 0",
+        ),
     ],
 )
 def test_bad_recipes_are_refused(preset, variant, overrides, message):
@@ -286,9 +311,12 @@ def test_the_command_leaves_a_model_and_its_evidence(tmp_path, capsys):
     assert len(Rule110().tokenizer()(problem["problem"])["input_ids"]) == 14 and problem["answer_tokens"] == 12
 
 
-def test_a_control_that_nobody_could_load_has_no_card(tmp_path):
+def test_a_model_that_would_load_with_a_memory_is_not_saved(tmp_path, capsys):
     main(["rule110-mini", "--output", str(tmp_path), "--cpu", "--variant", "amnesia", "--set", *SMALL])
-    assert (tmp_path / "results.json").exists() and not (tmp_path / "README.md").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "results.json", "run.lock"}
+    with pytest.raises(SystemExit, match="2"):
+        evaluate_run.main([str(tmp_path), "--cpu"])
+    assert "holds results alone: a model with amnesia is not saved" in capsys.readouterr().err
 
 
 def test_no_run_goes_on_from_another_ones_checkpoints(tmp_path, capsys):
@@ -331,16 +359,15 @@ def test_a_finished_run_stays_as_it_is(tmp_path, capsys, monkeypatch):
 # Evaluation
 
 
-@pytest.mark.parametrize("variant", ["any N", "amnesia"])
-def test_a_finished_run_can_be_asked_more(variant, tmp_path, capsys):
+def test_a_finished_run_can_be_asked_more(tmp_path, capsys):
     run = tmp_path / "run"
-    main(["rule110-mini", "--variant", variant, "--output", str(run), "--cpu", "--set", *SMALL])
+    main(["rule110-mini", "--variant", "any N", "--output", str(run), "--cpu", "--set", *SMALL])
     results = (run / "results.json").read_text()
     capsys.readouterr()
     evaluate_run.main([str(run), "--cpu", "--output", str(tmp_path / "again")])
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["counts"] == json.loads(results)["counts"]
-    assert again["run"]["variant"] == variant
+    assert again["run"]["variant"] == "any N"
     more = ["--passes", "1", "8", "--depths", "1", "2", "--num-examples", "3", "--seed", "5"]
     evaluate_run.main([str(run), "--cpu", "--output", str(tmp_path / "more"), *more])
     more = json.loads((tmp_path / "more.json").read_text())
@@ -353,6 +380,16 @@ def test_a_finished_run_can_be_asked_more(variant, tmp_path, capsys):
     assert (tmp_path / "more.png").read_bytes().startswith(b"\x89PNG")
     assert "| 8, never trained |" in capsys.readouterr().out
     assert (run / "results.json").read_text() == results
+
+
+def test_what_cannot_be_asked_is_said_first(tmp_path):
+    run = tmp_path / "run"
+    alone = ["training.passes=[1]", "evaluation.passes=[1]"]
+    main(["rule110-mini", "--variant", "attention only", "--output", str(run), "--cpu", "--set", *SMALL, *alone])
+    with pytest.raises(ValueError, match=r"evaluation.passes must be \[1\], as attention layers alone"):
+        evaluate_run.main([str(run), "--cpu", "--passes", "1", "2"])
+    with pytest.raises(ValueError, match="depth"):
+        evaluate_run.main([str(run), "--cpu", "--depths", "1", "-1"])
 
 
 def test_what_is_no_run_cannot_be_asked(tmp_path, capsys):
@@ -411,6 +448,12 @@ def test_evaluation_by_depth(checkpoint):
 # Controls and counted operations
 
 
+def test_controls_begin_with_the_weights_of_their_seed():
+    weights = [build_model(load_recipe("rule110-mini", name), 5).state_dict() for name in ("N=1", "amnesia", "N=4")]
+    for others in weights[1:]:
+        torch.testing.assert_close(others, weights[0], rtol=0, atol=0)
+
+
 def test_amnesia_answers_without_memory():
     torch.manual_seed(0)
     config = SleepConfig.from_preset("tiny", window_size=8)
@@ -444,10 +487,10 @@ def test_operations_are_those_of_the_matrices():
 
 @pytest.mark.parametrize("variant", list_variants("rule110-mini"))
 def test_every_variant_trains(variant, run):
-    recipe = load_recipe("rule110-mini", variant, [*SMALL[2:], "training.max_steps=1"])
-    recipe.training.passes[:] = recipe.training.passes[:1]
+    recipe = load_recipe("rule110-mini", variant, [x for x in SMALL[2:] if "passes" not in x])
     model = build_model(recipe, 0)
-    loss = model(**recipe.task.collator()(recipe.task.examples(range(2))), sleep_passes=recipe.training.passes[0]).loss
+    batch = recipe.task.collator()(recipe.task.examples(range(2)))
+    loss = model(**batch, sleep_passes=max(recipe.training.passes)).loss
     loss.backward()
     assert loss.isfinite()
 

@@ -24,7 +24,7 @@ def lengths(bench: Bench) -> list[int]:
 
 
 def measure(bench: Bench) -> Result:
-    rows, data = [], {"ms": {}, "ratios": {}}
+    rows, data = [], {"ratios": {}}
     context = 4 * lengths(bench)[-1]
     for length in lengths(bench):
         wide = copy.copy(bench)
@@ -37,8 +37,6 @@ def measure(bench: Bench) -> Result:
             name = f"ms per token over that of {SLIDING} at {named(context)}{note}"
             rows.append(Row(name, described(wide), **found))
             data["ratios"].setdefault(side, {})[length] = found["ratio"]
-        for side in (SLIDING, OURS, *map(included, PASSES)):
-            data["ms"].setdefault(side, {})[length] = rounds.ms(side)["median"]
     data["crossovers"] = {side: crossover([*found], [*found.values()]) for side, found in data["ratios"].items()}
     return Result(rows, data)
 
@@ -61,8 +59,11 @@ def tables(data: dict) -> str:
 
 def plot(data: dict) -> Figure:
     figure, axes = report.figure()
-    for number, (side, found) in enumerate(data["ms"].items()):
+    for number, (side, found) in enumerate(data["ratios"].items()):
         report.line(axes, [*map(int, found)], [*found.values()], side, number)
-    report.finish(axes, "tokens in a window (L)", "ms per token", [*map(int, data["ms"][OURS])])
+    axes.axhline(1, color="#999999", linestyle=":", label=SLIDING)
+    report.finish(axes, "tokens in a window (L)", "time per token, over the sliding window", [*map(int, found)])
+    axes.set_yscale("linear")
+    axes.set_ylim(bottom=0)
     report.legend(figure)
     return figure

@@ -102,7 +102,7 @@ class Task(ABC):
             Another seed is another set of examples.
         depth : int, optional
             Every answer has this depth, which may be more than in training. By default depths are drawn as the task
-            says, from 1 to `max_depth`.
+            says, from its shallowest to `max_depth`.
         max_depth : int, optional
             Instead of the task's: the curriculum.
 

@@ -170,7 +170,7 @@ def adopted_config(
 
 
 def default_number_of_memory_layers(num_layers: int, fields: dict) -> int:
-    """As many as fit in `MEMORY_SHARE` of the parameters of the pretrained model, and at least one."""
+    """As many as fit in `MEMORY_SHARE` of the pretrained model's parameters, at least one, at most one per layer."""
     config = SleepConfig(
         **{
             **fields,
@@ -185,7 +185,8 @@ def default_number_of_memory_layers(num_layers: int, fields: dict) -> int:
             sum(parameter.numel() for parameter in SleepDecoderLayer(config, i).parameters()) for i in range(2)
         )
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-    return max(1, int(MEMORY_SHARE * (num_layers * attention_layer + embeddings) / memory_layer))
+    number = int(MEMORY_SHARE * (num_layers * attention_layer + embeddings) / memory_layer)
+    return min(max(1, number), num_layers)
 
 
 def spread(number: int, num_layers: int) -> list[int]:

@@ -261,7 +261,10 @@ class SleepConfig(PreTrainedConfig):
             self.linear_value_head_dim = self.linear_key_head_dim
         if self.loop_span is not None:
             self.loop_span = list(self.loop_span)  # as JSON gives it back
+        if (old_name := kwargs.pop("rope_scaling", None)) is not None:
+            self.rope_parameters = dict(old_name)
         if self.rope_parameters is not None:
+            self.standardize_rope_params()
             self.validate_rope_type()  # before the parent asks for what other types need
         super().__post_init__(**kwargs)
         self._warn_if_made_with_others()

@@ -25,8 +25,8 @@ consolidation would serve nobody, so windows that are only predicted from take o
 Notable:
 - one code path: `forward` walks over window boundaries, so one call, chunked prefill, token by token, training and
   generation cannot differ;
-- functional core: layers take their states and return new ones. Only `forward` reads and writes the cache, at its
-  edge. So gradients flow through all passes and windows, and through gradient checkpointing;
+- functional core: layers take their states and return new ones. Only the edge, `forward` and `sleep`, reads and
+  writes the cache. So gradients flow through all passes and windows, and through gradient checkpointing;
 - positions count from the window's start; masked tokens leave S exactly as it was.
 """
 
@@ -35,6 +35,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -116,7 +117,7 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
         elif is_zero_centred(module):
             init.zeros_(module.weight)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, *args, **kwargs):
         """
         Save the model with its code, so that the folder loads anywhere with `trust_remote_code=True`.
 
@@ -227,12 +228,14 @@ class SleepModel(SleepPreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         passes = self.check_sleep_passes(sleep_passes)
         if inputs_embeds is None:
-            self._check_shape(input_ids)
+            self._check_shape("input_ids", input_ids)
             try:
                 inputs_embeds = self.embed_tokens(input_ids)
             except IndexError:  # on a CPU, as every other device asserts by itself
                 self.check_input_ids(input_ids)
                 raise
+        else:
+            self._check_shape("inputs_embeds", inputs_embeds, (self.config.hidden_size,))
         if use_cache is None:
             use_cache = self.config.use_cache and not (self.gradient_checkpointing and self.training)
         if use_cache and past_key_values is None:
@@ -547,7 +550,7 @@ class SleepModel(SleepPreTrainedModel):
         """N for this call: `sleep_passes`, or the config's."""
         if sleep_passes is None:
             sleep_passes = self.config.sleep_passes
-        if type(sleep_passes) is not int or sleep_passes < 1:
+        if not isinstance(sleep_passes, Integral) or isinstance(sleep_passes, bool) or sleep_passes < 1:
             raise ValueError(
                 "`sleep_passes` (N) counts all passes over a window, the one awake included, so it must be an integer "
                 f"of at least 1, got {sleep_passes!r}."
@@ -557,17 +560,18 @@ class SleepModel(SleepPreTrainedModel):
                 f"`sleep_passes` is {sleep_passes}, but a model of attention layers alone has no fast weights that a "
                 "sleep could rewrite: it takes `sleep_passes=1`."
             )
-        return sleep_passes
+        return int(sleep_passes)
 
-    def _check_shape(self, input_ids: torch.Tensor) -> None:
-        if input_ids.ndim != 2 or input_ids.numel() == 0:
+    def _check_shape(self, name: str, tensor: torch.Tensor, dimensions: tuple[int, ...] = ()) -> None:
+        if tensor.ndim != 2 + len(dimensions) or tensor.shape[2:] != dimensions or tensor.numel() == 0:
+            shape = ", ".join(map(str, ("batch", "length", *dimensions)))
             raise ValueError(
-                f"`input_ids` must have shape (batch, length), with at least one token, got {tuple(input_ids.shape)}."
+                f"`{name}` must have shape ({shape}), with at least one token, got {tuple(tensor.shape)}."
             )
 
     def check_input_ids(self, input_ids: torch.Tensor) -> None:
         """Raise if there is no token, or an id is not in the vocabulary."""
-        self._check_shape(input_ids)
+        self._check_shape("input_ids", input_ids)
         if is_torchdynamo_compiling():
             return
         low, high = (int(x) for x in input_ids.aminmax())
@@ -808,6 +812,10 @@ class SleepForSequenceClassification(SleepPreTrainedModel):
         `num_labels` and `problem_type` as for any other model.
     """
 
+    accepts_loss_kwargs = (
+        False  # the loss is a mean over the call's rows, so `Trainer` has to divide when accumulating
+    )
+
     def __init__(self, config: SleepConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -892,6 +900,8 @@ class SleepForTokenClassification(SleepPreTrainedModel):
         `num_labels` as for any other model.
     """
 
+    accepts_loss_kwargs = False  # as above, a mean over the call's tokens
+
     def __init__(self, config: SleepConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -924,6 +934,8 @@ class SleepForTokenClassification(SleepPreTrainedModel):
         TokenClassifierOutput
             `logits` is (batch, length, num_labels).
         """
+        if use_cache is None and past_key_values is None:
+            use_cache = False  # which nobody would see
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
