@@ -398,7 +398,12 @@ def _run(args: argparse.Namespace, recipe: Recipe, run: dict, deadline: float | 
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "example": first_question(recipe, args.seed),
         "counts": counts,
-        "losses": [[log["step"], round(log["loss"], 5)] for log in trainer.state.log_history if "loss" in log],
+        # Without the step that a slice ended at, which other seeds lack. A slice begins with a mean of fewer steps.
+        "losses": [
+            [log["step"], round(log["loss"], 5)]
+            for log in trainer.state.log_history
+            if "loss" in log and log["step"] % trainer.args.logging_steps == 0
+        ],
     }
     if not training.amnesia:  # elsewhere it would load as a model with a memory
         model.save_pretrained(args.output)
