@@ -84,7 +84,7 @@ bench: env ## measure wake, sleep and training against other models (half an hou
 
 EVIDENCE := rule110-mini depo-mini gsm-mini recall-mini
 
-evidence: env ## train and evaluate every variant of all CPU recipes with three seeds (about eight hours; resumable)
+evidence: env ## train and evaluate every variant of all CPU recipes with three seeds (about nine hours; resumable)
 	$(BIN)/python examples/run_grid.py $(EVIDENCE) --seeds 0 1 2 --jobs $(WORKERS) --output runs
 	$(BIN)/python examples/report.py $(EVIDENCE:%=runs/%.jsonl)
 
