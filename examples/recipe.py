@@ -280,10 +280,10 @@ def _check_numbers(section: str, settings: Any, names: Sequence[str], types, lea
             raise ValueError(f"{section}.{name} must be {what} {bound}, got {value!r}")
 
 
-def write_json(path: Path, content: dict):
-    """Write a file at once, or not at all: a process that is stopped leaves no half of it."""
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+def write_at_once(path: Path, text: str):
+    """Write a file whole, or not at all: a process that is stopped leaves no half of it."""
+    fresh = path.with_suffix(".tmp")
+    fresh.write_text(text, encoding="utf-8")
     fresh.replace(path)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from recipe import Recipe, has_results, list_variants, load_recipe, train_arguments, what_differs
+from recipe import Recipe, has_results, list_variants, load_recipe, train_arguments, what_differs, write_at_once
 from tqdm.auto import tqdm
 
 
@@ -115,9 +115,7 @@ def add_result(run: Run):
         lines = [*read_lines(run.results), results]
         # Variants that the recipe no longer has come last.
         lines.sort(key=lambda line: (order.get(line["variant"], len(order)), line["variant"], line["seed"]))
-        fresh = run.results.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        fresh.replace(run.results)  # at once, or not at all
+        write_at_once(run.results, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def tail(path: Path, lines: int = 15) -> str:

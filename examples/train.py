@@ -35,7 +35,7 @@ from filelock import FileLock, Timeout
 from flops import training_flops
 from muon import MuonAdamW
 from progress import use_loss_bar
-from recipe import Recipe, Training, has_results, load_recipe, ramp, train_arguments, what_differs, write_json
+from recipe import Recipe, Training, has_results, load_recipe, ramp, train_arguments, what_differs, write_at_once
 from safetensors.torch import load_model
 from tasks import TaskStream
 from tasks.task import runs
@@ -339,7 +339,7 @@ def _run(args: argparse.Namespace, recipe: Recipe, run: dict, deadline: float | 
                 shutil.rmtree(path)
         # Every slice with its code. Now, as it may be another one by the time the run ends.
         known["commits"] = list(dict.fromkeys([*known.get("commits", []), commit()]))
-        write_json(args.output / "run.json", known)
+        write_at_once(args.output / "run.json", json.dumps(known, indent=1) + "\n")
         flops, tokens = known["flops"], training.max_steps * training.batch_size * tokens_per_example(recipe)
         hours = flops / (args.sustained_tflops * 1e12) / 3600
         name = f"{args.preset}, variant {args.variant!r}" if args.variant else args.preset
@@ -408,7 +408,7 @@ def _run(args: argparse.Namespace, recipe: Recipe, run: dict, deadline: float | 
     if not training.amnesia:  # elsewhere it would load as a model with a memory
         model.save_pretrained(args.output)
         recipe.task.tokenizer().save_pretrained(args.output)
-    write_json(args.output / "results.json", results)
+    write_at_once(args.output / "results.json", json.dumps(results, indent=1) + "\n")
     if not training.amnesia:
         write_card(args.output)
     for checkpoint in args.output.glob("checkpoint-*"):

@@ -812,9 +812,7 @@ class SleepForSequenceClassification(SleepPreTrainedModel):
         `num_labels` and `problem_type` as for any other model.
     """
 
-    accepts_loss_kwargs = (
-        False  # the loss is a mean over the call's rows, so `Trainer` has to divide when accumulating
-    )
+    accepts_loss_kwargs = False  # the loss is a mean over the call's rows: accumulating, `Trainer` has to divide
 
     def __init__(self, config: SleepConfig):
         super().__init__(config)

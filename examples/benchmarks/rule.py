@@ -149,7 +149,7 @@ def tables(data: dict) -> str:
         name = f"{x['form']}, {x['way']}, T = {x['length']}, {x['heads']} x {x['dim']}"
         cells = [short(x[side]) for side in ("ours", "theirs", "floor")]
         shares = [x[f"share of {kind}"] for kind in ("matmul", "copy")]
-        shares = ["–" if share is None else f"{100 * share:.0f} %" for share in shares]
+        shares = ["–" if part is None else f"{100 * part:.0f} %" for part in shares]
         rows[name] = [*cells, f"{1 / x['over theirs']:.2f}", *shares]
     peak = data["peak"]
     return (

@@ -33,7 +33,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import Example, Task, check_context_length, permutation, word_level_tokenizer
+from tasks.task import Example, Task, check_context_length, check_questions_fit, permutation, word_level_tokenizer
 
 
 MIN_WORDS = 3
@@ -102,9 +102,7 @@ class Depo(Task):
                 f"words must be in {MIN_WORDS}..{distinct}, the number of distinct words of {least} to {largest} "
                 f"tokens from a vocabulary of {self.vocabulary}, got {self.words}"
             )
-        questions = min(self.queries, self.words) * (2 + 2 * largest)
-        if questions > self.window_size:  # a sleep amid the questions would be one more than the depth tells
-            raise ValueError(f"window_size must hold all questions, {questions} tokens, got {self.window_size}")
+        check_questions_fit(min(self.queries, self.words) * (2 + 2 * largest), self.window_size)
         check_context_length(self.context_length, self.window_size)
         longest = self.begin + 2 * self.words * largest
         if self.context_length is not None and self.context_length < longest:

@@ -56,7 +56,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import Example, Task, check_choice, check_context_length, word_level_tokenizer
+from tasks.task import Example, Task, check_choice, check_context_length, check_questions_fit, word_level_tokenizer
 
 
 QUESTION_PLACES = ("after", "before")
@@ -205,9 +205,7 @@ class Gsm(Task):
                 f"window_size must be a multiple of a {self.style} sentence, {self.sentence_size} tokens, "
                 f"got {self.window_size}"
             )
-        asked = self.questions * (len(STYLES[self.style]["asked"].split()) + 1)
-        if asked > self.window_size:  # a sleep amid the questions would be one more than the depth tells
-            raise ValueError(f"window_size must hold all questions, {asked} tokens, got {self.window_size}")
+        check_questions_fit(self.questions * (len(STYLES[self.style]["asked"].split()) + 1), self.window_size)
         check_context_length(self.context_length, self.window_size)
         slots = self.context_length // self.sentence_size
         if not slots <= self.names <= len(NAMES):

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from tasks.task import Example, Task, permutation, word_level_tokenizer
+from tasks.task import Example, Task, check_questions_fit, permutation, word_level_tokenizer
 
 
 PAD_ID, ASK_ID, ANSWER_ID, KEY_ID = 0, 1, 2, 3  # then the keys, the values, the fillers
@@ -79,11 +79,7 @@ class Recall(Task):
         # Then every fact draws its window without asking whether there is room.
         if 2 * self.facts > self.window_size:
             raise ValueError(f"window_size must hold all facts, {2 * self.facts} tokens, got {self.window_size}")
-        # A sleep amid the questions would be one more than the depth tells.
-        if QUESTION_TOKENS * self.queries > self.window_size:
-            raise ValueError(
-                f"window_size must hold all questions, {QUESTION_TOKENS * self.queries} tokens, got {self.window_size}"
-            )
+        check_questions_fit(QUESTION_TOKENS * self.queries, self.window_size)
 
     @property
     def _value_id(self) -> int:

@@ -271,6 +271,12 @@ def check_context_length(context_length: int | None, window_size: int):
         )
 
 
+def check_questions_fit(length: int, window_size: int):
+    """Raise ValueError if questions take more than a window: a sleep amid them would be one more than depths tell."""
+    if length > window_size:
+        raise ValueError(f"window_size must hold all questions, {length} tokens, got {window_size}")
+
+
 def runs(flags: Iterable) -> Iterator[tuple[int, int]]:
     """Begin and end of every run of true flags: where the answers are."""
     begin = None
