@@ -79,18 +79,18 @@ check: env ## lint without changing anything
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 
-bench: env ## measure wake, sleep and training against other models (half an hour; resumable)
+bench: env ## measure wake, sleep and training against other models (three quarters of an hour; resumable)
 	$(BIN)/python examples/benchmarks/run.py
 
 EVIDENCE := rule110-mini depo-mini gsm-mini recall-mini
 
-evidence: env ## train and evaluate every variant of all CPU recipes with three seeds (about nine hours; resumable)
+evidence: env ## train and evaluate every variant of all CPU recipes with three seeds (about eight hours; resumable)
 	$(BIN)/python examples/run_grid.py $(EVIDENCE) --seeds 0 1 2 --jobs $(WORKERS) --output runs
 	$(BIN)/python examples/report.py $(EVIDENCE:%=runs/%.jsonl)
 
 QUICK := depo-mini rule110-mini
 
-evidence-quick: env ## N = 1 and N = 4 of two recipes, one seed, 2,000 steps of 3,000 (twenty minutes; resumable)
+evidence-quick: env ## N = 1 and N = 4 of two recipes, one seed, 2,000 steps of 3,000 (eleven minutes; resumable)
 	$(BIN)/python examples/run_grid.py $(QUICK) --variants N=4 N=1 --seeds 0 --set training.max_steps=2000 \
 		--jobs $(WORKERS) --output runs/quick
 	$(BIN)/python examples/report.py $(QUICK:%=runs/quick/%.jsonl)

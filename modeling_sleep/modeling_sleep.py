@@ -283,8 +283,6 @@ class SleepModel(SleepPreTrainedModel):
     def _wake_window(self, inputs_embeds, mask, state: SleepState, **kwargs) -> tuple[SleepWindowOutput, SleepState]:
         """Read tokens that fit into the current window."""
         length = inputs_embeds.shape[1]
-        if state.stored == 0:
-            state = self._only_fast_weights(state)
         kept_mask = _append_mask(state.kept_mask, mask, state.stored, inputs_embeds)
         output = self._wake(inputs_embeds, state, mask, kept_mask, return_dict=True, **kwargs)
 
@@ -315,27 +313,13 @@ class SleepModel(SleepPreTrainedModel):
         inputs_embeds, mask = (
             None if x is None else x.unflatten(1, (number, -1)).flatten(0, 1) for x in (inputs_embeds, mask)
         )
-        state = self._only_fast_weights(state)
         output = self._wake(inputs_embeds, state, mask, mask, return_dict=True, windows=number, **kwargs)
         output.last_hidden_state = output.last_hidden_state.unflatten(0, (-1, number)).flatten(1, 2)
-        state = self._only_fast_weights(
-            state._replace(
-                layers=output.layers,
-                seen=state.seen + number * self.config.window_size,
-                sleeps=state.sleeps + number,
-            )
-        )
+        seen = state.seen + number * self.config.window_size
+        state = self._clear_window(state._replace(layers=output.layers, seen=seen), number)
         if not torch.is_grad_enabled():
             raise_if_not_finite(state, self.config)
         return output, state
-
-    def _only_fast_weights(self, state: SleepState) -> SleepState:
-        """What a window begins with. No tensors without tokens, which a compiled layer would take for another case."""
-        layers = [
-            (states[0], None) if layer_type == "linear_attention" else (None, None)
-            for layer_type, states in zip(self.config.layer_types, state.layers, strict=True)
-        ]
-        return SleepState.empty(len(layers))._replace(layers=layers, seen=state.seen, sleeps=state.sleeps)
 
     def _windows_at_once(self, passes: int, callback, kwargs: dict) -> int:
         """How many windows may be read at once: with N = 1, as many as fit in `TOKENS_AT_ONCE`, if nobody minds."""
@@ -465,17 +449,14 @@ class SleepModel(SleepPreTrainedModel):
                 changes.append(_relative_change(before[: len(looped)], after[: len(looped)]))
         return *recurrent_states, torch.stack(changes) if changes else None
 
-    def _clear_window(self, state: SleepState) -> SleepState:
-        """Drop everything but S. New empties, not views, which would keep the window's memory."""
-        layers = []
-        for layer_type, (first, second) in zip(self.config.layer_types, state.layers, strict=True):
-            if layer_type == "linear_attention":
-                layers.append((first, None))
-            elif first is None:
-                layers.append((None, None))
-            else:
-                layers.append(tuple(x.new_empty(*x.shape[:2], 0, x.shape[3]) for x in (first, second)))
-        return SleepState.empty(len(layers))._replace(layers=layers, seen=state.seen, sleeps=state.sleeps + 1)
+    def _clear_window(self, state: SleepState, windows: int = 1) -> SleepState:
+        """Drop everything but S: what the next window begins with, after so many more `windows`."""
+        layers = [
+            (states[0], None) if layer_type == "linear_attention" else (None, None)
+            for layer_type, states in zip(self.config.layer_types, state.layers, strict=True)
+        ]
+        empty = SleepState.empty(len(layers))
+        return empty._replace(layers=layers, seen=state.seen, sleeps=state.sleeps + windows)
 
     # In step with other processes, while parameters are sharded.
 

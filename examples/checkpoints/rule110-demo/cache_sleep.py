@@ -127,16 +127,16 @@ class SleepWindowLayer(RowsLayer, DynamicLayer):
             "made of. Let the model read the text."
         )
 
-    def store(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Replace what is stored by `keys` and `values`, (batch, key_value_heads, stored, head_dim)."""
+    def store(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
+        """Replace what is stored by `keys` and `values`, (batch, key_value_heads, stored, head_dim), or by nothing."""
         self.keys, self.values = keys, values
-        self.dtype, self.device = keys.dtype, keys.device
-        self.is_initialized = True
+        self.is_initialized = keys is not None
+        if keys is not None:
+            self.dtype, self.device = keys.dtype, keys.device
 
     def reset(self) -> None:
         # Not the parent's: before transformers 5.18 it filled keys and values with zeros instead of dropping them.
-        self.keys = self.values = None
-        self.is_initialized = False
+        self.store(None, None)
         self.cumulative_length = self.sleeps = 0
         self.kept_hidden_states = self.kept_mask = None
 
@@ -276,8 +276,7 @@ def write_state(cache: Cache, state: SleepState, config) -> None:
     layer_types = config.layer_types
     for i, (layer, states) in enumerate(zip(cache.layers, state.layers, strict=True)):
         if layer_types[i] == "sleep_attention":
-            if states[0] is not None:
-                layer.store(*states)
+            layer.store(*states)
             layer.cumulative_length, layer.sleeps = state.seen, state.sleeps
         else:
             layer.store(*states, state.window_start_states[i])
