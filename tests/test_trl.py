@@ -290,9 +290,11 @@ def test_sft_of_an_adapter_learns_and_reloads(tmp_path):
     trainer.save_model(tmp_path / "adapter")
     reloaded = peft.PeftModel.from_pretrained(make_model(), tmp_path / "adapter")
     torch.testing.assert_close(logits(reloaded, batch), expected, **TOLERANCE)
+    # In float64, as merged weights are rounded otherwise, and sleeps make more of it.
+    expected = logits(trainer.model.double(), batch)
     trainer.model.merge_and_unload().save_pretrained(tmp_path / "merged")
-    merged = SleepForCausalLM.from_pretrained(tmp_path / "merged")
-    torch.testing.assert_close(logits(merged, batch), expected, atol=1e-4, rtol=1e-4)  # other sums, through sleeps
+    merged = SleepForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float64)
+    torch.testing.assert_close(logits(merged, batch), expected)
 
 
 # Packing
