@@ -272,6 +272,23 @@ def command_line(recipe: Recipe, overrides: Sequence[str], seed: int) -> str:
     return shlex.join(["python", "examples/train.py", *arguments])
 
 
+def loss_curve(log_history: Sequence[dict], logging_steps: int) -> list[list]:
+    """
+    Steps and the mean loss since the one before, at the steps that every seed has.
+
+    What was logged where a slice of the run ended is counted into the next of these means.
+    """
+    curve, last, begin, total = [], 0, 0, 0.0
+    for log in log_history:
+        if "loss" in log:
+            total += log["loss"] * (log["step"] - last)
+            last = log["step"]
+            if last % logging_steps == 0:
+                curve.append([last, round(total / (last - begin), 5)])
+                begin, total = last, 0.0
+    return curve
+
+
 def first_question(recipe: Recipe, seed: int) -> dict:
     """A problem as text, up to its first answer."""
     example = recipe.task.examples([0], split="eval", seed=seed, depth=recipe.evaluation.depths[0])[0]
@@ -398,12 +415,7 @@ def _run(args: argparse.Namespace, recipe: Recipe, run: dict, deadline: float | 
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "example": first_question(recipe, args.seed),
         "counts": counts,
-        # Without the step that a slice ended at, which other seeds lack. A slice begins with a mean of fewer steps.
-        "losses": [
-            [log["step"], round(log["loss"], 5)]
-            for log in trainer.state.log_history
-            if "loss" in log and log["step"] % trainer.args.logging_steps == 0
-        ],
+        "losses": loss_curve(trainer.state.log_history, trainer.args.logging_steps),
     }
     if not training.amnesia:  # elsewhere it would load as a model with a memory
         model.save_pretrained(args.output)

@@ -16,7 +16,7 @@ from flops import flops_per_example, training_flops
 from recipe import Training, list_variants, load_recipe, ramp
 from tasks import Rule110, TaskStream, make_dataset
 from tasks.task import IGNORE
-from train import build_model, main, passes_at, train
+from train import build_model, loss_curve, main, passes_at, train
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.hub_upload.__main__ import main as hub_upload
@@ -209,6 +209,14 @@ def test_a_slice_logs_what_it_has_done(run):
         assert [log["step"] for log in logs if "loss" in log] == [*range(1, steps + 1)]
         seconds = [log["seconds"] for log in logs if "loss" in log]
         assert seconds == sorted(seconds)
+
+
+def test_a_slice_does_not_bend_the_curve():
+    losses = [8.0, 6.0, 4.0, 2.0, 1.0, 3.0]  # of single steps
+    whole = [{"step": 3, "loss": 6.0}, {"step": 3, "eval_loss": 9.0}, {"step": 6, "loss": 2.0}, {"train_loss": 4.0}]
+    sliced = [{"step": 1, "loss": 8.0}, {"step": 2, "loss": 6.0}, {"step": 3, "loss": 4.0}, {"step": 5, "loss": 1.5}]
+    sliced.append({"step": 6, "loss": 3.0})
+    assert loss_curve(whole, 3) == loss_curve(sliced, 3) == [[3, sum(losses[:3]) / 3], [6, sum(losses[3:]) / 3]]
 
 
 def test_a_run_interrupted_behind_its_last_step_is_not_trained_further(run):
