@@ -43,6 +43,7 @@ class Step:
     passes: int = 1
     checkpointing: bool = False
     windows: int = 4
+    batch: int = BATCH
     overrides: tuple = ()  # pairs: fields of our config and their values
 
 
@@ -62,7 +63,7 @@ def run(model, step: Step, tokens: torch.Tensor) -> None:
 
 
 def text(model, step: Step, bench: Bench) -> torch.Tensor:
-    return bench.tokens(model.config.vocab_size, BATCH, step.windows * bench.window_size)
+    return bench.tokens(model.config.vocab_size, step.batch, step.windows * bench.window_size)
 
 
 def resident_bytes(name: str) -> int | None:

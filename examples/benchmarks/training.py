@@ -1,8 +1,10 @@
 """What a training step costs: time and peak memory, over N, windows and gradient checkpointing.
 
 Every token has a label. A text of W windows takes W passes at N = 1, and (W - 1) N + 1 at N, as nothing sleeps after
-the last window; "per pass" divides by them. The fully parallel hybrids see the same text in one piece: this stack with
-its cache kept, and OLMo-Hybrid of transformers. Peak memory is that of a process of its own (`memory.py`).
+the last window; "per pass" divides by them. N = 1 alone can read its windows side by side, so a pass of other N is
+compared twice: with one of N = 1 as it reads, and as it would read one window after the other. The fully parallel
+hybrids see the same text in one piece: this stack with its cache kept, and OLMo-Hybrid of transformers. Peak memory is
+that of a process of its own (`memory.py`).
 """
 
 from functools import partial
@@ -14,13 +16,14 @@ from tqdm.auto import tqdm
 from modeling_sleep import modeling_sleep
 
 from . import memory, report
-from .bench import Bench, Result, Row, short
+from .bench import Bench, Result, Rounds, Row, short
 from .memory import BATCH, Step
 from .models import KEPT, OLMO, OURS, described
 
 
 TITLE = "Training"
 PASSES = (1, 2, 4)
+LARGER_BATCH = 8
 ONE_BY_ONE = "one window after the other"
 
 
@@ -46,25 +49,16 @@ def measure(bench: Bench) -> Result:
     for count in windows(bench):
         for checkpointing in (False, True):
             rows += times(bench, count, checkpointing, points)
+    rows += times_of_a_larger_batch(bench)
     rows += peaks(bench, points)
     return Result(rows, {"points": points})
 
 
 def times(bench: Bench, count: int, checkpointing: bool, points: list[dict]) -> list[Row]:
     """Seconds of a step of every side; adds them to `points`."""
-    steps, todo, note = sides(checkpointing, count), {}, noted(checkpointing)
-    for name, step in steps.items():
-        model = memory.trained(step, bench)
-        todo[name] = partial(bench.timed, memory.run, model, step, memory.text(model, step, bench))
-
-    def one_by_one() -> float:
-        """N = 1 as every other N is read."""
-        with mock.patch.object(modeling_sleep, "TOKENS_AT_ONCE", 0):
-            return todo[ours(1)]()
-
-    if not checkpointing:  # which reads them like that anyway
-        todo[ONE_BY_ONE] = one_by_one
-    rounds = bench.in_turn(todo, f"training: {count} windows{note}", min_rounds=3 if bench.quick else 5)
+    steps, note = sides(checkpointing, count), noted(checkpointing)
+    # Checkpointed, N = 1 reads one window after the other anyway.
+    rounds = rounds_of(bench, steps, f"{count} windows{note}", apart=not checkpointing)
     setting = f"{count} windows, labels everywhere; {described(bench, BATCH)}"
     for name in steps:
         rate = BATCH * count * bench.window_size / rounds.ms(name)["median"] * 1000
@@ -75,14 +69,47 @@ def times(bench: Bench, count: int, checkpointing: bool, points: list[dict]) -> 
         found = rounds.ratio(ours(1), name, invert=True)
         title = f"training tokens/s at N = 1{note}, over those of {name}, in parallel"
         rows.append(Row(title, setting, target=target, at_least=True, **found))
-    for passes in PASSES[1:]:
-        cost = ((count - 1) * passes + 1) / count
-        found = rounds.ratio(ours(passes), ours(1), factor=cost)
-        title = f"training step of N = {passes} per pass{note}, over N = 1"
-        rows.append(Row(title, setting, target=1.05, **found))
+    rows += per_pass(rounds, count, note, setting)
     if not checkpointing:
         title = f"training step of N = 1, windows side by side over {ONE_BY_ONE}"
         rows.append(Row(title, setting, **rounds.ratio(ours(1), ONE_BY_ONE)))
+    return rows
+
+
+def times_of_a_larger_batch(bench: Bench) -> list[Row]:
+    """The cost of a pass where the rows of a window outweigh the gradient of the parameters that each pass makes."""
+    count = windows(bench)[-1]
+    steps = {ours(n): Step(passes=n, windows=count, batch=LARGER_BATCH) for n in PASSES}
+    rounds = rounds_of(bench, steps, f"{count} windows, batch {LARGER_BATCH}", apart=True)
+    return per_pass(rounds, count, "", f"{count} windows, labels everywhere; {described(bench, LARGER_BATCH)}")
+
+
+def rounds_of(bench: Bench, steps: dict[str, Step], title: str, apart: bool) -> Rounds:
+    """Seconds of steps that take turns; with `apart`, also of N = 1 read as every other N is."""
+    todo = {}
+    for name, step in steps.items():
+        model = memory.trained(step, bench)
+        todo[name] = partial(bench.timed, memory.run, model, step, memory.text(model, step, bench))
+
+    def one_by_one() -> float:
+        with mock.patch.object(modeling_sleep, "TOKENS_AT_ONCE", 0):
+            return todo[ours(1)]()
+
+    if apart:
+        todo[ONE_BY_ONE] = one_by_one
+    return bench.in_turn(todo, f"training: {title}", min_rounds=3 if bench.quick else 5)
+
+
+def per_pass(rounds: Rounds, count: int, note: str, setting: str) -> list[Row]:
+    """Steps of several passes, by their number, over one of N = 1, and over one that is read like them."""
+    rows = []
+    for passes in PASSES[1:]:
+        cost = ((count - 1) * passes + 1) / count
+        title = f"training step of N = {passes} per pass{note}, over N = 1"
+        rows.append(Row(title, setting, target=1.05, **rounds.ratio(ours(passes), ours(1), factor=cost)))
+        if ONE_BY_ONE in rounds.seconds:
+            title += f", {ONE_BY_ONE}"
+            rows.append(Row(title, setting, **rounds.ratio(ours(passes), ONE_BY_ONE, factor=cost)))
     return rows
 
 
