@@ -105,7 +105,7 @@ def read(path: Path) -> Results:
             alike = run["variant"] == other["variant"]
             if alike and run["seed"] == other["seed"]:
                 raise ReportError(f"{where}: {run['variant']!r}, seed {run['seed']} is in {other['where']} already")
-            for name in ("recipe", "depth_name", *["parameters"] * alike):
+            for name in ("recipe", "depth_name", *["parameters", "flops"] * alike):
                 if run[name] != other[name]:
                     raise ReportError(f"{where}: {name} is {run[name]!r}, but {other[name]!r} in {other['where']}")
         runs.append(run)
@@ -158,7 +158,8 @@ def table(results: Results) -> str:
     totals = sorted({points.total.min(), points.total.max()})
     machines = sorted({f"{run.device} ({run.threads} thread{'s'[: run.threads > 1]})" for run in runs.itertuples()})
     answers = "–".join(f"{total:,}" for total in totals)
-    commits = sorted(runs.commit.replace("", "unknown").unique())
+    # A run in slices may name several.
+    commits = sorted({commit for names in runs.commit.replace("", "unknown") for commit in names.split(", ")})
     caption = (
         f"Whole answers right in % by {depth_name}: mean over seeds (lowest–highest seed), of a single seed [95 % "
         f"interval]. N: passes when evaluated. {answers} answers per seed and depth. "

@@ -22,8 +22,8 @@ RUNS = [
     run("deeper", 0, {(1, 1): 100, (1, 2): 1}, flops=9e12, parameters=2000),
     run("any N", 1, {(1, 1): 180, (4, 1): 190, (4, 2): 100}, flops=5e12, seconds=300.0),
     run("any N", 0, {(4, 2): 120, (4, 1): 190, (1, 1): 200}, flops=5e12, seconds=360.0),
-    run("N=4", 0, {(4, 1): 200, (4, 2): 150}, flops=7e12),
-    run("N=1", 0, {(1, 1): 200, (1, 2): 20}),
+    run("N=4", 0, {(4, 1): 200, (4, 2): 150}, flops=7e12, commit="abc1234, def5678"),  # in two slices
+    run("N=1", 0, {(1, 1): 200, (1, 2): 20}, commit="def5678"),
     run("N=1", 1, {(1, 1): 198, (1, 2): 30, (2, 2): 31}),
 ]
 
@@ -39,7 +39,7 @@ TABLE = """\
 
 Whole answers right in % by t: mean over seeds (lowest–highest seed), of a single seed [95 % interval]. N: passes \
 when evaluated. 200 answers per seed and depth. FLOPs: of a training; minutes: of the fastest, on cpu (1 thread). \
-Commit abc1234.
+Commit abc1234, def5678.
 """
 
 PAGE = "# Results\n\n<!-- table: toy -->\nold\n<!-- end -->\n\nwords\n\n<!-- table: toy -->\n<!-- end -->\n"
@@ -143,7 +143,8 @@ def test_the_same_run_twice(write, capsys):
         (run("N=2", 0, {(2, 1): 1}, flops="many"), "flops is 'many'"),
         (run("N=2", 0, {(2, 1): 1}, recipe="other"), "recipe is 'other', but 'toy' in"),
         (run("N=2", 0, {(2, 1): 1}, depth_name="hops"), "depth_name is 'hops', but 't' in"),
-        (run("N=4", 1, {(4, 1): 1}, parameters=1235), "parameters is 1235, but 1234 in"),
+        (run("N=4", 1, {(4, 1): 1}, flops=7e12, parameters=1235), "parameters is 1235, but 1234 in"),
+        (run("N=4", 1, {(4, 1): 1}, flops=8e12), "flops is 8000000000000.0, but 7000000000000.0 in"),
     ],
 )
 def test_a_line_that_is_no_run(write, tmp_path, capsys, line, message):
