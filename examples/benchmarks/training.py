@@ -44,6 +44,10 @@ def noted(checkpointing: bool) -> str:
     return ", checkpointed" if checkpointing else ""
 
 
+def sizes(bench: Bench, count: int, batch: int = BATCH) -> str:
+    return f"{count} windows, labels everywhere; {described(bench, batch)}"
+
+
 def measure(bench: Bench) -> Result:
     rows, points = [], []
     for count in windows(bench):
@@ -57,9 +61,8 @@ def measure(bench: Bench) -> Result:
 def times(bench: Bench, count: int, checkpointing: bool, points: list[dict]) -> list[Row]:
     """Seconds of a step of every side; adds them to `points`."""
     steps, note = sides(checkpointing, count), noted(checkpointing)
-    # Checkpointed, N = 1 reads one window after the other anyway.
-    rounds = rounds_of(bench, steps, f"{count} windows{note}", apart=not checkpointing)
-    setting = f"{count} windows, labels everywhere; {described(bench, BATCH)}"
+    rounds = rounds_of(bench, steps, f"{count} windows{note}")
+    setting = sizes(bench, count)
     for name in steps:
         rate = BATCH * count * bench.window_size / rounds.ms(name)["median"] * 1000
         point = {"side": name, "windows": count, "checkpointing": checkpointing, "tokens per second": rate}
@@ -70,7 +73,7 @@ def times(bench: Bench, count: int, checkpointing: bool, points: list[dict]) -> 
         title = f"training tokens/s at N = 1{note}, over those of {name}, in parallel"
         rows.append(Row(title, setting, target=target, at_least=True, **found))
     rows += per_pass(rounds, count, note, setting)
-    if not checkpointing:
+    if ONE_BY_ONE in rounds.seconds:
         title = f"training step of N = 1, windows side by side over {ONE_BY_ONE}"
         rows.append(Row(title, setting, **rounds.ratio(ours(1), ONE_BY_ONE)))
     return rows
@@ -80,12 +83,12 @@ def times_of_a_larger_batch(bench: Bench) -> list[Row]:
     """The cost of a pass where the rows of a window outweigh the gradient of the parameters that each pass makes."""
     count = windows(bench)[-1]
     steps = {ours(n): Step(passes=n, windows=count, batch=LARGER_BATCH) for n in PASSES}
-    rounds = rounds_of(bench, steps, f"{count} windows, batch {LARGER_BATCH}", apart=True)
-    return per_pass(rounds, count, "", f"{count} windows, labels everywhere; {described(bench, LARGER_BATCH)}")
+    rounds = rounds_of(bench, steps, f"{count} windows, batch {LARGER_BATCH}")
+    return per_pass(rounds, count, "", sizes(bench, count, LARGER_BATCH))
 
 
-def rounds_of(bench: Bench, steps: dict[str, Step], title: str, apart: bool) -> Rounds:
-    """Seconds of steps that take turns; with `apart`, also of N = 1 read as every other N is."""
+def rounds_of(bench: Bench, steps: dict[str, Step], title: str) -> Rounds:
+    """Seconds of steps that take turns, and of N = 1 read as every other N is, where it is not read so anyway."""
     todo = {}
     for name, step in steps.items():
         model = memory.trained(step, bench)
@@ -95,7 +98,7 @@ def rounds_of(bench: Bench, steps: dict[str, Step], title: str, apart: bool) -> 
         with mock.patch.object(modeling_sleep, "TOKENS_AT_ONCE", 0):
             return todo[ours(1)]()
 
-    if apart:
+    if not steps[ours(1)].checkpointing:
         todo[ONE_BY_ONE] = one_by_one
     return bench.in_turn(todo, f"training: {title}", min_rounds=3 if bench.quick else 5)
 
@@ -120,7 +123,7 @@ def peaks(bench: Bench, points: list[dict]) -> list[Row]:
         point["memory"] = memory.peak_memory(step, bench)
 
     rows, count = [], windows(bench)[0]
-    setting = f"{count} windows, labels everywhere; {described(bench, BATCH)}"
+    setting = sizes(bench, count)
     for checkpointing, target in ((True, 1.5), (False, None)):
         one, other = (Step(passes=n, checkpointing=checkpointing, windows=count) for n in (8, 1))
         name = "peak memory of a step, N = 8 over N = 1" + noted(checkpointing)
@@ -141,7 +144,7 @@ def peaks(bench: Bench, points: list[dict]) -> list[Row]:
         name = "peak memory of a step of N = 4, `skip_logits` over all logits" + noted(checkpointing)
         rows.append(memory.compare(bench, name, setting, None, one, other))
 
-    setting = f"{count} windows, labels everywhere; {described(bench, BATCH)}"
+    setting = sizes(bench, count)
     for cut in (1,) if bench.quick else (1, 2, 4):
         one = Step(passes=4, windows=count, overrides=(("bptt_windows", cut),))
         name = f"peak memory of a step of N = 4, `bptt_windows={cut}` over all windows"
