@@ -37,6 +37,8 @@ class SleepState(NamedTuple):
         Tokens since the beginning.
     sleeps : int
         Windows that have been slept over, which is also the index of the current window.
+    slept : bool
+        Whether `sleeps` has changed since the state was read.
     """
 
     layers: list
@@ -46,6 +48,7 @@ class SleepState(NamedTuple):
     stored: int = 0
     seen: int = 0
     sleeps: int = 0
+    slept: bool = False
 
     @classmethod
     def empty(cls, num_layers: int) -> "SleepState":
@@ -223,22 +226,27 @@ def check_cache(cache: Cache, config) -> None:
             )
         if layer_type == "sleep_attention":
             # Not the number of heads, which tensor parallelism divides.
-            _check_shape(f"keys of layer {i}", layer.keys, key_shape, hint)
-            _check_shape(f"kept hidden states of layer {i}", layer.kept_hidden_states, kept_shape, hint)
+            _check_shape("keys", i, layer.keys, key_shape, hint)
+            _check_shape("kept hidden states", i, layer.kept_hidden_states, kept_shape, hint)
         else:
-            _check_shape(f"fast weights of layer {i}", layer.recurrent_states[0], state_shape, hint)
+            _check_shape("fast weights", i, layer.recurrent_states[0], state_shape, hint)
 
 
-def _check_shape(name: str, tensor: torch.Tensor | None, expected: tuple[int, ...], hint: str) -> None:
+def _check_shape(name: str, layer: int, tensor: torch.Tensor | None, expected: tuple[int, ...], hint: str) -> None:
     if tensor is not None and tuple(found := tensor.shape[-len(expected) :]) != expected:
         raise ValueError(
-            f"The {name} of `past_key_values` end in dimensions {tuple(found)}, this model's in {expected}: the cache "
-            f"was made by another model. {hint}"
+            f"The {name} of layer {layer} of `past_key_values` end in dimensions {tuple(found)}, this model's in "
+            f"{expected}: the cache was made by another model. {hint}"
         )
 
 
 def _is_unused(layer) -> bool:
     return type(layer) is LinearAttentionLayer and layer.recurrent_states[0] is None
+
+
+def window_layer(cache: Cache, config) -> SleepWindowLayer:
+    """The layer of `cache` that carries what the window keeps once for all layers: the first of attention."""
+    return cache.layers[config.layer_types.index("sleep_attention")]
 
 
 def read_state(cache: Cache | None, config) -> SleepState:
@@ -261,7 +269,7 @@ def read_state(cache: Cache | None, config) -> SleepState:
             layer = cache.layers[i] = FastWeightsLayer()
         state.layers[i] = (layer.recurrent_states[0], layer.conv_states[0])
         state.window_start_states[i] = layer.window_start_state
-    first = cache.layers[layer_types.index("sleep_attention")]
+    first = window_layer(cache, config)
     return state._replace(
         kept_hidden_states=first.kept_hidden_states,
         kept_mask=first.kept_mask,
@@ -277,8 +285,10 @@ def write_state(cache: Cache, state: SleepState, config) -> None:
     for i, (layer, states) in enumerate(zip(cache.layers, state.layers, strict=True)):
         if layer_types[i] == "sleep_attention":
             layer.store(*states)
-            layer.cumulative_length, layer.sleeps = state.seen, state.sleeps
+            layer.cumulative_length = state.seen
         else:
             layer.store(*states, state.window_start_states[i])
-    first = cache.layers[layer_types.index("sleep_attention")]
+    first = window_layer(cache, config)
     first.kept_hidden_states, first.kept_mask = state.kept_hidden_states, state.kept_mask
+    if state.slept:  # or else a compiled model would be compiled anew for another number of sleeps
+        first.sleeps = state.sleeps

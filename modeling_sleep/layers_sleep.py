@@ -132,7 +132,9 @@ class SleepAttention(nn.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         query = apply_rotary_embedding(query, *position_embeddings)
         key = apply_rotary_embedding(key, *position_embeddings)
-        if past_keys is not None:
+        if past_keys is None:  # in the layout that they have later on, for which compiled code is made
+            key, value = key.contiguous(), value.contiguous()
+        else:
             key = torch.cat([past_keys, key], dim=2)
             value = torch.cat([past_values, value], dim=2)
 

@@ -456,7 +456,8 @@ class SleepModel(SleepPreTrainedModel):
             for layer_type, states in zip(self.config.layer_types, state.layers, strict=True)
         ]
         empty = SleepState.empty(len(layers))
-        return empty._replace(layers=layers, seen=state.seen, sleeps=state.sleeps + windows)
+        sleeps = state.sleeps + windows
+        return empty._replace(layers=layers, seen=state.seen, sleeps=sleeps, slept=True)
 
     # In step with other processes, while parameters are sharded.
 
@@ -522,7 +523,8 @@ class SleepModel(SleepPreTrainedModel):
         """Lengths of the pieces of `length` new tokens: first what the current window still takes."""
         window_size = self.config.window_size
         first = min(window_size - stored, length) if stored < window_size else 0
-        full, rest = divmod(length - first, window_size)
+        rest = length - first
+        full, rest = rest // window_size, rest % window_size  # `divmod` would break a compiled graph in two
         return [piece for piece in (first, *[window_size] * full, rest) if piece > 0]
 
     # What is refused, before any work is done.
@@ -606,7 +608,7 @@ class SleepModel(SleepPreTrainedModel):
             )
 
 
-class SleepForCausalLM(SleepPreTrainedModel, SleepGenerationMixin, GenerationMixin):
+class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMixin):
     """
     [`SleepModel`] with a language modeling head: predicts while awake, sleeps when its cache is full.
 

@@ -1,8 +1,11 @@
 """torch.compile: no graph is broken, and every full window and pass runs the same few."""
 
+import math
+
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from transformers import CompileConfig, DynamicCache
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
 
@@ -72,3 +75,87 @@ def test_generation_through_compiled_layers_stops_compiling():
             torch.testing.assert_close(model.generate(prompt, **options), wanted)
             graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[1] == graphs[2] <= 16
+
+
+@torch.no_grad()
+def test_the_whole_model_is_one_graph_through_a_sleep():
+    """Token by token, too: a number of sleeps or of tokens seen is no reason to compile anew."""
+    model, ids = build(num_layers=2)
+    model.eval()
+    expected = model(ids).logits
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    cache, logits, graphs = DynamicCache(config=model.config), [], []
+    for token in ids.split(1, dim=1):
+        logits.append(compiled(token, past_key_values=cache).logits)
+        graphs.append(counters["stats"]["unique_graphs"])
+    torch.testing.assert_close(torch.cat(logits, dim=1), expected)
+    assert cache.layers[0].sleeps == 4
+    assert graphs[23] == graphs[-1] <= 8  # after two sleeps none are new
+
+
+@torch.no_grad()
+def test_a_compiled_sleep_asserts_that_fast_weights_are_finite():
+    model, ids = build(num_layers=2)
+    compiled = torch.compile(model.eval(), backend="aot_eager", fullgraph=True)
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :8], past_key_values=cache)
+    cache.layers[1].recurrent_states[0][0, 0, 0, 0] = math.nan
+    with pytest.raises(RuntimeError, match=r"fast weights of layer\(s\) \[1\] are not finite"):
+        compiled(ids[:, 8:9], past_key_values=cache)
+
+
+COMPILED = dict(compile_config=CompileConfig(backend="eager", mode="default", fullgraph=True))
+
+
+def test_generation_compiles_single_tokens():
+    """First of a window, second, later ones, and the first that was ever met; texts and sleeps are not compiled."""
+    model, ids = build()
+    model.eval()
+    options = dict(min_new_tokens=20, max_new_tokens=20, do_sample=False)
+    for length, passes in ((19, 2), (29, 1), (8, 3), (1, 2)):
+        prompt = ids[:1, :length]
+        expected = model.generate(prompt, sleep_passes=passes, **options)
+        torch.testing.assert_close(model.generate(prompt, sleep_passes=passes, **options, **COMPILED), expected)
+        assert counters["stats"]["unique_graphs"] == 4
+
+    told = {"eager": [], "compiled": []}
+    model.generate(prompt, sleep_callback=told["eager"].append, **options)
+    model.generate(prompt, sleep_callback=told["compiled"].append, **options, **COMPILED)
+    assert [event.window_index for event in told["compiled"]] == [0, 1]
+    for event, wanted in zip(told["compiled"], told["eager"], strict=True):
+        assert event.state_norm == pytest.approx(wanted.state_norm)
+    assert counters["stats"]["unique_graphs"] == 4
+
+
+def test_compiled_generation_of_a_padded_batch():
+    model, ids = build(num_layers=2)
+    model.eval()
+    mask = torch.ones_like(ids[:, :13])
+    mask[0, :11] = 0
+    options = dict(attention_mask=mask, min_new_tokens=20, max_new_tokens=20, do_sample=False)
+    options |= dict(return_dict_in_generate=True, output_scores=True, output_hidden_states=True, prefill_chunk_size=4)
+    expected, found = (model.generate(ids[:, :13], **options, **extra) for extra in ({}, COMPILED))
+    torch.testing.assert_close(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.scores, expected.scores)
+    torch.testing.assert_close(found.hidden_states, expected.hidden_states)
+
+
+def test_generation_compiles_only_where_it_can_and_is_asked_to(caplog, monkeypatch):
+    model, ids = build(num_layers=2)
+    options = dict(max_new_tokens=3, do_sample=False)
+    model.eval().generate(ids[:1, :5], **options)
+    model.generate(ids[:1, :5], disable_compile=True, **options, **COMPILED)
+    assert counters["stats"]["unique_graphs"] == 0
+    monkeypatch.setattr(model, "hf_device_map", {"model.embed_tokens": "cpu", "model.layers": 0}, raising=False)
+    with caplog.at_level("WARNING"):
+        model.generate(ids[:1, :5], **options, **COMPILED)
+    assert "`compile_config` is left aside, as the model is offloaded" in caplog.text
+    assert counters["stats"]["unique_graphs"] == 0
+
+
+def test_generation_does_not_record_cuda_graphs(caplog):
+    model, ids = build(num_layers=2)
+    with caplog.at_level("INFO"):
+        model.eval().generate(ids[:1, :5], max_new_tokens=3, compile_config=CompileConfig(backend="eager"))
+    assert 'compiling with `mode="default"` instead' in caplog.text
+    assert counters["stats"]["unique_graphs"] > 0

@@ -1,19 +1,21 @@
 """`generate()` and `sleep()`: what belongs to one call, and what cannot work, said before any work is done.
 
-The sleep itself lives in `SleepModel.forward`. Here are the choices of a call (`sleep_passes`, `sleep_callback`), the
-nap on demand, and the checks.
+The sleep itself lives in `SleepModel.forward`. Here are the choices of a call (`sleep_passes`, `sleep_callback`,
+`compile_config`), the nap on demand, and the checks.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache
-from transformers.utils import logging
+from transformers.utils import is_torchdynamo_compiling, logging
 
-from .cache_sleep import SleepState, read_state, write_state
+from .cache_sleep import SleepState, read_state, window_layer, write_state
+from .distributed_sleep import is_sharded
 
 
 logger = logging.get_logger(__name__)
@@ -90,7 +92,7 @@ class SleepMixin:
 
 
 class SleepGenerationMixin:
-    """Adds `sleep_passes` and `sleep_callback` to `generate()`; stands before [`GenerationMixin`] among the bases."""
+    """Adds `sleep_passes`, `sleep_callback` and compiled tokens to `generate()`; stands first among the bases."""
 
     @torch.no_grad()
     def generate(
@@ -164,6 +166,53 @@ class SleepGenerationMixin:
             if value is not None:
                 model_kwargs[name] = value
         return generation_config, model_kwargs
+
+    def _valid_auto_compile_criteria(self, model_kwargs, generation_config) -> bool:
+        """Whether to compile: where a `compile_config` is given, on any device; never unasked, as it takes a while."""
+        if generation_config.compile_config is None or generation_config.disable_compile:
+            return False
+        devices = set((getattr(self, "hf_device_map", None) or {}).values())
+        quantizer = getattr(self, "hf_quantizer", None)
+        reasons = {
+            "the model is offloaded": "disk" in devices or ("cpu" in devices and len(devices) > 1),
+            "its quantisation does not allow it": quantizer is not None and not quantizer.is_compileable,
+            "its parameters are sharded": is_sharded(getattr(self, self.base_model_prefix, self).layers[0]),
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), None)
+        if reason is not None:
+            logger.warning_once(f"`compile_config` is left aside, as {reason}: generation goes on without compiling.")
+        return reason is None
+
+    def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable:
+        """
+        What `generate` calls for what is new: a single token runs compiled, in few graphs however long the text.
+
+        Sleeps and longer texts, which a graph would have to unroll into passes and windows, run as ever.
+
+        Parameters
+        ----------
+        compile_config : CompileConfig, optional
+            Options of `torch.compile`. In the place of `mode="reduce-overhead"`, transformers' default, stands
+            "default".
+        """
+        compile_config = compile_config or CompileConfig()
+        if compile_config.mode == "reduce-overhead":
+            # A CUDA graph replays one shape at fixed addresses; a window grows, and S is handed from call to call.
+            logger.info_once('CUDA graphs do not fit a window that grows: compiling with `mode="default"` instead.')
+            compile_config = dataclasses.replace(compile_config, mode="default")
+        compiled = super().get_compiled_call(compile_config)
+
+        def call(input_ids=None, past_key_values=None, attention_mask=None, position_ids=None, **kwargs):
+            if input_ids is None or input_ids.shape[1] > 1 or past_key_values is None:
+                given = dict(attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values)
+                return self(input_ids, **given, **kwargs)
+            passes, callback = (kwargs.pop(name, None) for name in ("sleep_passes", "sleep_callback"))
+            if window_layer(past_key_values, self.config).stored_length() >= self.config.window_size:
+                self.sleep(past_key_values, passes, callback)
+            # Without the mask, whose length changes: a new token is none of padding, and the cache knows the others.
+            return compiled(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+
+        return call
 
 
 def _refuse_what_cannot_work(option: Callable) -> None:
@@ -255,14 +304,22 @@ class _RaiseIfNotFinite(LogitsProcessor):
 
 
 def raise_if_not_finite(state: SleepState, config) -> None:
-    """Raise `FloatingPointError`, naming the layers, if fast weights in `state` are NaN or infinite."""
-    bad = [
-        i
+    """
+    Raise `FloatingPointError`, naming the layers, if fast weights in `state` are NaN or infinite.
+
+    In a compiled model the device itself asserts it, as reading an answer would break the graph in two.
+    """
+    finite = {
+        i: recurrent_state.isfinite().all()
         for i, (layer_type, (recurrent_state, _)) in enumerate(zip(config.layer_types, state.layers, strict=True))
-        if layer_type == "linear_attention" and recurrent_state is not None and not recurrent_state.isfinite().all()
-    ]
-    if bad:
-        raise FloatingPointError(
-            f"The fast weights of layer(s) {bad} are not finite: everything after would be nonsense. Start from a new "
-            "cache, and check the model's weights and dtype."
-        )
+        if layer_type == "linear_attention" and recurrent_state is not None
+    }
+    message = (
+        "The fast weights of layer(s) {} are not finite: everything after would be nonsense. Start from a new cache, "
+        "and check the model's weights and dtype."
+    )
+    if is_torchdynamo_compiling():
+        for i, is_finite in finite.items():
+            torch._assert_async(is_finite, message.format([i]))
+    elif bad := [i for i, is_finite in finite.items() if not is_finite]:
+        raise FloatingPointError(message.format(bad))
