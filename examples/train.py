@@ -340,6 +340,7 @@ def main(argv: Sequence[str] | None = None):
             _run(args, recipe, run, deadline, is_main_process)
     except Timeout:
         parser.exit(1, f"another process is at the run in {args.output}: wait for it, or give another --output\n")
+    PartialState().destroy_process_group()  # or else a process may abort while it ends, as its threads still listen
 
 
 def _run(args: argparse.Namespace, recipe: Recipe, run: dict, deadline: float | None, is_main_process: bool):
