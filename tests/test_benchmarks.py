@@ -125,9 +125,11 @@ def test_a_window_of_ours_ends_asleep():
 
 
 def test_two_texts_go_side_by_side():
-    streams = [decode.OurStream(QUICK, context) for context in (128, 64)]
-    assert decode.together(*streams).keys() == {"late", "early"}
-    for stream, context in zip(streams, (128, 64)):
+    streams = {"late": decode.OurStream(QUICK, 128), "early": compiled.CompiledStream(QUICK, 64)}
+    peers = {"sliding": decode.SlidingStream(QUICK, 64), "static": compiled.StaticStream(QUICK, 64)}
+    assert decode.together(**streams, **peers).keys() == {*streams, *peers}
+    assert peers["static"].position - 2 * QUICK.window_size == QUICK.window_size
+    for stream, context in zip(streams.values(), (128, 64)):
         assert stream.cache.get_seq_length() == context + QUICK.window_size
         assert stream.cache.layers[0].stored_length() == 0
 
@@ -144,10 +146,10 @@ def test_crossover(ratios, expected):
 def test_window():
     result = window.measure(QUICK)
     rows = checked(window, result)
-    assert len(rows) == 3 * len(window.lengths(QUICK))
-    for side, found in result.data["ratios"].items():
-        assert [*found] == window.lengths(QUICK), side
-    assert QUICK.window_size == 16, "the lengths are those of this section alone"
+    assert len(rows) == 3 * len(window.lengths(QUICK)) + 2 * len(window.widths(QUICK))
+    assert all([*found] == window.lengths(QUICK) for found in result.data["length"].values())
+    assert all([*found] == [64, 128] for found in result.data["width"].values())
+    assert (QUICK.window_size, QUICK.width) == (16, 1), "sizes are those of this section alone"
 
 
 def test_cache_is_flat_to_the_byte():
@@ -222,9 +224,9 @@ def test_compiled():
     result = compiled.measure(QUICK)
     checked(compiled, result)
     # Attention; Gated DeltaNet without S, with it, and as a pass' end. Token by token: attention without keys, with
-    # one, with more; Gated DeltaNet without S, with it.
+    # one, with more; Gated DeltaNet without S, with it. Tokens as a whole: the first, the second, later ones.
     graphs = {name: found["graphs"] for name, found in result.data.items()}
-    assert graphs == {"reading": 4, "training": 4, "decoding": 5}
+    assert graphs == {"reading": 4, "training": 4, "decoding": 5, "tokens": 3}
     assert all(found["seconds"] > 0 for found in result.data.values())
 
 

@@ -41,15 +41,18 @@ class Stream:
 
     def __init__(self, name: str, bench: Bench, context: int):
         self.name, self.bench = name, bench
-        self.model = build(name, bench)
+        self.model = self.call = build(name, bench)
         self.cache = filled(self.model, bench, context)
         self.token = bench.tokens(self.model.config.vocab_size, 1, 1)
+
+    def inputs(self) -> dict:
+        """Of a new token."""
+        return {"input_ids": self.token, "past_key_values": self.cache}
 
     @torch.no_grad()
     def decode(self, count: int) -> float:
         """Seconds per token, the median of so many."""
-        seconds = [self.bench.timed(self.model, self.token, past_key_values=self.cache) for _ in range(count)]
-        return float(np.median(seconds))
+        return float(np.median([self.bench.timed(self.call, **self.inputs()) for _ in range(count)]))
 
     def burst(self) -> float:
         """Seconds per token of a peer: of few tokens where they are slow."""
@@ -80,6 +83,13 @@ class OurStream(Stream):
         return seconds
 
 
+class SlidingStream(Stream):
+    """A text of the sliding window's."""
+
+    def __init__(self, bench: Bench, context: int):
+        super().__init__(SLIDING, bench, context)
+
+
 def by_turns(streams: dict[str, Stream], tokens: int) -> dict[str, float]:
     """Seconds per token of texts that are gone through side by side, token by token."""
     seconds = {name: [] for name in streams}
@@ -89,11 +99,12 @@ def by_turns(streams: dict[str, Stream], tokens: int) -> dict[str, float]:
     return {name: float(np.median(found)) for name, found in seconds.items()}
 
 
-def together(late: OurStream, early: OurStream) -> dict[str, float]:
-    """Seconds per token of two texts of ours."""
-    seconds = by_turns({"late": late, "early": early}, late.bench.window_size)
-    for stream in (late, early):
-        stream.model.sleep(stream.cache, sleep_passes=2)
+def together(**streams: Stream) -> dict[str, float]:
+    """Seconds per token through a window of texts of which some are ours; these sleep after it."""
+    seconds = by_turns(streams, next(iter(streams.values())).bench.window_size)
+    for stream in streams.values():
+        if isinstance(stream, OurStream):
+            stream.model.sleep(stream.cache, sleep_passes=2)
     return seconds
 
 
@@ -119,7 +130,9 @@ def measure(bench: Bench) -> Result:
 
     first, *_, last = [context for context in contexts(bench) if context <= 2**16]
     late, early = OurStream(bench, last), OurStream(bench, first)
-    rounds = bench.in_turn({"both": lambda: together(late, early)}, f"decode: {named(last)} and {named(first)}")
+    rounds = bench.in_turn(
+        {"both": partial(together, late=late, early=early)}, f"decode: {named(last)} and {named(first)}"
+    )
     name = f"ms per token at {named(last)} over {named(first)}, sleep apart"
     rows.append(Row(name, setting, target=1.05, **rounds.ratio("late", "early")))
 

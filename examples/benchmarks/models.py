@@ -40,9 +40,9 @@ def sizes(bench: Bench) -> dict:
     hidden_size, layers = (64, 2) if bench.quick else (256, 4)
     return {
         "vocab_size": VOCABULARY,
-        "hidden_size": hidden_size,
+        "hidden_size": bench.width * hidden_size,
         "num_hidden_layers": layers,
-        "num_attention_heads": 4,
+        "num_attention_heads": bench.width * 4,
     }
 
 

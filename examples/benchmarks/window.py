@@ -1,69 +1,105 @@
-"""What a token costs beside a sliding window, by the length L of the window.
+"""What a token costs beside a sliding window, by the length L of the window and by the width of the model.
 
 Both hold at most L tokens, so neither knows how long the text is. The sliding window keeps L keys and values at every
-layer and copies them with every token; ours holds half a window in the mean, at every second layer. Token by token in
-turns through one whole window of ours, as in Decoding; with our sleep, a token costs its share of it more.
+layer and copies them with every token; ours holds half a window in the mean, at every second layer, but calls more and
+smaller operations, which counts in a narrow model. Token by token in turns through one whole window of ours, as in
+Decoding; with our sleep, a token costs its share of it more.
+
+Compiled, a token is one graph: ours as by `generate(compile_config=...)`, the sliding window in a static cache, as
+transformers has it. Neither is compiled for all alike: ours takes four graphs.
 """
 
 import copy
 from functools import partial
 
+import torch
 from matplotlib.figure import Figure
 
 from . import report
 from .bench import Bench, Result, Row, named
-from .decode import PASSES, OurStream, Stream, crossover, included
-from .models import OURS, SLIDING, described
+from .compiled import CompiledStream, StaticStream
+from .decode import AHEAD_FROM, PASSES, OurStream, SlidingStream, crossover, included, together
+from .models import OURS, SLIDING, described, sizes
 
 
-TITLE = "The sliding window, by its length"
+TITLE = "The sliding window, by its length and by the width"
+COMPILED = "both compiled"
 
 
 def lengths(bench: Bench) -> list[int]:
     return [16, 32] if bench.quick else [2**i for i in (7, 8, 9, 10, 11)]
 
 
+def widths(bench: Bench) -> list[int]:
+    """Times the width of the other sections."""
+    return [1, 2] if bench.quick else [1, 2, 4, 8]
+
+
 def measure(bench: Bench) -> Result:
-    rows, data = [], {"ratios": {}}
+    rows, data = [], {"length": {}, "width": {}}
     context = 4 * lengths(bench)[-1]
     for length in lengths(bench):
-        wide = copy.copy(bench)
-        wide.window_size = length
-        ours, sliding = OurStream(wide, context), Stream(SLIDING, wide, context)
-        rounds = bench.in_turn({"both": partial(ours.window, beside=sliding)}, f"window: {length}", min_rounds=3)
+        other = copy.copy(bench)
+        other.window_size = length
+        ours, sliding = OurStream(other, context), SlidingStream(other, context)
+        rounds = bench.in_turn({"both": partial(ours.window, beside=sliding)}, f"window: L = {length}", min_rounds=3)
         for side in (OURS, *map(included, PASSES)):
             found = rounds.ratio(side, SLIDING)
             note = side.removeprefix(OURS)
             name = f"ms per token over that of {SLIDING} at {named(context)}{note}"
-            rows.append(Row(name, described(wide), **found))
-            data["ratios"].setdefault(side, {})[length] = found["ratio"]
-    data["crossovers"] = {side: crossover([*found], [*found.values()]) for side, found in data["ratios"].items()}
+            rows.append(Row(name, described(other), **found))
+            data["length"].setdefault(side, {})[length] = found["ratio"]
+    for width in widths(bench):
+        other = copy.copy(bench)
+        other.width = width
+        hidden_size = sizes(other)["hidden_size"]
+        for side, (one, another) in {
+            OURS: (OurStream, SlidingStream),
+            COMPILED: (CompiledStream, StaticStream),
+        }.items():
+            torch.compiler.reset()  # models share what is compiled, which is limited
+            both = partial(together, ours=one(other, AHEAD_FROM), sliding=another(other, AHEAD_FROM))
+            rounds = bench.in_turn({"both": both}, f"window: {side}, d = {hidden_size}", min_rounds=3)
+            found = rounds.ratio("ours", "sliding")
+            note = "" if side == OURS else f", {side}"
+            name = f"ms per token over that of {SLIDING} at {named(AHEAD_FROM)}{note}"
+            rows.append(Row(name, described(other), target=1.0, **found))
+            data["width"].setdefault(side, {})[hidden_size] = found["ratio"]
+    data["crossovers"] = {
+        way: {side: crossover([*found], [*found.values()]) for side, found in data[way].items()}
+        for way in ("length", "width")
+    }
     return Result(rows, data)
 
 
 def tables(data: dict) -> str:
-    """Ratios by L, and from where on we are ahead."""
-    head = [f"L = {length}" for length in data["ratios"][OURS]]
-    cells = {side: [f"{ratio:.2f}" for ratio in found.values()] for side, found in data["ratios"].items()}
-    ahead = {
-        side: ["not within what was measured" if since is None else f"L = {since:,.0f}"]
-        for side, since in data["crossovers"].items()
-    }
-    return (
-        f"Time per token over that of {SLIDING}:\n\n"
-        + report.grid("over the sliding window", head, cells)
-        + "\n\nLess time per token from this length on:\n\n"
-        + report.grid("of", ["ahead from"], ahead)
-    )
+    """Ratios by L and by width, and from where on we are ahead."""
+    parts = []
+    for way, symbol, words in (("length", "L", "this length"), ("width", "d", "this width")):
+        head = [f"{symbol} = {size}" for size in data[way][OURS]]
+        cells = {side: [f"{ratio:.2f}" for ratio in found.values()] for side, found in data[way].items()}
+        ahead = {
+            side: ["not within what was measured" if since is None else f"{symbol} = {since:,.0f}"]
+            for side, since in data["crossovers"][way].items()
+        }
+        parts += [
+            f"Time per token over that of {SLIDING}:",
+            report.grid("over the sliding window", head, cells),
+            f"Less time per token from {words} on:",
+            report.grid("of", ["ahead from"], ahead),
+        ]
+    return "\n\n".join(parts)
 
 
 def plot(data: dict) -> Figure:
-    figure, axes = report.figure()
-    for number, (side, found) in enumerate(data["ratios"].items()):
-        report.line(axes, [*map(int, found)], [*found.values()], side, number)
-    axes.axhline(1, color="#999999", linestyle=":", label=SLIDING)
-    report.finish(axes, "tokens in a window (L)", "time per token, over the sliding window", [*map(int, found)])
-    axes.set_yscale("linear")
-    axes.set_ylim(bottom=0)
+    figure, axes = report.figure(panels=2)
+    words, lines = {"length": "tokens in a window (L)", "width": "hidden size (d)"}, {}
+    for number, (way, label) in enumerate(words.items()):
+        for side, found in data[way].items():
+            report.line(axes[number], [*map(int, found)], [*found.values()], side, lines.setdefault(side, len(lines)))
+        axes[number].axhline(1, color="#999999", linestyle=":", label=SLIDING)
+        report.finish(axes[number], label, "time per token, over the sliding window", [*map(int, found)])
+        axes[number].set_yscale("linear")
+        axes[number].set_ylim(bottom=0)
     report.legend(figure)
     return figure
