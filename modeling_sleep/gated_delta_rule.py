@@ -86,16 +86,17 @@ def recurrent_gated_delta_rule(
     query, key, value, log_decay, beta, state = _prepare(query, key, value, log_decay, beta, initial_state)
     query = l2_normalise(query) * query.shape[-1] ** -0.5
     key = l2_normalise(key)
-    # S reads columns and answers in rows; gates are matrices of one entry.
-    vectors = query.unsqueeze(-1), key.unsqueeze(-1), value.unsqueeze(-2)
-    gates = log_decay.exp()[..., None, None], beta[..., None, None]
+    # Vectors are rows, gates matrices of one entry.
+    inputs = *(x.unsqueeze(-2) for x in (query, key, value)), *(x[..., None, None] for x in (log_decay.exp(), beta))
     outputs = []
-    for query, key, value, alpha, beta in zip(*(x.unbind(1) for x in (*vectors, *gates)), strict=True):
-        state = alpha * state
-        # Sums, as the kernel of a product of such small matrices takes longer to get going than they do.
-        error = value - (key * state).sum(-2, keepdim=True)  # what S does not yet answer to this key
-        state = torch.addcmul(state, key, beta * error)
-        outputs.append((query * state).sum(-2))
+    with _no_autocast(value.device):
+        for query, key, value, alpha, beta in zip(*(x.unbind(1) for x in inputs), strict=True):
+            state = alpha * state
+            error = value - key @ state  # what S does not yet answer to this key
+            # In place where nobody keeps the decayed S: for a large one, fresh memory costs more than the arithmetic.
+            write = torch.addcmul if torch.is_grad_enabled() else torch.Tensor.addcmul_
+            state = write(state, key.mT, beta * error)
+            outputs.append((query @ state).squeeze(-2))
     return torch.stack(outputs, dim=1).to(dtype), state
 
 

@@ -149,7 +149,9 @@ def test_generation_compiles_only_where_it_can_and_is_asked_to(caplog, monkeypat
     monkeypatch.setattr(model, "hf_device_map", {"model.embed_tokens": "cpu", "model.layers": 0}, raising=False)
     with caplog.at_level("WARNING"):
         model.generate(ids[:1, :5], **options, **COMPILED)
+        model.generate(ids[:1, :5], num_beams=2, **options, **COMPILED)
     assert "`compile_config` is left aside, as the model is offloaded" in caplog.text
+    assert "transformers does not compile beam search" in caplog.text
     assert counters["stats"]["unique_graphs"] == 0
 
 

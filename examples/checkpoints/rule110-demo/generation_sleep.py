@@ -154,6 +154,8 @@ class SleepGenerationMixin:
             raise_if_not_finite(read_state(cache, model.config), model.config)
         _check_lengths(input_ids, kwargs, 0 if cache is None else cache.get_seq_length())
         _warn_of_cut_windows(padding_mask, model.config.window_size)
+        if option("compile_config") is not None and (option("num_beams") or 1) > 1:
+            logger.warning_once("`compile_config` is left aside: transformers does not compile beam search.")
 
         logits_processor = LogitsProcessorList([_RaiseIfNotFinite(), *(logits_processor or [])])
         return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
