@@ -6,6 +6,7 @@ The sleep itself lives in `SleepModel.forward`. Here are the choices of a call (
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -115,6 +116,9 @@ class SleepGenerationMixin:
             have one, or else `config.sleep_passes`.
         sleep_callback : callable, optional
             Called with a [`SleepEvent`] after every sleep, for instance to advance a progress bar.
+        compile_config : CompileConfig, optional
+            As elsewhere in transformers, but for this model's own cache and on any device: tokens run compiled, see
+            `get_compiled_call`. Without it nothing is compiled.
 
         Raises
         ------
@@ -154,8 +158,7 @@ class SleepGenerationMixin:
             raise_if_not_finite(read_state(cache, model.config), model.config)
         _check_lengths(input_ids, kwargs, 0 if cache is None else cache.get_seq_length())
         _warn_of_cut_windows(padding_mask, model.config.window_size)
-        if option("compile_config") is not None and (option("num_beams") or 1) > 1:
-            logger.warning_once("`compile_config` is left aside: transformers does not compile beam search.")
+        _warn_if_not_compiled(option)
 
         logits_processor = LogitsProcessorList([_RaiseIfNotFinite(), *(logits_processor or [])])
         return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
@@ -183,38 +186,77 @@ class SleepGenerationMixin:
         reason = next((reason for reason, holds in reasons.items() if holds), None)
         if reason is not None:
             logger.warning_once(f"`compile_config` is left aside, as {reason}: generation goes on without compiling.")
-        return reason is None
+            return False
+        os.environ["TOKENIZERS_PARALLELISM"] = "0"  # as transformers does, because the compiler forks
+        return True
 
     def get_compiled_call(self, compile_config: CompileConfig | None) -> Callable:
         """
-        What `generate` calls for what is new: a single token runs compiled, in few graphs however long the text.
+        What `generate` calls for what is new: a single token runs compiled, in four graphs however long the text.
 
-        Sleeps and longer texts, which a graph would have to unroll into passes and windows, run as ever.
+        Sleeps and longer texts, which a graph would have to unroll into passes and windows, run as ever. A batch and
+        padding take further graphs, whose number is bounded, too.
 
         Parameters
         ----------
         compile_config : CompileConfig, optional
-            Options of `torch.compile`. In the place of `mode="reduce-overhead"`, transformers' default, stands
-            "default".
-        """
-        compile_config = compile_config or CompileConfig()
-        if compile_config.mode == "reduce-overhead":
-            # A CUDA graph replays one shape at fixed addresses; a window grows, and S is handed from call to call.
-            logger.info_once('CUDA graphs do not fit a window that grows: compiling with `mode="default"` instead.')
-            compile_config = dataclasses.replace(compile_config, mode="default")
-        compiled = super().get_compiled_call(compile_config)
+            Options of `torch.compile`. Modes that record CUDA graphs, as "reduce-overhead", transformers' default, are
+            replaced by those that do not.
 
-        def call(input_ids=None, past_key_values=None, attention_mask=None, position_ids=None, **kwargs):
-            if input_ids is None or input_ids.shape[1] > 1 or past_key_values is None:
+        Raises
+        ------
+        ValueError
+            If the options ask for CUDA graphs.
+        """
+        compile_config = _without_cuda_graphs(compile_config or self._default_compile_config())
+        compiled = super().get_compiled_call(compile_config)
+        limit = torch._dynamo.config.patch(recompile_limit=max(32, torch._dynamo.config.recompile_limit))
+
+        def forward_new(*, past_key_values=None, attention_mask=None, position_ids=None, **kwargs):
+            input_ids = kwargs.get("input_ids")
+            is_one_token = input_ids is not None and input_ids.shape[1] == 1 and past_key_values is not None
+            # The mask's length changes with every token. The cache knows which earlier ones are padding; a new one may
+            # be, if the text is read in pieces of one token.
+            if not is_one_token or not (attention_mask is None or attention_mask[:, -1].all()):
                 given = dict(attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values)
-                return self(input_ids, **given, **kwargs)
+                return self(**given, **kwargs)
             passes, callback = (kwargs.pop(name, None) for name in ("sleep_passes", "sleep_callback"))
             if window_layer(past_key_values, self.config).stored_length() >= self.config.window_size:
                 self.sleep(past_key_values, passes, callback)
-            # Without the mask, whose length changes: a new token is none of padding, and the cache knows the others.
-            return compiled(input_ids=input_ids, past_key_values=past_key_values, **kwargs)
+            with limit:
+                return compiled(past_key_values=past_key_values, **kwargs)
 
-        return call
+        return forward_new
+
+    def __getstate__(self) -> dict:
+        """Without what was compiled, which is bound to this very model: a copy would compute with its weights."""
+        compiled = ("_compiled_call", "_last_compile_config")
+        return {name: value for name, value in super().__getstate__().items() if name not in compiled}
+
+
+def _warn_if_not_compiled(option: Callable) -> None:
+    """`generate` asks for a compiled call in greedy search and sampling alone, and of single tokens."""
+    if option("compile_config") is None or option("disable_compile"):
+        return
+    if (option("num_beams") or 1) > 1:
+        logger.warning_once("`compile_config` is left aside: transformers does not compile beam search.")
+    elif option("use_cache") is False:
+        logger.warning_once("`compile_config` is left aside: without a cache, every token reads the whole text anew.")
+
+
+def _without_cuda_graphs(compile_config: CompileConfig) -> CompileConfig:
+    """A CUDA graph replays one shape at fixed addresses; a window grows, and S is handed from call to call."""
+    if (compile_config.options or {}).get("triton.cudagraphs"):
+        raise ValueError(
+            "CUDA graphs replay one shape at fixed addresses, which does not fit a window that grows: leave "
+            "`triton.cudagraphs` out of the options of `compile_config`."
+        )
+    modes = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+    if compile_config.mode not in modes:
+        return compile_config
+    mode = modes[compile_config.mode]
+    logger.info_once(f"CUDA graphs do not fit a window that grows: compiling with `mode={mode!r}` instead.")
+    return dataclasses.replace(compile_config, mode=mode)
 
 
 def _refuse_what_cannot_work(option: Callable) -> None:
@@ -309,7 +351,8 @@ def raise_if_not_finite(state: SleepState, config) -> None:
     """
     Raise `FloatingPointError`, naming the layers, if fast weights in `state` are NaN or infinite.
 
-    In a compiled model the device itself asserts it, as reading an answer would break the graph in two.
+    In a compiled model the device itself asserts it, as reading an answer would break the graph in two: on a CPU that
+    is a `RuntimeError`; on CUDA the process cannot go on after it, as after an index that is out of range.
     """
     finite = {
         i: recurrent_state.isfinite().all()

@@ -1,11 +1,13 @@
 """torch.compile: no graph is broken, and every full window and pass runs the same few."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from transformers import CompileConfig, DynamicCache
+from transformers import CompileConfig, DynamicCache, set_seed
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
 
@@ -127,37 +129,97 @@ def test_generation_compiles_single_tokens():
     assert counters["stats"]["unique_graphs"] == 4
 
 
-def test_compiled_generation_of_a_padded_batch():
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_compiled_generation_of_a_padded_batch(chunk):
+    """Read in pieces of one token, too, some of which are padding; one row begins with a whole window of it."""
     model, ids = build(num_layers=2)
+    ids = ids.repeat(2, 1)[:3, :13]
     model.eval()
-    mask = torch.ones_like(ids[:, :13])
-    mask[0, :11] = 0
+    mask = torch.ones_like(ids)
+    mask[0, :11], mask[2, :3] = 0, 0
     options = dict(attention_mask=mask, min_new_tokens=20, max_new_tokens=20, do_sample=False)
-    options |= dict(return_dict_in_generate=True, output_scores=True, output_hidden_states=True, prefill_chunk_size=4)
-    expected, found = (model.generate(ids[:, :13], **options, **extra) for extra in ({}, COMPILED))
+    options |= dict(return_dict_in_generate=True, output_scores=True, output_hidden_states=True)
+    options |= dict(prefill_chunk_size=chunk)
+    expected, found = (model.generate(ids, **options, **extra) for extra in ({}, COMPILED))
     torch.testing.assert_close(found.sequences, expected.sequences)
     torch.testing.assert_close(found.scores, expected.scores)
     torch.testing.assert_close(found.hidden_states, expected.hidden_states)
+
+
+@pytest.mark.parametrize("overrides", [dict(loop_span=(1, 3)), dict(memory_layers=[1]), dict(num_key_value_heads=1)])
+def test_compiled_generation_of_other_stacks(overrides):
+    torch.manual_seed(0)
+    config = SleepConfig.from_preset("tiny", num_hidden_layers=4, window_size=8, **overrides)
+    model, ids = SleepForCausalLM(config).double().eval(), torch.randint(1, config.vocab_size, (1, 13))
+    options = dict(min_new_tokens=20, max_new_tokens=20, do_sample=False, sleep_passes=3)
+    options |= dict(return_dict_in_generate=True, output_scores=True)
+    expected, found = (model.generate(ids, **options, **extra) for extra in ({}, COMPILED))
+    torch.testing.assert_close(found.scores, expected.scores)
+
+
+def test_generation_stays_compiled_in_a_process_with_other_batches():
+    """Torch gives up after 8 graphs, or raises in full graphs."""
+    model, ids = build(num_layers=2)
+    model.eval()
+    options = dict(min_new_tokens=10, max_new_tokens=10, do_sample=True, pad_token_id=0)
+    mask = torch.ones_like(ids[:, :13])
+    mask[0, :8] = 0
+    for _ in range(2):
+        graphs = counters["stats"]["unique_graphs"]
+        for batch, masked in (
+            (ids[:1, :13], None),
+            (ids[:, :13], None),
+            (ids[:, :13], mask),
+            (ids[:, :11], mask[:, 2:]),
+        ):
+            expected, found = (
+                set_seed(0) or model.generate(batch, attention_mask=masked, num_return_sequences=2, **options, **extra)
+                for extra in ({}, COMPILED)
+            )
+            torch.testing.assert_close(found, expected)
+    assert 8 < counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_generates_with_its_own_weights(copied):
+    model, ids = build(num_layers=2)
+    model.eval()
+    options = dict(min_new_tokens=10, max_new_tokens=10, do_sample=False)
+    model.generate(ids[:1, :5], **options, **COMPILED)
+    model = copied(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.neg_()
+    expected = model.generate(ids[:1, :5], **options)
+    torch.testing.assert_close(model.generate(ids[:1, :5], **options, **COMPILED), expected)
 
 
 def test_generation_compiles_only_where_it_can_and_is_asked_to(caplog, monkeypatch):
     model, ids = build(num_layers=2)
     options = dict(max_new_tokens=3, do_sample=False)
     model.eval().generate(ids[:1, :5], **options)
-    model.generate(ids[:1, :5], disable_compile=True, **options, **COMPILED)
-    assert counters["stats"]["unique_graphs"] == 0
-    monkeypatch.setattr(model, "hf_device_map", {"model.embed_tokens": "cpu", "model.layers": 0}, raising=False)
     with caplog.at_level("WARNING"):
-        model.generate(ids[:1, :5], **options, **COMPILED)
+        model.generate(ids[:1, :5], disable_compile=True, num_beams=2, **options, **COMPILED)
+        assert "left aside" not in caplog.text
         model.generate(ids[:1, :5], num_beams=2, **options, **COMPILED)
-    assert "`compile_config` is left aside, as the model is offloaded" in caplog.text
-    assert "transformers does not compile beam search" in caplog.text
+        assert "transformers does not compile beam search" in caplog.text
+        model.generate(ids[:1, :5], use_cache=False, **options, **COMPILED)
+        assert "every token reads the whole text anew" in caplog.text
+        monkeypatch.setattr(model, "hf_device_map", {"model.embed_tokens": "cpu", "model.layers": 0}, raising=False)
+        model.generate(ids[:1, :5], **options, **COMPILED)
+        assert "`compile_config` is left aside, as the model is offloaded" in caplog.text
     assert counters["stats"]["unique_graphs"] == 0
 
 
-def test_generation_does_not_record_cuda_graphs(caplog):
+@pytest.mark.parametrize(
+    "mode, instead", [("reduce-overhead", "default"), ("max-autotune", "max-autotune-no-cudagraphs")]
+)
+def test_generation_does_not_record_cuda_graphs(mode, instead, caplog):
     model, ids = build(num_layers=2)
     with caplog.at_level("INFO"):
-        model.eval().generate(ids[:1, :5], max_new_tokens=3, compile_config=CompileConfig(backend="eager"))
-    assert 'compiling with `mode="default"` instead' in caplog.text
+        model.eval().generate(ids[:1, :5], max_new_tokens=3, compile_config=CompileConfig(backend="eager", mode=mode))
+    assert f"compiling with `mode='{instead}'` instead" in caplog.text
     assert counters["stats"]["unique_graphs"] > 0
+    options = CompileConfig(mode=None, options={"triton.cudagraphs": True})
+    with pytest.raises(ValueError, match="leave `triton.cudagraphs` out"):
+        model.generate(ids[:1, :5], max_new_tokens=3, compile_config=options)

@@ -76,12 +76,15 @@ class StaticStream(SlidingStream):
         super().__init__(bench, context)
         self.cache, self.position = StaticCache(config=self.model.config, max_cache_len=context), 2 * bench.window_size
         self.model(bench.tokens(self.model.config.vocab_size, 1, self.position), past_key_values=self.cache)
-        # Not as a full graph: it counts tokens in Python.
-        self.call = self.model.get_compiled_call(CompileConfig(mode="default", backend=options(bench)["backend"]))
+        self.call = self.model.get_compiled_call(CompileConfig(mode="default", **options(bench)))
 
     def inputs(self) -> dict:
+        """With positions and mask, as `generate` gives them."""
         self.position += 1
-        return super().inputs() | {"position_ids": torch.tensor([[self.position - 1]], device=self.bench.device)}
+        device = self.bench.device
+        position_ids = torch.tensor([[self.position - 1]], device=device)
+        mask = torch.ones(1, 1, 1, self.bench.window_size, dtype=torch.bool, device=device)
+        return super().inputs() | {"position_ids": position_ids, "attention_mask": mask}
 
 
 def measure(bench: Bench) -> Result:

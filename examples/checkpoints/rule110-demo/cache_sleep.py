@@ -94,7 +94,8 @@ class SleepWindowLayer(RowsLayer, DynamicLayer):
 
     Differs from its parent [`DynamicLayer`] in that it is emptied by every sleep, while `get_seq_length()` goes on
     counting, as in [`DynamicSlidingWindowLayer`]: generation and positions rely on the number of tokens seen. The
-    first such layer of a cache also carries what the window keeps once for all layers.
+    first such layer of a cache also carries what is kept once for all layers: the window's hidden states and mask, and
+    the number of sleeps.
     """
 
     _layer_type = "sleep_attention"  # `DynamicCache(config=config)` finds this class by the config's `layer_types`
@@ -245,7 +246,7 @@ def _is_unused(layer) -> bool:
 
 
 def window_layer(cache: Cache, config) -> SleepWindowLayer:
-    """The layer of `cache` that carries what the window keeps once for all layers: the first of attention."""
+    """The layer of `cache` that carries what is kept once for all layers: the first of attention."""
     return cache.layers[config.layer_types.index("sleep_attention")]
 
 
