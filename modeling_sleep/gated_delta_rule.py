@@ -27,6 +27,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 EPS = 1e-6  # under the root of the norm
+# Up to so many entries, within a model, the kernel of a matrix product takes longer to get going than it saves.
+SMALL_STATE = 2**16
 
 
 def l2_normalise(x: torch.Tensor, eps: float = EPS) -> torch.Tensor:
@@ -89,15 +91,22 @@ def recurrent_gated_delta_rule(
     # Vectors are rows, gates matrices of one entry.
     inputs = *(x.unsqueeze(-2) for x in (query, key, value)), *(x[..., None, None] for x in (log_decay.exp(), beta))
     outputs = []
-    with _no_autocast(value.device):
-        for query, key, value, alpha, beta in zip(*(x.unbind(1) for x in inputs), strict=True):
-            state = alpha * state
-            error = value - key @ state  # what S does not yet answer to this key
-            # In place where nobody keeps the decayed S: for a large one, fresh memory costs more than the arithmetic.
-            write = torch.addcmul if torch.is_grad_enabled() else torch.Tensor.addcmul_
-            state = write(state, key.mT, beta * error)
-            outputs.append((query @ state).squeeze(-2))
+    for query, key, value, alpha, beta in zip(*(x.unbind(1) for x in inputs), strict=True):
+        state = alpha * state
+        error = value - _read(key, state)  # what S does not yet answer to this key
+        # In place where nobody keeps the decayed S: for a large one, fresh memory costs more than the arithmetic.
+        write = torch.addcmul if torch.is_grad_enabled() else torch.Tensor.addcmul_
+        state = write(state, key.mT, beta * error)
+        outputs.append(_read(query, state).squeeze(-2))
     return torch.stack(outputs, dim=1).to(dtype), state
+
+
+def _read(vector: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """S^T `vector`, as rows: (batch, heads, 1, key_dim) of (batch, heads, key_dim, value_dim)."""
+    if state.numel() <= SMALL_STATE and not torch.compiler.is_compiling():
+        return (vector.mT * state).sum(-2, keepdim=True)
+    with _no_autocast(state.device):
+        return vector @ state
 
 
 def chunked_gated_delta_rule(

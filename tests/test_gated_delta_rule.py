@@ -1,6 +1,7 @@
 """The gated delta rule: its fast form against its definition."""
 
 import logging
+import sys
 
 import pytest
 import torch
@@ -164,6 +165,27 @@ def test_autocast_leaves_the_precision(rule):
         # The backward of the chunked form is ours, so that it keeps its precision here too.
         results = run(rule, inputs) if rule is chunked_gated_delta_rule else rule(**inputs)
     assert all(torch.equal(result, reference) for result, reference in zip(results, expected))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_large_state_is_read_by_products(autocast, monkeypatch):
+    """And a small one by sums: the same outputs, in the same precision, and the same gradients."""
+    inputs = make_inputs(5, dtype=torch.float32)
+    expected = run(recurrent_gated_delta_rule, inputs)
+    monkeypatch.setattr(sys.modules[recurrent_gated_delta_rule.__module__], "SMALL_STATE", 0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        results = recurrent_gated_delta_rule(**inputs) if autocast else run(recurrent_gated_delta_rule, inputs)
+    for result, reference in zip(results, expected):
+        torch.testing.assert_close(result, reference)
+
+
+def test_without_gradients_the_given_state_is_left_alone():
+    """What is written in place is the rule's own."""
+    inputs = make_inputs(3)
+    expected, given = recurrent_gated_delta_rule(**inputs), inputs["initial_state"].detach().clone()
+    with torch.no_grad():
+        torch.testing.assert_close(recurrent_gated_delta_rule(**inputs), expected)
+    assert torch.equal(inputs["initial_state"], given)
 
 
 def test_compiles_into_one_graph():
