@@ -90,6 +90,11 @@ def test_a_filled_cache_is_like_one_that_has_read(name):
     assert flops[0] == flops[1] > 0
 
 
+def test_a_sliding_window_is_filled_up_to_its_size():
+    cache = models.filled(models.build(models.WIDE, QUICK), QUICK, 8192)
+    assert [layer.keys.shape[2] for layer in cache.layers] == [4095, 4095]
+
+
 def test_only_whole_windows_are_filled():
     with pytest.raises(ValueError, match="multiple of two windows"):
         models.filled(models.build(models.FULL, QUICK), QUICK, 33)

@@ -21,15 +21,16 @@ from modeling_sleep import SleepConfig, SleepForCausalLM
 from .bench import Bench
 
 
-OURS, KEPT, FULL, SLIDING, OLMO, QWEN = (
+OURS, KEPT, FULL, WIDE, SLIDING, OLMO, QWEN = (
     "this model",
     "this stack, cache kept",
     "Llama",
+    "Mistral, window 4k",
     "Mistral, window L",
     "OLMo-Hybrid",
     "Qwen3.5",
 )
-PEERS = (KEPT, FULL, SLIDING, OLMO, QWEN)
+PEERS = (KEPT, FULL, WIDE, SLIDING, OLMO, QWEN)
 MODELS = (OURS, *PEERS)
 VOCABULARY = 256
 LONGEST = 2**21  # no rotary position beyond it
@@ -73,9 +74,9 @@ def _in_tree(name: str, bench: Bench, intermediate_size: int):
     }
     if name == FULL:
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**common))
-    if name == SLIDING:
-        config = transformers.MistralConfig(**common, sliding_window=bench.window_size)
-        return transformers.MistralForCausalLM(config)
+    if name in (WIDE, SLIDING):
+        window = bench.window_size if name == SLIDING else 4096  # the default of its config, that of Mistral 7B
+        return transformers.MistralForCausalLM(transformers.MistralConfig(**common, sliding_window=window))
     if name == OLMO:
         return transformers.OlmoHybridForCausalLM(transformers.OlmoHybridConfig(**common, **hybrid))
     config = transformers.Qwen3_5TextConfig(**common, **hybrid, head_dim=head_dim)
@@ -165,8 +166,11 @@ def filled(model, bench: Bench, context: int, passes: int = 2) -> DynamicCache:
     for layer in cache.layers:
         if hasattr(layer, "cumulative_length"):
             layer.cumulative_length = context
-        if grows and getattr(layer, "keys", None) is not None and not getattr(layer, "is_sliding", False):
-            layer.keys, layer.values = (x.repeat(1, 1, repeats, 1) for x in (layer.keys, layer.values))
+        if grows and getattr(layer, "keys", None) is not None:
+            kept = layer.sliding_window - 1 if getattr(layer, "is_sliding", False) else context
+            layer.keys, layer.values = (
+                x.repeat(1, 1, repeats, 1)[:, :, -kept:].contiguous() for x in (layer.keys, layer.values)
+            )
         if grows and getattr(layer, "kept_hidden_states", None) is not None:
             layer.kept_hidden_states = layer.kept_hidden_states.repeat(1, repeats, 1)
     return cache
