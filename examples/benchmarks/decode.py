@@ -3,9 +3,10 @@
 Token by token through `forward`, under `no_grad` as in `generate`, whose own work on a token (masks, positions, the
 choice of the next) comes on top for all alike. Our sleeps are taken between two tokens and timed apart; with them, a
 token costs its share of a sleep more. The context is not read but laid into the cache (`models.py`). A peer's ratio
-comes from rounds of one window of ours, and as many tokens of the peer's as take a similar time; the sliding window,
-which is about as fast, and ours take turns token by token. What a peer pays includes the copy of its `DynamicCache`
-that every new token makes.
+comes from rounds of one window of ours, and as many tokens of the peer's as take a similar time. The ratio to the
+sliding window of L, which is about as fast, is measured more closely: both take turns token by token, which slows
+both, as their weights displace each other in the processor's cache. What a peer pays includes the copy of its
+`DynamicCache` that every new token makes.
 """
 
 import copy
@@ -152,12 +153,13 @@ def measure(bench: Bench) -> Result:
                 continue
             stream = Stream(peer, bench, context)
             sides = {OURS: ours.window, peer: stream.burst}
-            if peer == SLIDING:
-                sides = {"both": partial(ours.window, beside=stream)}
             rounds = bench.in_turn(sides, f"decode: {peer}, {named(context)}")
-            del stream, sides  # its cache may be most of the memory
             pairs.append(rounds)
             data["ms"].setdefault(peer, {})[context] = rounds.ms(peer)
+            if peer == SLIDING:
+                sides = {"both": partial(ours.window, beside=stream)}
+                rounds = bench.in_turn(sides, f"decode: {peer}, {named(context)}, token by token")
+            del stream, sides  # its cache may be most of the memory
             wanted = {OURS: AHEAD_FROM}
             if peer == FULL:
                 wanted |= {included(2): math.inf, included(4): SLEEP_INCLUDED_FROM}

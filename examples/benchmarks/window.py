@@ -103,13 +103,15 @@ def tables(data: dict) -> str:
 
 def plot(data: dict) -> Figure:
     figure, axes = report.figure(panels=2)
-    words, lines = {"length": "tokens in a window (L)", "width": "hidden size (d)"}, {}
-    for number, (way, label) in enumerate(words.items()):
+    words, sides = {"length": "tokens in a window (L)", "width": "hidden size (d)"}, [OURS, *map(included, PASSES)]
+    top = 1.05 * max(ratio for way in words for found in data[way].values() for ratio in found.values())
+    for panel, (way, label) in zip(axes, words.items(), strict=True):
         for side, found in data[way].items():
-            report.line(axes[number], [*map(int, found)], [*found.values()], side, lines.setdefault(side, len(lines)))
-        axes[number].axhline(1, color="#999999", linestyle=":", label=SLIDING)
-        report.finish(axes[number], label, "time per token, over the sliding window", [*map(int, found)])
-        axes[number].set_yscale("linear")
-        axes[number].set_ylim(bottom=0)
+            once = side if side == COMPILED or way == "length" else None  # in the legend
+            report.line(panel, [*map(int, found)], [*found.values()], once, [*sides, COMPILED].index(side))
+        panel.axhline(1, color="#999999", linestyle=":", label=SLIDING if way == "width" else None)
+        report.finish(panel, label, "time per token, over the sliding window", [*map(int, found)])
+        panel.set_yscale("linear")
+        panel.set_ylim(0, top)
     report.legend(figure)
     return figure
