@@ -22,7 +22,7 @@ from .memory import BATCH, Step
 from .models import described
 
 
-TITLE = "Compiled layers"
+TITLE = "Compiled layers and tokens"
 PASSES = 2
 
 
@@ -48,6 +48,11 @@ def options(bench: Bench) -> dict:
     return {"backend": "aot_eager" if bench.quick else "inductor", "fullgraph": True}
 
 
+def compiled_tokens(model, bench: Bench):
+    """What `generate(compile_config=...)` calls for a token, of ours or of transformers'."""
+    return model.get_compiled_call(CompileConfig(mode="default", **options(bench)))
+
+
 def by_layer(model, run, bench: Bench):
     """`run` for a model whose layers are compiled."""
     for layer in model.model.layers:
@@ -57,7 +62,7 @@ def by_layer(model, run, bench: Bench):
 
 def by_token(model, run, bench: Bench):
     """`run` for a model whose tokens are compiled."""
-    return partial(run, model, call=model.get_compiled_call(CompileConfig(mode="default", **options(bench))))
+    return partial(run, model, call=compiled_tokens(model, bench))
 
 
 class CompiledStream(OurStream):
@@ -65,7 +70,7 @@ class CompiledStream(OurStream):
 
     def __init__(self, bench: Bench, context: int):
         super().__init__(bench, context)
-        self.call = self.model.get_compiled_call(CompileConfig(mode="default", **options(bench)))
+        self.call = compiled_tokens(self.model, bench)
 
 
 class StaticStream(SlidingStream):
@@ -76,7 +81,7 @@ class StaticStream(SlidingStream):
         super().__init__(bench, context)
         self.cache, self.position = StaticCache(config=self.model.config, max_cache_len=context), 2 * bench.window_size
         self.model(bench.tokens(self.model.config.vocab_size, 1, self.position), past_key_values=self.cache)
-        self.call = self.model.get_compiled_call(CompileConfig(mode="default", **options(bench)))
+        self.call = compiled_tokens(self.model, bench)
 
     def inputs(self) -> dict:
         """With positions and mask, as `generate` gives them."""

@@ -168,8 +168,9 @@ def filled(model, bench: Bench, context: int, passes: int = 2) -> DynamicCache:
             layer.cumulative_length = context
         if grows and getattr(layer, "keys", None) is not None:
             kept = layer.sliding_window - 1 if getattr(layer, "is_sliding", False) else context
+            times = min(repeats, -(-kept // layer.keys.shape[2]))
             layer.keys, layer.values = (
-                x.repeat(1, 1, repeats, 1)[:, :, -kept:].contiguous() for x in (layer.keys, layer.values)
+                x.repeat(1, 1, times, 1)[:, :, -kept:].contiguous() for x in (layer.keys, layer.values)
             )
         if grows and getattr(layer, "kept_hidden_states", None) is not None:
             layer.kept_hidden_states = layer.kept_hidden_states.repeat(1, repeats, 1)
