@@ -116,6 +116,13 @@ class SleepConfig(PreTrainedConfig):
             Upper end of the distribution of softplus(dt).
         window_size (`int`, *optional*, defaults to 512):
             L, the number of tokens that the attention cache holds before the model sleeps.
+        window_overlap (`int`, *optional*, defaults to 0):
+            w, how many of the last tokens keep their keys and values after a sleep (arXiv 2605.26099 v3, section 6.4):
+            the next window attends to them, and no sleep consolidates them again. 0 clears the cache, `window_size` - 1
+            is a sliding window.
+        pinned_tokens (`int`, *optional*, defaults to 0):
+            How many of a text's first tokens keep their keys and values for good: a system prompt, an attention sink.
+            Any call with the first tokens of a text can choose another number.
         sleep_passes (`int`, *optional*, defaults to 1):
             N, the number of passes over a window *in all*: one awake and N - 1 asleep. 1 is the vanilla hybrid whose
             cache is evicted. Any call of `forward` or `generate` can choose another N.
@@ -172,8 +179,8 @@ class SleepConfig(PreTrainedConfig):
     model_type = "sleep"
     # Of the code, not of a checkpoint, and no fields: tests keep them equal to the package's and pyproject.toml's.
     code_version = "0.1.0"
-    tested_transformers = ">=5.14.0,<5.24"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    tested_transformers = ">=5.14.0,<5.25"
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     ignore_keys_at_rope_validation = {"partial_rotary_factor"}
     # As in the in-tree hybrids, the recurrent mixers are replicated: a head of S is small, and its rule is sequential.
     base_model_tp_plan = {
@@ -216,6 +223,8 @@ class SleepConfig(PreTrainedConfig):
     linear_dt_min: int | float = 1e-4
     linear_dt_max: int | float = 1e-1
     window_size: int = 512
+    window_overlap: int = 0
+    pinned_tokens: int = 0
     sleep_passes: int = 1
     loop_span: list[int] | tuple[int, int] | None = None
     bptt_windows: int | None = None
@@ -430,6 +439,15 @@ class SleepConfig(PreTrainedConfig):
         """Windows, passes and the looped span make sense together."""
         if self.window_size < 1:
             raise ValueError(f"`window_size` (L) must be at least 1 token, got {self.window_size}.")
+        if not 0 <= self.window_overlap < self.window_size:
+            raise ValueError(
+                f"`window_overlap` (w) must be at least 0 and less than `window_size` ({self.window_size}), got "
+                f"{self.window_overlap}."
+            )
+        if not 0 <= self.pinned_tokens <= self.window_size:
+            raise ValueError(
+                f"`pinned_tokens` must lie between 0 and `window_size` ({self.window_size}), got {self.pinned_tokens}."
+            )
         if self.sleep_passes < 1:
             raise ValueError(
                 f"`sleep_passes` (N) counts all passes over a window, the one awake included, so it must be at least "
