@@ -114,6 +114,19 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
         elif is_zero_centred(module):
             init.zeros_(module.weight)
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
+        """
+        As [`PreTrainedModel.gradient_checkpointing_enable`], with `use_reentrant=False` whatever is asked for.
+
+        The layers are passed once per window and pass, each with the states that the one before left: reentrant
+        checkpoints take no such states, and DDP allows them one pass.
+        """
+        options = dict(gradient_checkpointing_kwargs or {})
+        if options.get("use_reentrant"):
+            logger.warning_once("`use_reentrant=True` is left aside: sleep is checkpointed with `use_reentrant=False`.")
+        options["use_reentrant"] = False
+        return super().gradient_checkpointing_enable(options, **kwargs)
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """
         Save the model with its code, so that the folder loads anywhere with `trust_remote_code=True`.
