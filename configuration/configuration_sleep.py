@@ -205,8 +205,8 @@ class SleepConfig(PreTrainedConfig):
             L, the number of tokens that the attention cache holds before the model sleeps.
         window_overlap (`int`, *optional*, defaults to 0):
             w, how many of the last tokens keep their keys and values after a sleep (arXiv 2605.26099 v3, section 6.4):
-            the next window attends to them, and no sleep consolidates them again. 0 clears the cache, `window_size` - 1
-            is a sliding window.
+            the next window attends to them, and no sleep consolidates them again. 0 clears the cache,
+            `window_size` - 1 is a sliding window.
         pinned_tokens (`int`, *optional*, defaults to 0):
             How many of a text's first tokens keep their keys and values for good: a system prompt, an attention sink.
             Any call with the first tokens of a text can choose another number.
