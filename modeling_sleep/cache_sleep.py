@@ -13,7 +13,14 @@ from typing import NamedTuple
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderDecoderCache, LinearAttentionLayer
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    EncoderDecoderCache,
+    LinearAttentionLayer,
+)
 
 from .layers_sleep import DeltaNetState
 from .window_sleep import PerRow, of_rows, per_row
@@ -301,6 +308,10 @@ class FastWeightsLayer(StateLayer, LinearAttentionLayer):
         self.conv_states[0] = state[1] if isinstance(state, DeltaNetState) else None
         self.is_recurrent_states_initialized[0] = self.has_previous_state[0] = recurrent_state is not None
         self.is_conv_states_initialized[0] = self.conv_states[0] is not None
+
+
+# `_layer_type` registers caches of keys and values alone. "linear_attention" is the parent's, see `read_state`.
+DYNAMIC_LAYER_TYPE_MAPPING["recall_memory"] = FastWeightsLayer
 
 
 def check_cache(cache: Cache, config) -> None:

@@ -74,6 +74,7 @@ from .outputs_sleep import SleepModelOutput, record_of_layers
 from .packed_sleep import PACKING, documents_of
 from .peft_sleep import register_target_modules
 from .plan_sleep import Tokens, Wave, plan
+from .recall_memory_sleep import RecallMemoryLayer
 from .window_sleep import PerRow, Window, largest, of_rows, per_row
 
 
@@ -94,7 +95,7 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
     config_class = SleepConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SleepDecoderLayer"]
+    _no_split_modules = ["SleepDecoderLayer", "RecallMemoryLayer"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -103,7 +104,10 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
     _is_stateful = True  # S cannot be rewound: no assisted decoding
     model_tags = ["sleep", "fast-weights"]  # on the Hub
     # Attention by the name of its module, as it may be a family's.
-    _can_record_outputs = {"hidden_states": [SleepDecoderLayer, FamilyDecoderLayer], "attentions": "self_attn"}
+    _can_record_outputs = {
+        "hidden_states": [SleepDecoderLayer, FamilyDecoderLayer, RecallMemoryLayer],
+        "attentions": "self_attn",
+    }
 
     def __init__(self, config: SleepConfig):
         config.validate()  # again: `from_pretrained(..., sleep_passes=4)` sets fields of one that was valid
@@ -127,6 +131,8 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
             init.copy_(module.dt_bias, dt + (-torch.expm1(-dt)).log())  # the inverse of softplus
             if module.layer_idx in config.memory_layers:
                 init.zeros_(module.o_proj.weight)
+        elif isinstance(module, RecallMemoryLayer):
+            module.init_weights()
         elif is_zero_centred(module):
             init.zeros_(module.weight)
 
@@ -199,7 +205,8 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             layer_class, norm_class = SleepDecoderLayer, nn.RMSNorm
         else:
             layer_class, norm_class = FamilyDecoderLayer, family_norm(config)
-        self.layers = SleepLayers(layer_class(config, i) for i in range(config.num_hidden_layers))
+        classes = {"recall_memory": RecallMemoryLayer}
+        self.layers = SleepLayers(classes.get(x, layer_class)(config, i) for i, x in enumerate(config.layer_types))
         self.norm = norm_class(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         # What of a window a sleep needs, and how far it goes.
