@@ -528,8 +528,8 @@ class SleepConfig(PreTrainedConfig):
             )
         if not self._holds_memory(self.layer_types) and self.sleep_passes > 1:
             raise ValueError(
-                f"A model that sleeps needs at least one memory, {_either(MEMORY_TYPES)}: its fast weights are all that "
-                "crosses a window's end. Attention alone, whose cache is evicted, takes `sleep_passes=1`."
+                f"A model that sleeps needs at least one memory, {_either(MEMORY_TYPES)}: its fast weights are all "
+                "that crosses a window's end. Attention alone, whose cache is evicted, takes `sleep_passes=1`."
             )
         if "sleep_attention" not in self.layer_types:
             raise ValueError(

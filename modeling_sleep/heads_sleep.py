@@ -16,9 +16,10 @@ from .adopt_sleep import adopt
 from .configuration_sleep import SleepConfig
 from .distributed_sleep import is_sharded, largest_of_all_processes
 from .generation_sleep import SleepGenerationMixin
-from .modeling_sleep import SleepModel, SleepPreTrainedModel
+from .modeling_sleep import SleepModel
 from .nap_sleep import Sleep, SleepEvent
 from .outputs_sleep import SleepCausalLMOutput, SleepSequenceClassifierOutput
+from .pretrained_sleep import SleepPreTrainedModel
 
 
 class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMixin):
