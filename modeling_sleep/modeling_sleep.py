@@ -293,17 +293,20 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             return state
         batch = state.tensors()[0].shape[0]
         rows = tuple(i for i, stored in enumerate(of_rows(state.stored, batch)) if stored > 0)
-        return self._sleep_some(state, None if len(rows) == batch else rows, sleep, callback, batch)
+        return self._sleep_some(state, rows, sleep, callback, batch)
 
     def _sleep_rows(self, state: SleepState, wave: Wave, sleep: Sleep, callback, batch: int) -> SleepState:
-        """Sleep over the windows of the rows that a wave names; what `bptt_windows` cuts off needs no graph."""
+        """Sleep over the windows of the rows that a wave names, and end the gradient's way back where it is to end."""
         if self.config.bptt_windows is None or not torch.is_grad_enabled():
             return self._sleep_some(state, wave.sleepers, sleep, callback, batch)
         cut, uncut = self.cuts_of(wave, batch)
-        for rows in filter(None, (cut, uncut)):
-            with torch.set_grad_enabled(rows is uncut):
-                rows = None if len(rows) == batch else rows
-                state = self._sleep_some(state, rows, sleep, callback, batch)
+        if uncut:
+            state = self._sleep_some(state, uncut, sleep, callback, batch)
+        if cut:
+            with torch.no_grad():  # what is cut off needs no graph
+                part = state.select(cut, batch).map(torch.Tensor.detach)
+                part = self._sleep(part, sleep, NOBODY if callback is None else Recorder(callback, cut))
+            state = state.put(cut, part, batch)
         return state
 
     def cuts_of(self, wave: Wave, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -318,6 +321,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
 
     def _sleep_some(self, state: SleepState, rows, sleep: Sleep, callback, batch: int) -> SleepState:
         """Sleep over the windows of these `rows`, None for all; the others stay as they are."""
+        rows = None if rows is not None and len(rows) == batch else rows
         recorder = NOBODY if callback is None else Recorder(callback, rows)
         if rows is None:
             return self._sleep(state, sleep, recorder)
