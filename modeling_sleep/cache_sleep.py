@@ -20,6 +20,7 @@ from transformers.cache_utils import (
     DynamicLayer,
     EncoderDecoderCache,
     LinearAttentionLayer,
+    StaticLayer,
 )
 
 from .layers_sleep import DeltaNetState
@@ -289,6 +290,18 @@ class SleepWindowLayer(StateLayer, DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.cumulative_length = 0
+
+
+class NoStaticLayer(StaticLayer):
+    """What a `StaticCache(config=config)` finds for this model: the reason why there is none."""
+
+    _layer_type = "sleep_attention"
+
+    def __init__(self, *args, **kwargs):
+        raise ValueError(
+            "A static cache does not know how to sleep. Use `DynamicCache(config=model.config)`, or none: this model's "
+            "own cache never outgrows one window."
+        )
 
 
 class FastWeightsLayer(StateLayer, LinearAttentionLayer):

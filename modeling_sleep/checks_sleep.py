@@ -64,8 +64,15 @@ def check_input_ids(input_ids: torch.Tensor, config: SleepConfig) -> None:
         )
 
 
-def check_batch(state: SleepState, batch: int) -> None:
-    """Raise if the cache holds another number of rows."""
+def check_fits(state: SleepState, inputs_embeds: torch.Tensor) -> None:
+    """Raise if the cache holds another number of rows than `inputs_embeds`, or was made in another dtype."""
+    batch, made = inputs_embeds.shape[0], state.last_hidden_state
+    computes_in_one = not torch.is_autocast_enabled(inputs_embeds.device.type)
+    if made is not None and made.dtype != inputs_embeds.dtype and computes_in_one:
+        raise ValueError(
+            f"`past_key_values` was made in {made.dtype}, and this model computes in {inputs_embeds.dtype}. Go on with "
+            "a model of that dtype, or read the text anew."
+        )
     tensor = next(iter(state.tensors()), None)
     if tensor is not None and tensor.shape[0] != batch:
         raise ValueError(

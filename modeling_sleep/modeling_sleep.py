@@ -43,7 +43,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache_sleep import SleepCache, SleepState, read_state, write_state
 from .checks_sleep import (
-    check_batch,
+    check_fits,
     check_input_ids,
     check_options,
     check_pinned_tokens,
@@ -159,7 +159,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             (batch, length, hidden_size), instead of `input_ids`.
         use_cache : bool, optional
             Whether to return `past_key_values`, and to make them if none are given. Those that are given are always
-            carried on. Default: `config.use_cache`, but never under gradient checkpointing.
+            carried on. Default: `config.use_cache`, but never under gradient checkpointing or in `torch.export`.
         sleep_passes : int or Sleep, optional
             N, all passes over a window, the wake one included. Default: `config.sleep_passes`.
         sleep_callback : callable, optional
@@ -192,8 +192,9 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         sleep = check_sleep_passes(sleep_passes, self.config)
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         batch, length = inputs_embeds.shape[:2]
-        if use_cache is None:
+        if use_cache is None:  # an exported program returns tensors
             use_cache = self.config.use_cache and not (self.gradient_checkpointing and self.training)
+            use_cache = use_cache and not torch.compiler.is_exporting()
         documents = documents_of(position_ids, attention_mask, past_key_values, (batch, length), kwargs)
         if documents is not None:
             return self._read_documents(documents, inputs_embeds, sleep, sleep_callback, kwargs)
@@ -201,7 +202,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             past_key_values = SleepCache(config=self.config)
 
         state = read_state(past_key_values, self.config)
-        check_batch(state, batch)
+        check_fits(state, inputs_embeds)
         state = self._pin(state, pinned_tokens)
         tokens = Tokens.of_mask(padding_mask_of(attention_mask, state, inputs_embeds), batch, length)
         last_hidden_state, waves, state = self._read(
@@ -234,9 +235,10 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             state = part if wave.rows is None else state.put(wave.rows, part, batch)
             read.append((wave, output))
         pieces = [output.last_hidden_state for _, output in read]
-        if not pieces:  # of padding alone
-            return (inputs_embeds * 0 if before is None else before.expand_as(inputs_embeds)), read, state
-        hidden_states = tokens.write(waves, pieces, before)
+        if pieces:
+            hidden_states = tokens.write(waves, pieces, before)
+        else:  # padding alone
+            hidden_states = inputs_embeds * 0 if before is None else before.expand_as(inputs_embeds)
         if schedule is not waves:
             hidden_states = schedule.attach(hidden_states)
         return hidden_states, read, self._count(state, tokens, hidden_states)
