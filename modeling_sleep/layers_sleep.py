@@ -125,8 +125,10 @@ class AttentionState(NamedTuple):
             return self.keys, self.values
         return torch.cat([self.kept_keys, self.keys], dim=2), torch.cat([self.kept_values, self.values], dim=2)
 
-    def begin(self) -> "AttentionState":
+    def begin(self) -> "AttentionState | None":
         """Kept keys are constants of a pass; the window's own are made anew from the refined hidden states."""
+        if self.kept_keys is None:
+            return None
         return AttentionState(kept_keys=self.kept_keys, kept_values=self.kept_values)
 
     def forget(self, window: Window) -> "AttentionState | None":

@@ -10,7 +10,7 @@ from transformers.masking_utils import create_causal_mask
 
 from .cache_sleep import SleepState
 from .configuration_sleep import SleepConfig
-from .keep_sleep import kept_columns, kept_live
+from .keep_sleep import kept_live
 from .layers_sleep import rotary_embedding
 from .window_sleep import PerRow, Window, added, largest, of_rows
 
@@ -74,7 +74,7 @@ def whole_window(config: SleepConfig, state: SleepState) -> Window:
 def _with_attention(config, window: Window, state: SleepState, hidden_states, stored, columns: int, batch: int):
     """`window` with its rotary positions and attention mask; kept keys stand before all others."""
     device = hidden_states.device
-    kept = kept_columns(config, state) if largest(state.sleeps) > 0 else 0
+    kept = state.kept_columns
     kept_mask = kept_live(config, state, batch, device) if kept else None
     is_dense = window.order is not None or kept_mask is not None
     if is_dense:

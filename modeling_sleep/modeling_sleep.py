@@ -261,6 +261,9 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
 
     def _wake_window(self, inputs_embeds, wave: Wave, state: SleepState, **options):
         """Read tokens that fit into the current window of each row, or whole windows side by side."""
+        if wave.count > 1 and state.columns > 0:  # of rows that have just slept beside others
+            begin = tuple(layer.begin(x, None) for layer, x in zip(self.layers, state.layers, strict=True))
+            state = state._replace(layers=begin, kept_hidden_states=None, columns=0)
         window = new_window(self.config, state, inputs_embeds, wave.lengths, wave.count, options)
         output = self._wake(inputs_embeds, state, window, return_dict=True, **options)
         stored = added(state.stored, wave.lengths)
