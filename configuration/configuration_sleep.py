@@ -3,16 +3,20 @@
 This file is self-contained: it is copied into every saved folder and loaded there as remote code.
 """
 
+import difflib
+import inspect
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import transformers
 from huggingface_hub.dataclasses import strict
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils import logging
+from transformers.utils import is_torch_available, logging
 
 
 logger = logging.get_logger(__name__)
@@ -21,12 +25,57 @@ PRESETS_FOLDER = Path(__file__).parent / "presets"
 SLEEP_LAYER_TYPES = ("sleep_attention", "linear_attention", "recall_memory")
 MEMORY_TYPES = SLEEP_LAYER_TYPES[1:]
 SAVED_LAYER_TYPES = "sleep_layer_types"
+IS_SAVED = "_is_saved"  # how `from_dict` tells the constructor that its arguments were read
+# More passes than anyone has tried are a mistake (a sleep of 10**9 never ends), whether in a configuration or a call.
+MAX_SLEEP_PASSES = 1024
+# The longest text that clients hand over whole: as much as models of today say that they read. There is no true value,
+# as nothing here ends. A larger one would hurt where clients allocate that much at once, as lm-evaluation-harness does
+# with `--batch_size auto`.
+LONGEST_FOR_CLIENTS = 131072
 # RoPE variants whose frequencies do not depend on the length of the text, as windows are all alike; what each needs.
 ROPE_PARAMETERS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
+# Arguments that transformers and the libraries around it know, but that no class or signature of transformers names.
+ARGUMENTS_OF_OTHERS = (
+    # Taken by the constructor of all configurations, or older names there...
+    "attn_implementation",
+    "experts_implementation",
+    "rope_theta",
+    "partial_rotary_factor",
+    "tie_last_hidden_states",
+    # ... or set on configurations of any kind and read from there.
+    "adapters",
+    "add_cross_attention",
+    "auto_map",
+    "classifier_dropout",
+    "cross_attention_hidden_size",
+    "custom_pipelines",
+    "decoder_start_token_id",
+    "distributed_config",
+    "finetuning_task",
+    "hidden_dropout",
+    "is_decoder",
+    "loss_type",
+    "model_name",
+    "prefix",
+    "pretraining_tp",
+    "processor_class",
+    "pruned_heads",
+    "quantization_config",
+    "sep_token_id",
+    "task_specific_params",
+    "tf_legacy_loss",
+    "tie_encoder_decoder",
+    "token_classification_bias",
+    "tokenizer_class",
+    "torchscript",
+    "transformers_weights",
+    "use_bfloat16",
+)
+NO_ROTATION = ("rope_theta", None)  # as some families have it
 # Families whose own decoder layers can be run, by `model_type`.
 BASE_MODEL_TYPES = ("olmo_hybrid", "qwen3_5_text", "qwen3_next")
 # Of a family's configuration: what shapes its layers, and goes by the same name here...
@@ -48,7 +97,45 @@ SAME_IN_BASE = (
     "rms_norm_eps",
 )
 # ... and what does not, and may change after the conversion (a resized vocabulary): it is kept here alone.
-MOVED_FROM_BASE = ("vocab_size", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id")
+TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+MOVED_FROM_BASE = ("vocab_size", "tie_word_embeddings", *TOKEN_IDS)
+# Of what a `base_config` may determine, the values where there is none. The fields themselves begin as None, so that
+# one can tell what was given.
+DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "linear_conv_kernel_dim": 4,
+    "linear_allow_neg_eigval": True,
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+
+
+def unknown_arguments(config_class: type[PreTrainedConfig], names: Iterable[str]) -> list[str]:
+    """Of the names of arguments, those that neither the class knows, nor those it extends, nor transformers."""
+    known = {*ARGUMENTS_OF_OTHERS, *vars(GenerationConfig())}
+    known |= {name for name in dir(config_class) if not callable(getattr(config_class, name, None))}
+    for each in config_class.__mro__:
+        known |= {*inspect.signature(each.__init__).parameters}
+    # transformers marks what it sets by itself with an underscore.
+    return [name for name in names if name not in known and not name.startswith("_")]
+
+
+def with_nearest(name: str, known: Iterable[str]) -> str:
+    """The name, and what it may be a misspelling of."""
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"{name!r} (did you mean {nearest[0]!r}?)" if nearest else repr(name)
+
+
+def is_finite(value) -> bool:
+    """Whether `value` is a number, neither infinite nor NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @strict
@@ -121,14 +208,14 @@ class SleepConfig(PreTrainedConfig):
             L, the number of tokens that the attention cache holds before the model sleeps.
         window_overlap (`int`, *optional*, defaults to 0):
             w, how many of the last tokens keep their keys and values after a sleep (arXiv 2605.26099 v3, section 6.4):
-            the next window attends to them, and no sleep consolidates them again. 0 clears the cache, `window_size` - 1
-            is a sliding window.
+            the next window attends to them, and no sleep consolidates them again. 0 clears the cache,
+            `window_size` - 1 is a sliding window.
         pinned_tokens (`int`, *optional*, defaults to 0):
             How many of a text's first tokens keep their keys and values for good: a system prompt, an attention sink.
             Any call with the first tokens of a text can choose another number.
         sleep_passes (`int`, *optional*, defaults to 1):
             N, the number of passes over a window *in all*: one awake and N - 1 asleep. 1 is the vanilla hybrid whose
-            cache is evicted. Any call of `forward` or `generate` can choose another N.
+            cache is evicted; 1024 are the most. Any call of `forward` or `generate` can choose another N.
         loop_span (`tuple[int, int]`, *optional*):
             `(start, end)`: the layers `start, ..., end - 1` are passed N times. Layers before the span run awake only,
             layers behind it once more at the end of a sleep. With start = end nothing is replayed: a
@@ -139,8 +226,12 @@ class SleepConfig(PreTrainedConfig):
         skip_logits (`bool`, *optional*, defaults to `False`):
             Whether training with labels computes the loss window by window and returns no logits, so that those of
             the whole text are never in memory. `forward(..., skip_logits=...)` has the last word.
+        n_positions (`int`, *optional*, defaults to 131072):
+            The longest text that clients such as lm-evaluation-harness hand over whole; longer ones they cut on the
+            left. For them alone: nothing here reads it, and no text is too long for the model. (Another usual name,
+            `max_position_embeddings`, would be taken for an end by `generate`, which refuses longer prompts.)
         hidden_act (`str`, *optional*, defaults to `"silu"`):
-            Activation of the MLP.
+            Activation of the MLP, by its name in transformers.
         mlp_bias (`bool`, *optional*, defaults to `False`):
             Whether the projections of the MLP have biases.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -151,7 +242,7 @@ class SleepConfig(PreTrainedConfig):
             The configuration of an in-tree hybrid, with its `model_type` (`"olmo_hybrid"`, `"qwen3_5_text"` or a
             dense `"qwen3_next"`): the model is then made of that family's own decoder layers, with its parameter
             names. All fields that describe layers are taken from it; vocabulary, token ids and tied embeddings move
-            from it to the fields here. Defaults to our own layers.
+            from it to the fields here. What is given twice must agree. Defaults to our own layers.
         use_cache (`bool`, *optional*, defaults to `True`):
             Whether to return `past_key_values`.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
@@ -179,6 +270,8 @@ class SleepConfig(PreTrainedConfig):
     Raises:
         `StrictDataclassError` (of `huggingface_hub.errors`) or `ValueError`: if a field is of the wrong type or out
         of its range, or the fields contradict each other.
+        `TypeError`: if there is an argument that neither this class nor transformers knows. In a saved configuration,
+        which newer code may have written, that is a warning.
 
     Example:
 
@@ -212,26 +305,26 @@ class SleepConfig(PreTrainedConfig):
         "norm": "keep_full_weight",
     }
 
-    vocab_size: int = 32000
-    hidden_size: int = 256
+    vocab_size: int | None = None
+    hidden_size: int | None = None
     intermediate_size: int | None = None
-    num_hidden_layers: int = 4
+    num_hidden_layers: int | None = None
     layer_types: list[str] | None = None
     memory_layers: list[int] | None = None
-    num_attention_heads: int = 4
+    num_attention_heads: int | None = None
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    attention_bias: bool = False
+    attention_bias: bool | None = None
     attention_output_bias: bool | None = None
     qk_norm: bool = False
-    attention_dropout: int | float = 0.0
+    attention_dropout: int | float | None = None
     rope_parameters: dict | None = None
     linear_num_key_heads: int | None = None
     linear_num_value_heads: int | None = None
     linear_key_head_dim: int | None = None
     linear_value_head_dim: int | None = None
-    linear_conv_kernel_dim: int = 4
-    linear_allow_neg_eigval: bool = True
+    linear_conv_kernel_dim: int | None = None
+    linear_allow_neg_eigval: bool | None = None
     linear_a_min: int | float = 0.1
     linear_a_max: int | float = 1.0
     linear_dt_min: int | float = 1e-4
@@ -243,13 +336,14 @@ class SleepConfig(PreTrainedConfig):
     loop_span: list[int] | tuple[int, int] | None = None
     bptt_windows: int | None = None
     skip_logits: bool = False
-    hidden_act: str = "silu"
+    n_positions: int = LONGEST_FOR_CLIENTS
+    hidden_act: str | None = None
     mlp_bias: bool = False
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
+    initializer_range: float | None = None
+    rms_norm_eps: float | None = None
     base_config: dict | None = None
     use_cache: bool = True
-    tie_word_embeddings: bool = False
+    tie_word_embeddings: bool | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -265,8 +359,14 @@ class SleepConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if (layer_types := kwargs.pop(SAVED_LAYER_TYPES, None)) is not None:
             self.layer_types = layer_types
+        # `from_dict` says so, and whatever `to_dict` wrote names the version of transformers.
+        is_saved = kwargs.pop(IS_SAVED, False) or self.transformers_version is not None
+        self._check_arguments(kwargs, is_saved)
         if self.base_config is not None:
             self._take_from_base()
+        for name, default in DEFAULTS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, default)
         if self.intermediate_size is None:
             self.intermediate_size = -(-8 * self.hidden_size // (3 * 64)) * 64
         if self.layer_types is None:
@@ -305,10 +405,26 @@ class SleepConfig(PreTrainedConfig):
         """The family's own configuration, from `base_config`."""
         return AutoConfig.for_model(**self.base_config)
 
+    def _check_arguments(self, arguments: Iterable[str], is_saved: bool):
+        """Refuse arguments that nobody knows; of a saved configuration, which newer code may have written, say so."""
+        unknown = unknown_arguments(type(self), arguments)
+        if not unknown:
+            return
+        names = ", ".join(with_nearest(name, [*self.__dataclass_fields__]) for name in unknown)
+        if not is_saved:
+            raise TypeError(f"{type(self).__name__} does not know {names}. Its documentation names all of its fields.")
+        logger.warning_once(
+            f"This configuration has fields that {type(self).__name__} does not know and will not read: {names}. They "
+            "may be misspelt, or of newer code: then use that."
+        )
+
     def _take_from_base(self):
         """Set all fields that `base_config` determines."""
         self._check_family()
         base = self.family_config()
+        if unknown := unknown_arguments(type(base), self.base_config):
+            names = ", ".join(with_nearest(name, [*base.__dataclass_fields__]) for name in unknown)
+            logger.warning_once(f"`base_config` has fields that its family does not know and will not read: {names}.")
         values = {name: getattr(base, name) for name in SAME_IN_BASE}
         values["head_dim"] = getattr(base, "head_dim", None) or base.hidden_size // base.num_attention_heads
         values["linear_allow_neg_eigval"] = getattr(base, "linear_allow_neg_eigval", False)
@@ -319,17 +435,16 @@ class SleepConfig(PreTrainedConfig):
         values["rope_parameters"] = {
             name: value for name, value in base.rope_parameters.items() if not name.startswith("mrope")
         }
+        self.base_config = dict(self.base_config)
+        moved = {name: self.base_config.pop(name, None) for name in MOVED_FROM_BASE}
+        values |= {name: value for name, value in moved.items() if value is not None}
         for name, value in values.items():
             given = getattr(self, name)
-            if given != value and given != type(self).__dataclass_fields__[name].default:
+            if given is not None and given != value:
                 raise ValueError(
                     f"`{name}` is {given!r}, but `base_config` makes it {value!r}. Leave it out, or change it there."
                 )
             setattr(self, name, value)
-        self.base_config = dict(self.base_config)
-        for name in MOVED_FROM_BASE:
-            if (value := self.base_config.pop(name, None)) is not None:
-                setattr(self, name, value)
         # The names in it are those of the family's layers, which are ours now.
         self.base_model_tp_plan = base.base_model_tp_plan
 
@@ -380,6 +495,14 @@ class SleepConfig(PreTrainedConfig):
                 f'installed. If something is not as it should be: `pip install "transformers{supported}"`.'
             )
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As [`PreTrainedConfig.from_dict`]. Fields that nobody knows are warned of, overridden ones checked again."""
+        result = super().from_dict({**config_dict, IS_SAVED: True}, **kwargs)
+        config, unused = result if isinstance(result, tuple) else (result, {})
+        config.validate()
+        return (config, unused) if isinstance(result, tuple) else config
+
     def to_diff_dict(self) -> dict:
         """What is saved. `layer_types` goes by another name there: transformers reads every `config.json` also as a
         plain [`PreTrainedConfig`] (`AutoTokenizer`, `Trainer` on resuming), whose list of layer types is closed."""
@@ -405,8 +528,8 @@ class SleepConfig(PreTrainedConfig):
             )
         if not self._holds_memory(self.layer_types) and self.sleep_passes > 1:
             raise ValueError(
-                f"A model that sleeps needs at least one memory, {_either(MEMORY_TYPES)}: its fast weights are all that "
-                "crosses a window's end. Attention alone, whose cache is evicted, takes `sleep_passes=1`."
+                f"A model that sleeps needs at least one memory, {_either(MEMORY_TYPES)}: its fast weights are all "
+                "that crosses a window's end. Attention alone, whose cache is evicted, takes `sleep_passes=1`."
             )
         if "sleep_attention" not in self.layer_types:
             raise ValueError(
@@ -423,6 +546,8 @@ class SleepConfig(PreTrainedConfig):
                 f"`memory_layers` must be indices of {_either(MEMORY_TYPES)} layers, but {misplaced} are not "
                 f"(`layer_types` is {self.layer_types})."
             )
+        if len(set(self.memory_layers)) != len(self.memory_layers):
+            raise ValueError(f"`memory_layers` must name each layer once, got {self.memory_layers}.")
 
         if missing := [
             i for i, x in enumerate(self.layer_types) if x == "recall_memory" and i not in self.memory_layers
@@ -459,6 +584,7 @@ class SleepConfig(PreTrainedConfig):
             "recall_span",
             "recall_poolings",
             "recall_pooling_dim",
+            "n_positions",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -474,6 +600,52 @@ class SleepConfig(PreTrainedConfig):
             )
         if self.head_dim % 2:
             raise ValueError(f"`head_dim` must be even for the rotary position embedding, got {self.head_dim}.")
+
+    def validate_numbers(self):
+        """What is no size has a range, too."""
+        if not 0 <= self.attention_dropout < 1:
+            raise ValueError(
+                f"`attention_dropout` is a probability: 0 <= `attention_dropout` < 1, got {self.attention_dropout}."
+            )
+        if not (is_finite(self.initializer_range) and self.initializer_range >= 0):
+            raise ValueError(
+                f"`initializer_range` is a standard deviation: finite and at least 0, got {self.initializer_range}."
+            )
+        if not (is_finite(self.rms_norm_eps) and self.rms_norm_eps > 0):
+            raise ValueError(
+                "`rms_norm_eps` must be finite and more than 0, or else the norm of zeros (an embedded padding token) "
+                f"is no number, got {self.rms_norm_eps}."
+            )
+
+    def validate_activation(self):
+        """The activation is one that transformers has."""
+        if not is_torch_available():  # a tokenizer alone is loaded without it
+            return
+        from transformers.activations import ACT2FN
+
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"`hidden_act` must name an activation of transformers, got {with_nearest(self.hidden_act, ACT2FN)}. "
+                f"There are {', '.join(sorted(ACT2FN))}."
+            )
+
+    def validate_token_ids(self):
+        """Special tokens are tokens of the vocabulary."""
+        for name in TOKEN_IDS:
+            ids = getattr(self, name)
+            if ids == []:
+                raise ValueError(f"`{name}` is an empty list. If there is no such token, it is None.")
+            for token in [] if ids is None else ids if isinstance(ids, list) else [ids]:
+                if token < 0:
+                    raise ValueError(
+                        f"`{name}` must not be negative, got {token}. If there is no such token, it is None."
+                    )
+                if token >= self.vocab_size:
+                    raise ValueError(
+                        f"`{name}` is {token}, but the vocabulary (`vocab_size` = {self.vocab_size}) ends with "
+                        f"{self.vocab_size - 1}. Give a new token its place before its id: "
+                        "`model.resize_token_embeddings(len(tokenizer))`, or the `vocab_size` of a new model."
+                    )
 
     def validate_sleep(self):
         """Windows, passes and the looped span make sense together."""
@@ -493,6 +665,11 @@ class SleepConfig(PreTrainedConfig):
                 f"`sleep_passes` (N) counts all passes over a window, the one awake included, so it must be at least "
                 f"1, got {self.sleep_passes}."
             )
+        if self.sleep_passes > MAX_SLEEP_PASSES:
+            raise ValueError(
+                f"`sleep_passes` (N) may be at most {MAX_SLEEP_PASSES}, as a sleep takes N - 1 over its window, "
+                f"got {self.sleep_passes}."
+            )
         if self.bptt_windows is not None and self.bptt_windows < 1:
             raise ValueError(
                 f"`bptt_windows` must be at least 1, or None to back-propagate through all windows, got "
@@ -511,8 +688,8 @@ class SleepConfig(PreTrainedConfig):
         if start == end:
             if "recall_memory" not in self.layer_types:
                 raise ValueError(
-                    f"`loop_span` ({start}, {end}) is empty, so a sleep would rewrite nothing: a 'recall_memory' alone "
-                    f"needs no replay (`layer_types` is {self.layer_types})."
+                    f"`loop_span` ({start}, {end}) is empty, so a sleep would rewrite nothing: a 'recall_memory' "
+                    f"alone needs no replay (`layer_types` is {self.layer_types})."
                 )
         elif not self._holds_memory(self.layer_types[start:]):
             raise ValueError(
@@ -521,10 +698,10 @@ class SleepConfig(PreTrainedConfig):
             )
 
     def validate_decay(self):
-        """S decays, but not at once: 0 < min <= max for A and softplus(dt)."""
+        """S decays, but not at once: 0 < min <= max < infinity for A and softplus(dt)."""
         for name in ("linear_a", "linear_dt"):
             low, high = getattr(self, f"{name}_min"), getattr(self, f"{name}_max")
-            if not 0 < low <= high:
+            if not 0 < low <= high < math.inf:
                 raise ValueError(f"0 < `{name}_min` <= `{name}_max` must hold, got {low} and {high}.")
 
     def validate_rope_type(self):
@@ -543,6 +720,23 @@ class SleepConfig(PreTrainedConfig):
                 "Our own attention rotates whole heads: `rope_parameters` must have a `rope_theta` and no "
                 f"`partial_rotary_factor` below 1, got {self.rope_parameters}. A `base_config` may have either."
             )
+        for name in ("rope_theta", "partial_rotary_factor", *ROPE_PARAMETERS[rope_type]):
+            value = self.rope_parameters.get(name)
+            if name in self.rope_parameters and not (is_finite(value) and value > 0) and (name, value) != NO_ROTATION:
+                raise ValueError(f"`rope_parameters['{name}']` must be a finite number above 0, got {value!r}.")
+        if self.rope_parameters.get("partial_rotary_factor", 1.0) > 1:
+            raise ValueError(
+                "`rope_parameters['partial_rotary_factor']` is a share of a head, at most 1, got "
+                f"{self.rope_parameters['partial_rotary_factor']}."
+            )
+        if (
+            rope_type == "llama3"
+            and self.rope_parameters["low_freq_factor"] >= self.rope_parameters["high_freq_factor"]
+        ):
+            raise ValueError(
+                "`rope_parameters['low_freq_factor']` must be less than `high_freq_factor`, got "
+                f"{self.rope_parameters['low_freq_factor']} and {self.rope_parameters['high_freq_factor']}."
+            )
 
     # For scaled frequencies the parent asks for `max_position_embeddings`, which a model of windows has not.
 
@@ -551,7 +745,9 @@ class SleepConfig(PreTrainedConfig):
         self.rope_parameters.setdefault("rope_type", self.rope_parameters.pop("type", "default"))
 
     def _validate_llama3_rope_parameters(self, rope_parameters: dict, ignore_keys: set | None = None):
-        """`validate_rope_type` has looked at them."""
+        """`validate_rope_type` has looked at their values."""
+        needed = {"rope_type", *ROPE_PARAMETERS["llama3"]}
+        self._check_received_keys("llama3", set(rope_parameters), needed, {"rope_theta"}, ignore_keys)
 
     @classmethod
     def load_preset(cls, name: str) -> dict:

@@ -26,8 +26,9 @@ import torch
 from natural_texts import NaturalTexts
 from peft import LoraConfig, get_peft_model
 from progress import use_loss_bar
+from resume import last_checkpoint
 from tqdm.auto import tqdm
-from train import SleepTrainer, StopAfter, last_checkpoint
+from train import SleepTrainer, StopAfter
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
 
 from modeling_sleep import SleepForCausalLM

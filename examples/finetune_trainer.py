@@ -15,6 +15,8 @@ from pathlib import Path
 
 import datasets
 import torch
+from accelerate import PartialState
+from resume import last_checkpoint, remove_torn_checkpoints
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +27,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_sleep import SleepCallback, SleepConfig, SleepForCausalLM
 
@@ -68,16 +69,18 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="on a GPU")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in --output")
     args = parser.parse_args(argv)
-    args.checkpoint = get_last_checkpoint(args.output) if args.resume and args.output.is_dir() else None
+    args.checkpoint = last_checkpoint(args.output) if args.resume else None
     if args.resume and args.checkpoint is None:
-        parser.error(f"--resume: there is no checkpoint in {args.output}")
+        parser.error(f"--resume: there is no checkpoint in {args.output} that was saved to its end")
     return args
 
 
 def main(argv: Sequence[str] | None = None):
     args = parse_args(argv)
+    if args.resume and PartialState().is_main_process:
+        remove_torn_checkpoints(args.output)
     set_seed(args.seed)
     texts = [path.read_text(encoding="utf-8") for path in args.text]
     if args.model:

@@ -36,6 +36,7 @@ from flops import training_flops
 from muon import MuonAdamW
 from progress import use_loss_bar
 from recipe import Recipe, Training, has_results, load_recipe, ramp, train_arguments, what_differs, write_at_once
+from resume import last_checkpoint, remove_torn_checkpoints, step_of
 from safetensors.torch import load_model
 from tasks import TaskStream
 from tasks.task import runs
@@ -206,17 +207,6 @@ def check_devices(training_args: TrainingArguments, batch_size: int):
         )
 
 
-def step_of(checkpoint: str | Path) -> int:
-    """The step that a checkpoint was saved at, by its name."""
-    return int(str(checkpoint).rpartition("-")[2])
-
-
-def last_checkpoint(output: Path) -> str | None:
-    """The checkpoint that a run in this folder goes on from: the last that was saved to its end, if there is one."""
-    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]  # which is written last
-    return str(max(whole, key=step_of)) if whole else None
-
-
 def claim_folder(output: Path, run: dict) -> dict:
     """
     Claim an output folder for a run, so that no other run goes on from its checkpoints or overwrites its results.
@@ -352,9 +342,7 @@ def _run(args: argparse.Namespace, recipe: Recipe, run: dict, deadline: float | 
         known = claim_folder(args.output, {name: run[name] for name in run if name != "evaluation"})
         if "flops" not in known:
             known["flops"] = training_flops(model, recipe.task, training)
-        for path in args.output.glob("checkpoint-*"):
-            if not (path / "trainer_state.json").exists():  # cut off while it was saved
-                shutil.rmtree(path)
+        remove_torn_checkpoints(args.output)
         # Every slice with its code. Now, as it may be another one by the time the run ends.
         known["commits"] = list(dict.fromkeys([*known.get("commits", []), commit()]))
         write_at_once(args.output / "run.json", json.dumps(known, indent=1) + "\n")

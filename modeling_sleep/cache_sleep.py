@@ -22,8 +22,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from .layers_sleep import AttentionState, DeltaNetState
-from .window_sleep import PerRow, largest, of_rows, per_row
+from .layers_sleep import DeltaNetState
+from .window_sleep import PerRow, of_rows, per_row
 
 
 class SleepState(NamedTuple):
@@ -84,7 +84,10 @@ class SleepState(NamedTuple):
 
     def is_even(self) -> bool:
         """Whether all rows stand at the same place of their windows, and the buffers hold nothing else."""
-        return not any(isinstance(x, tuple) for x in (self.stored, self.kept, self.pinned)) and self.stored == self.columns
+        return (
+            not any(isinstance(x, tuple) for x in (self.stored, self.kept, self.pinned))
+            and self.stored == self.columns
+        )
 
     def tensors(self) -> list[torch.Tensor]:
         """All of them."""
@@ -197,7 +200,10 @@ class StateLayer:
         if self.common is not None and any(isinstance(getattr(self.common, name), tuple) for name in ROW_NUMBERS):
             chosen = index.tolist()
             self.common = self.common._replace(
-                **{name: per_row([of_rows(getattr(self.common, name), batch)[i] for i in chosen]) for name in ROW_NUMBERS}
+                **{
+                    name: per_row([of_rows(getattr(self.common, name), batch)[i] for i in chosen])
+                    for name in ROW_NUMBERS
+                }
             )
 
     def _batch(self) -> int:

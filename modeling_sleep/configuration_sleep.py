@@ -1,1 +1,1 @@
-from modeling_sleep.configuration.configuration_sleep import SleepConfig as SleepConfig  # saved folders hold that file
+from modeling_sleep.configuration.configuration_sleep import MAX_SLEEP_PASSES, SleepConfig  # folders hold that file

@@ -121,7 +121,8 @@ class FamilyDecoderLayer(StateMixin, nn.Module):
     """
     A decoder layer of `config.base_config`'s family, with [`SleepDecoderLayer`]'s arguments and results.
 
-    Differs from the family's own in that the mixer's state comes in and goes out, and in the Gated DeltaNet, see above.
+    Differs from the family's own in that the mixer's state comes in and goes out, and in the Gated DeltaNet, see
+    above.
     """
 
     side_by_side = False  # the family's attention module knows no windows within the length

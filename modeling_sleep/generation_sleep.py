@@ -171,10 +171,14 @@ class SleepGenerationMixin:
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
         """None: positions count from a window's start, and a list of all of them would grow with the text."""
 
-    def prepare_inputs_for_generation(self, input_ids, next_sequence_length=None, generation_call=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, next_sequence_length=None, inputs_embeds=None, generation_call=None, **kwargs
+    ):
         if generation_call is not None and generation_call.embeds_are_new and kwargs.get("is_first_iteration"):
             next_sequence_length = None  # transformers takes embeddings for the whole text
-        return super().prepare_inputs_for_generation(input_ids, next_sequence_length, **kwargs)
+        return super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
+        )
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
         """A mask of the new tokens alone where there is a cache: one of the whole text would grow with it."""

@@ -74,5 +74,3 @@ def live_columns(numbers, batch: int, columns: int, device: torch.device) -> tor
         return None
     numbers = torch.tensor(numbers, device=device).view(-1, 1).expand(batch, 1)
     return torch.arange(columns, device=device) < numbers
-
-

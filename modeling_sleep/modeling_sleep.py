@@ -41,19 +41,35 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, is_torchdynamo_compiling, logging
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache_sleep import SleepCache, SleepState, read_state, write_state
-from .checks_sleep import check_batch, check_input_ids, check_options, check_pinned_tokens, check_shape, one_cache, padding_mask_of
+from .checks_sleep import (
+    check_batch,
+    check_input_ids,
+    check_options,
+    check_pinned_tokens,
+    check_shape,
+    one_cache,
+    padding_mask_of,
+)
 from .configuration_sleep import SleepConfig
 from .distributed_sleep import InStepMixin, is_sharded
 from .family_layers_sleep import FamilyDecoderLayer, family_norm, is_zero_centred
-from .keep_sleep import keys_to_keep, kept_columns, kept_live
+from .keep_sleep import kept_columns, kept_live, keys_to_keep
 from .layers_sleep import GatedDeltaNet, SleepDecoderLayer, SleepLayers, rotary_embedding
 from .masks_sleep import causal_mask, dense_causal_mask, live_columns
-from .nap_sleep import NOBODY, Recorder, Sleep, Restless, SleepEvent, SleepMixin
-from .nap_sleep import check_sleep_passes, raise_if_not_finite
+from .nap_sleep import (
+    NOBODY,
+    Recorder,
+    Restless,
+    Sleep,
+    SleepEvent,
+    SleepMixin,
+    check_sleep_passes,
+    raise_if_not_finite,
+)
 from .outputs_sleep import SleepModelOutput, record_of_layers
 from .packed_sleep import PACKING, documents_of
 from .peft_sleep import register_target_modules
@@ -119,6 +135,21 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
             module.init_weights()
         elif is_zero_centred(module):
             init.zeros_(module.weight)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
+        """
+        As [`PreTrainedModel.gradient_checkpointing_enable`], with `use_reentrant=False` whatever is asked for.
+
+        The layers are passed once per window and pass, each with the states that the one before left: reentrant
+        checkpoints take no such states, and DDP allows them one pass.
+        """
+        options = dict(gradient_checkpointing_kwargs or {})
+        if options.get("use_reentrant"):
+            logger.warning_once(
+                "`use_reentrant=True` is left aside: a sleep takes checkpoints that are not reentrant."
+            )
+        options["use_reentrant"] = False
+        return super().gradient_checkpointing_enable(options, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """
@@ -265,12 +296,14 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         check_batch(state, batch)
         state = self._pin(state, pinned_tokens)
         tokens = Tokens.of_mask(padding_mask_of(attention_mask, state, inputs_embeds), batch, length)
-        outputs, waves, state = self._read(inputs_embeds, tokens, state, sleep, sleep_callback, past_key_values, kwargs)
+        last_hidden_state, waves, state = self._read(
+            inputs_embeds, tokens, state, sleep, sleep_callback, past_key_values, kwargs
+        )
         if past_key_values is not None:
             write_state(past_key_values, state, self.config)
         return SleepModelOutput.of_cache(
             past_key_values if use_cache else None,
-            last_hidden_state=outputs,
+            last_hidden_state=last_hidden_state,
             **record_of_layers(tokens, waves),
         )
 
@@ -424,9 +457,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         begin = [self.layers[i].begin(state.layers[i], window) for i in range(start, stop)]
         # Without gradients, as in the first run of a checkpoint, there is nothing to checkpoint.
         run = self.layers if torch.is_grad_enabled() else self.layers.run
-        hidden_states, after = run(
-            state.kept_hidden_states, begin, start=start, window=window, state_only=ends_early
-        )
+        hidden_states, after = run(state.kept_hidden_states, begin, start=start, window=window, state_only=ends_early)
         return state._replace(layers=self._rewritten(state.layers, after, start), kept_hidden_states=hidden_states)
 
     def _conclude(self, state: SleepState) -> SleepState:
@@ -540,9 +571,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         else:
             mask = self._dense_mask(hidden_states, window.positions, columns, kept, kept_mask)
         rotation = rotary_embedding(self.config, window.positions[0], hidden_states.dtype)
-        return window._replace(
-            attention_mask=mask, position_embeddings=rotation, is_dense=kept_mask is not None
-        )
+        return window._replace(attention_mask=mask, position_embeddings=rotation, is_dense=kept_mask is not None)
 
     def _dense_mask(self, hidden_states, positions, columns: int, kept: int, kept_mask) -> torch.Tensor:
         config = self.config

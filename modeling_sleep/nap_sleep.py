@@ -10,11 +10,8 @@ from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import Cache
 
 from .cache_sleep import SleepState, read_state, write_state
+from .configuration_sleep import MAX_SLEEP_PASSES
 from .distributed_sleep import is_sharded
-
-
-# More passes than any sleep can use; beyond it, a number is rather a mistake that would never end.
-MOST_PASSES = 1024
 
 
 class Sleep(NamedTuple):
@@ -219,8 +216,8 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | None", config) -> Sle
                 f"`{name}` (N) counts all passes over a window, the one awake included, so it must be an integer "
                 f"of at least 1, got {number!r}."
             )
-    if sleep_passes > MOST_PASSES:
-        raise ValueError(f"`sleep_passes` (N) is {sleep_passes}: no sleep needs more than {MOST_PASSES} passes.")
+    if sleep_passes > MAX_SLEEP_PASSES:
+        raise ValueError(f"`sleep_passes` (N) is {sleep_passes}: no sleep needs more than {MAX_SLEEP_PASSES} passes.")
     if until is not None and (not isinstance(until, Real) or isinstance(until, bool) or not until > 0):
         raise ValueError(f"`until` is the relative change of S below which a sleep ends, above 0, got {until!r}.")
     if sleep_passes > 1 and set(config.layer_types) == {"sleep_attention"}:

@@ -1,6 +1,6 @@
 """What `forward` returns: transformers' own outputs, whose cache goes by both of its names.
 
-From transformers 5.24 on it is called `cache`, and before `past_key_values`. Either can be read, whichever is installed.
+From transformers 5.24 on it is called `cache`, and before `past_key_values`. Either can be read with any release.
 """
 
 import dataclasses
@@ -98,5 +98,3 @@ def _block_diagonal(tokens: Tokens, waves: tuple[Wave, ...], pieces: tuple) -> t
             weights[row, :, place, column : column + piece.shape[3]] = piece[i, :, : lengths[i]]
         column += piece.shape[3]
     return weights
-
-

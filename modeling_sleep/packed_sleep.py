@@ -1,7 +1,7 @@
 """Packed rows: several documents one after the other in a row, as `DataCollatorWithFlattening` and TRL make them.
 
 Each document is read as a row of its own: it has its own windows, sleeps and fast weights, and nothing leaks from one
-into the next. Where documents begin is told by `position_ids` that begin anew at 0, by `cu_seq_lens_q` or by `seq_idx`.
+into the next. Where documents begin is told by `position_ids` that begin anew at 0, `cu_seq_lens_q` or `seq_idx`.
 A packing that tells nothing of it ("wrapped") cannot be told from one long text.
 """
 

@@ -126,7 +126,12 @@ def test_text_of_ones_own_with_trainer(tmp_path):
     config = SleepConfig.from_pretrained(folder)
     assert (config.use_cache, config.skip_logits, config.sleep_passes) == (True, False, 3)
 
+    torn = folder / "checkpoint-7"  # as if the machine had stopped while it was written: weights cut, no state yet
+    torn.mkdir()
+    weights = (folder / "checkpoint-6" / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     assert "'epoch'" in run("--output", folder, "--steps", "8", "--resume")
+    assert not torn.exists()
     steps = [
         log["step"] for log in json.loads((folder / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
     ]
