@@ -6,17 +6,16 @@
 
 What is notable:
 - `python -m modeling_sleep.teach.facts --tokenizer FOLDER --show 5` prints units for a human to read
-- three splits: "train"; "known", patterns of training about names and values of the evaluation; "eval", where patterns,
-  names and values are all the evaluation's own (`patterns_*.py`, `names.py`)
-- the same split, seed and index are the same facts everywhere, and the same text where the same versions are installed:
-  filler is drawn apart from the facts (`filler.py`)
+- three splits: "train"; "known", where patterns are those of training, names and values the evaluation's own; "eval",
+  where all three are its own (`patterns_*.py`, `names.py`)
+- the same split, seed and index are the same facts everywhere, and the same text where the same versions of Python and
+  its packages are installed: filler is drawn apart from the facts (`filler.py`)
 - no fact crosses the end of a window; other text does, as text does
 - facts of a text resemble one another: some share their person, some their pattern; some are told anew with another
   value, and the last word counts
 """
 
 import argparse
-import bisect
 import dataclasses
 import functools
 import random
@@ -493,10 +492,19 @@ def ask(
         candidates = [w for w in dict.fromkeys(near + drawn) if not (alike(w, value) or mentions(text, w))]
         questions.append(
             Question(
-                text, prompt, chat.ids(after), answers, value, kind, fact.pattern.id, window, (place + begin, place + end),
-                story.count, (value, *candidates[: CANDIDATES - 1]),
+                text=text,
+                prompt=prompt,
+                follow_up=chat.ids(after),
+                answers=answers,
+                value=value,
+                kind=kind,
+                pattern=fact.pattern.id,
+                window=window,
+                told=(place + begin, place + end),
+                windows=story.count,
+                candidates=(value, *candidates[: CANDIDATES - 1]),
             )
-        )  # fmt: skip
+        )
     return questions
 
 

@@ -8,8 +8,8 @@
 
 What is notable:
 - the first three come with every installation; nothing of them is copied into this repository
-- a whole page, module, package, frame of a sentence or exchange belongs to one split, and no sentence of training has a
-  word that belongs to the evaluation (`names.py`)
+- a page, a module, a sentence of a licence, a frame of prose, an exchange belongs to one split, and no sentence of
+  training has a word that belongs to the evaluation (`names.py`)
 - what the first three hold depends on the versions installed; prose and talk are the same everywhere
 """
 
@@ -29,15 +29,15 @@ from .names import words
 SOURCES = ("manual", "docstrings", "licences", "prose", "talk")
 SENTENCE = re.compile(r"[A-Z][^*|=<>_\\]{20,240}[.]")
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+(?=[A-Z])|\n\s*\n")
-MODULES = """argparse ast asyncio base64 bisect calendar codecs collections configparser contextlib copy csv dataclasses
-    datetime decimal difflib dis email fileinput fnmatch fractions ftplib functools gettext glob gzip hashlib heapq html
-    http.client imaplib inspect io ipaddress itertools json locale logging mailbox mimetypes multiprocessing numbers
-    operator optparse os pathlib pdb pickle platform poplib pprint queue random re sched secrets selectors shelve shlex
-    shutil smtplib socket sqlite3 ssl statistics string subprocess tarfile tempfile textwrap threading timeit tokenize
-    trace traceback turtle types typing unittest urllib.request uuid wave weakref xml.dom zipfile""".split()
-PACKAGES = (
-    "torch numpy transformers tokenizers safetensors huggingface_hub packaging regex tqdm PyYAML filelock".split()
-)
+MODULES = """
+    argparse ast asyncio base64 bisect calendar codecs collections configparser contextlib copy csv dataclasses
+    datetime decimal difflib dis email fileinput fnmatch fractions ftplib functools gettext glob gzip hashlib heapq
+    html http.client imaplib inspect io ipaddress itertools json locale logging mailbox mimetypes multiprocessing
+    numbers operator optparse os pathlib pdb pickle platform poplib pprint queue random re sched secrets selectors
+    shelve shlex shutil smtplib socket sqlite3 ssl statistics string subprocess tarfile tempfile textwrap threading
+    timeit tokenize trace traceback turtle types typing unittest urllib.request uuid wave weakref xml.dom zipfile
+"""
+PACKAGES = "torch numpy transformers tokenizers safetensors huggingface_hub packaging regex tqdm PyYAML filelock"
 FRAMES = """The {a} was {b} that morning, and nobody in the {c} said a word about it.
 Some people think that a {b} {a} is worth the trouble; others prefer to wait.
 When the {a} came to the {c}, everyone stopped for a moment and then went on.
@@ -65,8 +65,8 @@ A little later the {c} was empty, and the {a} was gone.
 Whether the {a} is {b} depends on whom you ask.
 By noon the {c} was full of noise, and the {a} could not be found.""".splitlines()
 GAPS = {
-    "a": "fence wagon signpost barrel wheel rope ceiling path letterbox curtain stove lawn roof chimney cart crowd bell",
-    "b": "strange quiet heavy useful cheap dusty bright narrow common beautiful damp noisy fragile slow modest crooked",
+    "a": "fence wagon signpost barrel wheel rope ceiling path letterbox curtain stove lawn roof chimney cart bell",
+    "b": "strange quiet heavy useful cheap dusty bright narrow common beautiful damp noisy fragile slow modest",
     "c": "valley corridor village courtyard office hall street field waiting-room cottage avenue backyard workshop",
 }
 TALK = """Hello! | Hello! How can I help you today?
@@ -162,7 +162,7 @@ def _manual(split: str) -> list[str]:
 
 def _docstrings(split: str) -> list[str]:
     documents = []
-    for name in MODULES:
+    for name in MODULES.split():
         if belongs_to(name, split):
             module = importlib.import_module(name)
             members = [
@@ -174,7 +174,7 @@ def _docstrings(split: str) -> list[str]:
 
 def _licences(split: str) -> list[str]:
     texts = {}
-    for name in PACKAGES:
+    for name in PACKAGES.split():
         try:
             files = importlib.metadata.files(name) or []
         except importlib.metadata.PackageNotFoundError:

@@ -5,11 +5,11 @@ r"""How facts are told and asked for: the patterns' format. The patterns themsel
         later: {person} has just moved to {city}.                  told so when what was told before has changed
         assistant: ...                                             told by the assistant, not the user
         {thing} is one of car, van, truck                          words for a slot of this pattern alone
-        Where does {person} live? -> {person} lives in [{city}].   a question, and its answer with the value in brackets
+        Where does {person} live? -> {person} lives in [{city}].   a question; its answer, with the value in brackets
 
-A slot is named after its kind (`names.py`), with a digit behind it where one kind stands twice. `{trait}` is what a person
-has one of (`TRAITS`), `{value}` a value of that kind. `\n` begins a line, `\t` is a tab. Patterns with the same word before the dot
-are about the same, so that no text tells two of them about one person.
+A slot is named after its kind (`names.py`), with a digit behind it where one kind stands twice. `{trait}` is what a
+person has one of (`TRAITS`), `{value}` a value of that kind. `\n` begins a line, `\t` is a tab. Patterns with the same
+word before the dot are about the same, so that no text tells two of them about one person.
 """
 
 import dataclasses
