@@ -105,9 +105,10 @@ def make_ids(batch, length, seed=1):
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-9)], ids=["float32", "float64"]
 )
-def test_logits_are_the_originals_within_the_first_window(name, dtype, tolerance):
+@pytest.mark.parametrize("memory", ["recall", "gated_delta"])
+def test_logits_are_the_originals_within_the_first_window(name, dtype, tolerance, memory):
     original = make_original(name, dtype)
-    model = SleepForCausalLM.from_causal_lm(original, window_size=L, sleep_passes=3)
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L, sleep_passes=3, memory=memory)
     if dtype == torch.float64:
         compute_exactly(original)
     ids = make_ids(2, L)
@@ -131,7 +132,9 @@ def test_behind_a_boundary_it_is_the_original_that_has_forgotten(name):
     with torch.no_grad():
         expected = torch.cat([original(window).logits for window in ids.split(L, dim=1)], dim=1)
         for options in (dict(sleep_passes=1), dict(sleep_passes=4), dict(sleep_passes=2, loop_span=(2, 4))):
-            model = SleepForCausalLM.from_causal_lm(original, window_size=L, memory_layers=[1, 3], **options)
+            model = SleepForCausalLM.from_causal_lm(
+                original, window_size=L, memory_layers=[1, 3], memory="gated_delta", **options
+            )
             torch.testing.assert_close(model(ids).logits, expected, atol=1e-4, rtol=0)
 
 
@@ -176,7 +179,7 @@ def test_original_and_adopted_share_nothing_and_all_can_be_trained():
     original = make_original("smollm2")
     before = {name: parameter.clone() for name, parameter in original.state_dict().items()}
     original.requires_grad_(False)
-    model = SleepForCausalLM.from_causal_lm(original, window_size=L).train()
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L, memory="gated_delta").train()
     assert model.lm_head.weight is model.model.embed_tokens.weight
     ids = make_ids(2, 3 * L)
     model(ids, labels=ids, sleep_passes=2).loss.backward()
@@ -202,9 +205,11 @@ def test_memory_layers_are_spread_and_take_a_tenth():
     small = LlamaConfig(
         vocab_size=32000, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
     )
-    assert len(SleepForCausalLM.from_causal_lm(LlamaForCausalLM(small)).config.memory_layers) == 2
+    assert (
+        len(SleepForCausalLM.from_causal_lm(LlamaForCausalLM(small), memory="gated_delta").config.memory_layers) == 2
+    )
     original = make_original("llama", num_hidden_layers=30)
-    model = SleepForCausalLM.from_causal_lm(original, window_size=L)
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L, memory="gated_delta")
     new = sum(p.numel() for i in model.config.memory_layers for p in model.model.layers[i].parameters())
     one = new / len(model.config.memory_layers)
     assert new <= 0.1 * original.num_parameters() < new + one
@@ -230,7 +235,7 @@ def test_impossible_places_are_refused(memory_layers):
 def test_llama_3_frequencies_are_those_of_transformers():
     original = make_original("llama 3")
     model = SleepForCausalLM.from_causal_lm(original, window_size=L)
-    cos, _ = rotary_embedding(model.config, 0, 300, torch.float32, torch.device("cpu"))
+    cos, _ = rotary_embedding(model.config, torch.arange(300), torch.float32)
     expected, _ = original.model.rotary_emb(torch.zeros(1), torch.arange(300)[None])
     torch.testing.assert_close(cos, expected[0], atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="of type 'llama3' lack low_freq_factor, high_freq_factor"):
