@@ -133,7 +133,9 @@ def chunked_gated_delta_rule(
     num_chunks = -(-seq_len // chunk_size)
     if padding := -seq_len % num_chunks:  # beta = 0 and log(alpha) = 0: no-ops
         inputs = [F.pad(x, (0, 0) * (x.ndim - 2) + (0, padding)) for x in inputs]
-    output, state = _ChunkedRule.apply(*inputs, state, num_chunks)
+    # What is exported with gradients on is a program without a backward, as the rule's own is none that can be traced.
+    with torch.no_grad() if torch.compiler.is_exporting() else contextlib.nullcontext():
+        output, state = _ChunkedRule.apply(*inputs, state, num_chunks)
     return output[:, :seq_len].to(dtype), state
 
 
