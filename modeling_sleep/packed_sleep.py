@@ -98,6 +98,19 @@ def documents_of(position_ids, attention_mask, past_key_values, shape: tuple[int
     )
 
 
+def first_tokens(position_ids, attention_mask, shape: tuple[int, int], options: dict) -> torch.Tensor | None:
+    """
+    (batch, length) of bool: the tokens that no token of their text stands before, which hence are not predicted; None
+    if these are the first column alone. Parameters are those of `documents_of`.
+    """
+    first = _begins(position_ids, attention_mask, shape, options)
+    if attention_mask is not None:
+        is_token = attention_mask[:, -shape[1] :] != 0
+        behind_padding = is_token & (is_token.cumsum(1) == 1)
+        first = behind_padding if first is None else first.to(is_token.device) | behind_padding
+    return first
+
+
 def _begins(position_ids, attention_mask, shape, options: dict) -> torch.Tensor | None:
     """(batch, length) of bool: where documents begin. None if every row is one text."""
     batch, length = shape
