@@ -162,10 +162,8 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
         keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
         if skip_logits and (labels is None or not keeps_all):
             raise ValueError("`skip_logits` returns the loss alone: it needs `labels`, and no `logits_to_keep`.")
-        if (
-            labels is not None
-            and (first := first_tokens(position_ids, attention_mask, labels.shape, kwargs)) is not None
-        ):
+        first = None if labels is None else first_tokens(position_ids, attention_mask, labels.shape, kwargs)
+        if first is not None:
             labels = labels.masked_fill(first.to(labels.device), kwargs.get("ignore_index", -100))
         outputs = self.model(
             input_ids=input_ids,
