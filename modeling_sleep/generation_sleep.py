@@ -210,6 +210,7 @@ class SleepGenerationMixin:
         self._release_is_checked = True
         ids = torch.tensor([[0, min(1, self.config.vocab_size - 1)]], device=self.device)
         options = dict(do_sample=False, max_new_tokens=2, min_new_tokens=2, output_logits=True, num_beams=1)
+        options["attention_mask"] = torch.ones_like(ids)  # neither is padding
         mode = self.training
         self.eval()
         try:
