@@ -94,7 +94,7 @@ def clash(folder: Path, out: Path) -> None:
     from modeling_sleep import SleepForCausalLM, SleepWindowLayer
 
     ids = load_file(folder / "ids.safetensors")["ids"]
-    remote_class = get_class_from_dynamic_module("modeling_sleep.SleepForCausalLM", folder / "causal")
+    remote_class = get_class_from_dynamic_module("heads_sleep.SleepForCausalLM", folder / "causal")
     layers = {"package": SleepWindowLayer, "remote": DYNAMIC_LAYER_TYPE_MAPPING["sleep_attention"]}
     models = {
         "package": SleepForCausalLM.from_pretrained(folder / "causal"),

@@ -28,19 +28,11 @@ from modeling_sleep import (
 
 
 REPOSITORY = Path(__file__).parents[1]
-CODE = {
-    "adopt_sleep.py": REPOSITORY / "modeling_sleep" / "adopt_sleep.py",
-    "cache_sleep.py": REPOSITORY / "modeling_sleep" / "cache_sleep.py",
-    "configuration_sleep.py": REPOSITORY / "configuration" / "configuration_sleep.py",
-    "fla_sleep.py": REPOSITORY / "modeling_sleep" / "fla_sleep.py",
-    "gated_delta_rule.py": REPOSITORY / "modeling_sleep" / "gated_delta_rule.py",
-    "family_layers_sleep.py": REPOSITORY / "modeling_sleep" / "family_layers_sleep.py",
-    "distributed_sleep.py": REPOSITORY / "modeling_sleep" / "distributed_sleep.py",
-    "generation_sleep.py": REPOSITORY / "modeling_sleep" / "generation_sleep.py",
-    "layers_sleep.py": REPOSITORY / "modeling_sleep" / "layers_sleep.py",
-    "modeling_sleep.py": REPOSITORY / "modeling_sleep" / "modeling_sleep.py",
-    "peft_sleep.py": REPOSITORY / "modeling_sleep" / "peft_sleep.py",
-}
+PACKAGE = REPOSITORY / "modeling_sleep"
+# What a model is made of, and nothing that belongs to training or to the package.
+NOT_COPIED = {"__init__.py", "configuration_sleep.py", "from_causal_lm.py", "trainer_sleep.py"}
+CODE = {path.name: path for path in PACKAGE.glob("*.py") if path.name not in NOT_COPIED}
+CODE["configuration_sleep.py"] = REPOSITORY / "configuration" / "configuration_sleep.py"
 FILES = {"causal": {"config.json", "generation_config.json", "model.safetensors", *CODE}}
 for kind in ("base", "sequence", "tokens"):
     FILES[kind] = FILES["causal"] - {"generation_config.json"}
@@ -168,7 +160,7 @@ def test_loading_leaves_nothing_to_chance(model, tmp_path, sharded):
     [
         (dict(sleep_passes=0), "`sleep_passes` .N. counts all passes"),
         (dict(window_size=-3), "`window_size` .L. must be at least 1 token, got -3"),
-        (dict(loop_span=(2, 1)), "`loop_span` must hold at least one of the 4 layers"),
+        (dict(loop_span=(2, 1)), "`loop_span` must be .start, end. with 0 <= start <= end <= 4 layers, got .2, 1."),
         (dict(num_hidden_layers=2), "layer_types"),
     ],
 )
