@@ -410,7 +410,7 @@ def read_state(cache: Cache | None, config) -> SleepState:
     if cache is None:
         return SleepState.empty(config.num_hidden_layers)
     check_cache(cache, config)
-    if type(cache) is DynamicCache:
+    if type(cache) is DynamicCache and not torch.compiler.is_compiling():
         cache.__class__ = SleepCache  # which adds methods and no attributes
     for i, layer in enumerate(cache.layers):
         if _is_unused(layer):

@@ -3,8 +3,8 @@
     python -m modeling_sleep.from_causal_lm HuggingFaceTB/SmolLM2-135M-Instruct smollm2-sleep --window-size 256
 
 reads a model from the Hub or a folder, and writes one that sleeps: weights, code, tokenizer, chat template and
-generation config. It answers as before within a window; what lies behind one, it remembers once it has been trained
-(`examples/finetune_adopted.py`).
+generation config. It answers as before within a window; what lies behind one, it remembers once it has been taught
+(`python -m modeling_sleep.teach`).
 """
 
 import argparse
@@ -15,7 +15,8 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 
-from .modeling_sleep import SleepForCausalLM
+from .adopt_sleep import MEMORIES
+from .heads_sleep import SleepForCausalLM
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -34,8 +35,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="I",
         help="one number: how many to insert, evenly spread; several: their places in the new stack. "
-        "Default: as many as fit in 10 %% of the parameters",
+        "Default: one recall memory at 0.8 of the depth, or as many of the others as fit in 10 %% of the parameters",
     )
+    parser.add_argument("--memory", choices=MEMORIES, default=None, help="kind of memory (default: recall)")
     parser.add_argument("--loop-span", type=int, nargs=2, metavar=("START", "END"), help="layers passed N times")
     parser.add_argument("--revision", default=None, help="of the model on the Hub")
     parser.add_argument("--gguf-file", default=None, help="file of the model in GGUF format, which is dequantised")
@@ -72,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
             sleep_passes=options.sleep_passes,
             memory_layers=number_or_places(options.memory_layers),
             loop_span=options.loop_span,
+            memory=options.memory,
             **source,
             **loading,
         )

@@ -50,14 +50,16 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
         sleep_passes: int = 2,
         memory_layers: int | list[int] | None = None,
         loop_span: tuple[int, int] | None = None,
+        memory: str | None = None,
+        calibration: list[str] | list[list[int]] | None = None,
+        read_out: float = 0.0,
         **kwargs,
     ) -> "SleepForCausalLM":
         """
-        Give sleep to a pretrained model, to be fine-tuned: a hybrid as it is, and a model of attention layers with
-        memory layers inserted between them.
+        Give sleep to a pretrained model, to be taught: a hybrid as it is, and a model of attention layers with a
+        memory inserted between them.
 
-        Within the first window, logits are those of the pretrained model, whatever N: the new layers' output
-        projections are zero (arXiv 2605.26099, section 4).
+        Within the first window, logits are those of the pretrained model, whatever N.
 
         Parameters
         ----------
@@ -70,11 +72,23 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
         sleep_passes : int, optional
             N, all passes over a window, the one awake included.
         memory_layers : int or list[int], optional
-            How many Gated DeltaNet layers without MLP to insert, evenly spread, or the places that they take in the
-            new stack, as in `config.memory_layers`. Default: as many as fit in 10 % of the parameters. Hybrids take
-            none.
+            How many memories to insert, evenly spread, or the places that they take in the new stack, as in
+            `config.memory_layers`. Default: one recall memory at 0.8 of the depth, or as many Gated DeltaNet layers
+            as fit in 10 % of the parameters. Hybrids take none.
         loop_span : tuple[int, int], optional
-            Which layers of the new stack are passed N times, as in `config.loop_span`. Default: all.
+            Which layers of the new stack are passed N times, as in `config.loop_span`. Default: none with a recall
+            memory, which writes each window N times; else all.
+        memory : str, optional
+            `"recall"` (the default): a memory that recalls before any training, and is taught in minutes by `python -m
+            modeling_sleep.teach`. `"gated_delta"`: Gated DeltaNet layers, which change nothing until they have been
+            trained (arXiv 2605.26099, section 4).
+        calibration : list[str] or list[list[int]], optional
+            Texts, or their tokens, from which a recall memory learns how the model's hidden states are spread.
+            Default: Python's manual.
+        read_out : float, optional
+            What a recall memory that has not been taught adds where it is sure of a word, as a share of the hidden
+            state's length. With 0.5 it answers some questions at once, and disturbs everything behind the first
+            window. Default: nothing.
         **kwargs
             Other fields of [`SleepConfig`], such as `bptt_windows`. The rest goes to the pretrained model's
             `from_pretrained`: `revision`, `dtype`, `gguf_file`, ...
@@ -91,7 +105,18 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
             If the model's family is not supported, it is quantised or spread over devices, or its own attention does
             not reach over a window.
         """
-        return adopt(cls, model_or_path, window_size, sleep_passes, memory_layers, loop_span, **kwargs)
+        return adopt(
+            cls,
+            model_or_path,
+            window_size,
+            sleep_passes,
+            memory_layers,
+            loop_span,
+            memory,
+            calibration,
+            read_out,
+            **kwargs,
+        )
 
     @can_return_tuple
     def forward(

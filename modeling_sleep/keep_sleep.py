@@ -13,7 +13,7 @@ import torch
 
 from .cache_sleep import SleepState
 from .configuration_sleep import SleepConfig
-from .layers_sleep import rotary_embedding
+from .rotary_sleep import rotary_embedding
 from .window_sleep import Keep, of_rows, per_row
 
 
@@ -60,7 +60,7 @@ def keys_to_keep(
         turns.append(turn)
         kept_of_rows.append(total)
         pinned_of_rows.append(pinned + new)
-    rotation = rotary_embedding(config, torch.tensor(turns, device=device), dtype)
+    rotation = rotary_embedding(config, torch.tensor(turns, device=device), dtype, is_shift=True)
     keep = Keep(torch.tensor(orders, device=device), rotation)
     return keep, {"kept_columns": w + p, "kept": per_row(kept_of_rows), "pinned": per_row(pinned_of_rows)}
 

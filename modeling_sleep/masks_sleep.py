@@ -11,7 +11,7 @@ from transformers.masking_utils import create_causal_mask
 from .cache_sleep import SleepState
 from .configuration_sleep import SleepConfig
 from .keep_sleep import kept_live
-from .layers_sleep import rotary_embedding
+from .rotary_sleep import rotary_embedding
 from .window_sleep import PerRow, Window, added, largest, of_rows
 
 
