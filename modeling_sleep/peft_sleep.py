@@ -4,9 +4,9 @@ Our linear layers carry Llama's names, so what PEFT targets in Llama, it may tar
 layers share these names: `LoraConfig(task_type="CAUSAL_LM")` adapts queries and values of both. What belongs to the
 latter alone is named by `memory_target_modules`.
 
-PEFT also tells its layers, by hooks, what it knows of the whole batch: an adapter for each row, a number for each token.
-A layer here reads a window of some rows. What is told row by row is cut to these (`adapters_of`); what is told token by
-token would adapt the wrong ones, and is refused (`check_adapters`).
+PEFT also tells its layers, by hooks, what it knows of the whole batch: an adapter for each row, a number for each
+token. A layer here reads a window of some rows. What is told row by row is cut to these (`adapters_of`); what is told
+token by token would adapt the wrong ones, and is refused (`check_adapters`).
 """
 
 import sys
@@ -31,8 +31,8 @@ FAMILY_MEMORY_PROJECTIONS = {
 # What hooks of PEFT tell a layer: something for each row of the batch (LoRA, RoAd, GLoRA; Poly), or for each token.
 TOLD_BY_ROW = ("adapter_names", "task_ids")
 TOLD_BY_TOKEN = {
-    "alora_offsets": "aLoRA counts tokens from the end of a text. Leave out `alora_invocation_tokens`, which gives LoRA.",
-    "scalings": "X-LoRA weighs its adapters anew for every token of a text. Choose one of them, or one for each row by "
+    "alora_offsets": "aLoRA counts tokens from a text's end. Leave out `alora_invocation_tokens`, which gives LoRA.",
+    "scalings": "X-LoRA weighs its adapters for every token of a text. Choose one of them, or one for each row by "
     "`adapter_names`.",
 }
 
@@ -112,10 +112,10 @@ def check_adapters(model: nn.Module, is_first: bool, waves: list[Wave], tokens: 
     for hook in module._forward_hooks.values() if in_pieces else ():
         if getattr(hook, "_prepare_layer_inputs_fn", None) is eva.prepare_layer_inputs_fn_language_modeling:
             raise ValueError(
-                "A layer here sees a window instead of a text, in which EVA would look for the text's tokens. Call "
-                "`initialize_lora_eva_weights` or `get_eva_state_dict` with `prepare_model_inputs_fn=None` and "
-                "`prepare_layer_inputs_fn=None`, and with batches whose texts are equally long, so that all that a "
-                "layer sees is tokens."
+                "A layer here sees a window instead of a text, in which EVA would look for the text's tokens. Build "
+                "the model anew, as EVA's hooks stay in this one, and call `initialize_lora_eva_weights` or "
+                "`get_eva_state_dict` with `prepare_model_inputs_fn=None` and `prepare_layer_inputs_fn=None`, and "
+                "with batches whose texts are equally long, so that all that a layer sees is tokens."
             )
 
 
