@@ -22,7 +22,8 @@ from transformers.utils import is_torch_available, logging
 logger = logging.get_logger(__name__)
 
 PRESETS_FOLDER = Path(__file__).parent / "presets"
-SLEEP_LAYER_TYPES = ("sleep_attention", "linear_attention")
+SLEEP_LAYER_TYPES = ("sleep_attention", "linear_attention", "recall_memory")
+MEMORY_TYPES = SLEEP_LAYER_TYPES[1:]
 SAVED_LAYER_TYPES = "sleep_layer_types"
 IS_SAVED = "_is_saved"  # how `from_dict` tells the constructor that its arguments were read
 # More passes than anyone has tried are a mistake (a sleep of 10**9 never ends), whether in a configuration or a call.
@@ -36,6 +37,8 @@ ROPE_PARAMETERS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("factor", "original_max_position_embeddings"),
 }
 # Arguments that transformers and the libraries around it know, but that no class or signature of transformers names.
 ARGUMENTS_OF_OTHERS = (
@@ -153,12 +156,14 @@ class SleepConfig(PreTrainedConfig):
         num_hidden_layers (`int`, *optional*, defaults to 4):
             Number of decoder layers.
         layer_types (`list[str]`, *optional*):
-            The mixer of every layer: `"sleep_attention"` (attention within the current window) or `"linear_attention"`
-            (Gated DeltaNet, whose state is the fast weights S). Defaults to the two in turn, attention first. Both are
+            The mixer of every layer: `"sleep_attention"` (attention within the current window), `"linear_attention"`
+            (Gated DeltaNet, whose state is the fast weights S) or `"recall_memory"` (the memory for pretrained models,
+            see recall_memory_sleep.py). Defaults to the first two in turn, attention first. Attention and a memory are
             needed, except that attention alone does with `sleep_passes=1`.
         memory_layers (`list[int]`, *optional*):
-            Indices of `"linear_attention"` layers that have no MLP and whose output projection starts at zero, so
-            that they can be inserted into a pretrained model without changing it. Defaults to none.
+            Indices of memories that are inserted into a pretrained model without changing it: `"recall_memory"`
+            layers, and `"linear_attention"` layers that have no MLP and whose output projection starts at zero.
+            Defaults to none.
         num_attention_heads (`int`, *optional*, defaults to 4):
             Number of query heads of the attention layers.
         num_key_value_heads (`int`, *optional*):
@@ -175,8 +180,9 @@ class SleepConfig(PreTrainedConfig):
         attention_dropout (`float`, *optional*, defaults to 0.0):
             Dropout of the attention weights in training.
         rope_parameters (`dict`, *optional*):
-            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"`, `"linear"` or
-            `"llama3"`, with the parameters that these have elsewhere). Positions count from the start of the window.
+            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"`, `"linear"`,
+            `"llama3"`, `"yarn"` or `"longrope"`, with the parameters that these have elsewhere). Positions count from
+            the start of the window.
             Defaults to theta = 10000.
         linear_num_key_heads (`int`, *optional*):
             Number of query and key heads of the Gated DeltaNet layers. Defaults to `num_attention_heads`.
@@ -203,12 +209,20 @@ class SleepConfig(PreTrainedConfig):
             Upper end of the distribution of softplus(dt).
         window_size (`int`, *optional*, defaults to 512):
             L, the number of tokens that the attention cache holds before the model sleeps.
+        window_overlap (`int`, *optional*, defaults to 0):
+            w, how many of the last tokens keep their keys and values after a sleep (arXiv 2605.26099 v3, section 6.4):
+            the next window attends to them, and no sleep consolidates them again. 0 clears the cache,
+            `window_size` - 1 is a sliding window.
+        pinned_tokens (`int`, *optional*, defaults to 0):
+            How many of a text's first tokens keep their keys and values for good: a system prompt, an attention sink.
+            Any call with the first tokens of a text can choose another number.
         sleep_passes (`int`, *optional*, defaults to 1):
             N, the number of passes over a window *in all*: one awake and N - 1 asleep. 1 is the vanilla hybrid whose
             cache is evicted; 1024 are the most. Any call of `forward` or `generate` can choose another N.
         loop_span (`tuple[int, int]`, *optional*):
             `(start, end)`: the layers `start, ..., end - 1` are passed N times. Layers before the span run awake only,
-            layers behind it once more at the end of a sleep. Defaults to all layers.
+            layers behind it once more at the end of a sleep. With start = end nothing is replayed: a
+            `"recall_memory"` then writes every window N times. Defaults to all layers.
         bptt_windows (`int`, *optional*):
             Back-propagate through at most this many windows of a call: S is detached between groups of `bptt_windows`
             windows, counted from the end of the sequence. Defaults to all windows.
@@ -245,6 +259,16 @@ class SleepConfig(PreTrainedConfig):
             The version of the code that a checkpoint was saved with. `save_pretrained` of a model writes it.
         transformers_range (`str`, *optional*):
             The releases of transformers that this code was tested with. `save_pretrained` of a model writes it.
+        recall_key_dim (`int`, *optional*):
+            Rows of S of the `"recall_memory"` layers. Defaults to about two thirds of `hidden_size`.
+        recall_value_dim (`int`, *optional*):
+            Columns of their S, at most `hidden_size`. Defaults to about four ninths of it.
+        recall_span (`int`, *optional*, defaults to 5):
+            How many tokens before a token are averaged for its query and for the key of the next one.
+        recall_poolings (`int`, *optional*, defaults to 2):
+            How many learned averages over the window join them.
+        recall_pooling_dim (`int`, *optional*, defaults to 64):
+            Dimension of the queries and keys of each of these.
 
     Raises:
         `StrictDataclassError` (of `huggingface_hub.errors`) or `ValueError`: if a field is of the wrong type or out
@@ -265,8 +289,8 @@ class SleepConfig(PreTrainedConfig):
     model_type = "sleep"
     # Of the code, not of a checkpoint, and no fields: tests keep them equal to the package's and pyproject.toml's.
     code_version = "0.1.0"
-    tested_transformers = ">=5.14.0,<5.24"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    tested_transformers = ">=5.14.0,<5.25"
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     ignore_keys_at_rope_validation = {"partial_rotary_factor"}
     # As in the in-tree hybrids, the recurrent mixers are replicated: a head of S is small, and its rule is sequential.
     base_model_tp_plan = {
@@ -309,6 +333,8 @@ class SleepConfig(PreTrainedConfig):
     linear_dt_min: int | float = 1e-4
     linear_dt_max: int | float = 1e-1
     window_size: int = 512
+    window_overlap: int = 0
+    pinned_tokens: int = 0
     sleep_passes: int = 1
     loop_span: list[int] | tuple[int, int] | None = None
     bptt_windows: int | None = None
@@ -327,6 +353,11 @@ class SleepConfig(PreTrainedConfig):
     adopted_from: str | None = None
     modeling_sleep_version: str | None = None
     transformers_range: str | None = None
+    recall_key_dim: int | None = None
+    recall_value_dim: int | None = None
+    recall_span: int = 5
+    recall_poolings: int = 2
+    recall_pooling_dim: int = 64
 
     def __post_init__(self, **kwargs):
         if (layer_types := kwargs.pop(SAVED_LAYER_TYPES, None)) is not None:
@@ -359,6 +390,10 @@ class SleepConfig(PreTrainedConfig):
             self.linear_key_head_dim = self.hidden_size // max(self.linear_num_key_heads, 1)
         if self.linear_value_head_dim is None:
             self.linear_value_head_dim = self.linear_key_head_dim
+        if self.recall_key_dim is None:
+            self.recall_key_dim = _share(2 / 3, self.hidden_size)
+        if self.recall_value_dim is None:
+            self.recall_value_dim = _share(4 / 9, self.hidden_size)
         if self.loop_span is not None:
             self.loop_span = list(self.loop_span)  # as JSON gives it back
         if (old_name := kwargs.pop("rope_scaling", None)) is not None:
@@ -494,10 +529,10 @@ class SleepConfig(PreTrainedConfig):
                 f"`layer_types` names {len(self.layer_types)} layers, but `num_hidden_layers` is "
                 f"{self.num_hidden_layers}. Make them equal."
             )
-        if "linear_attention" not in self.layer_types and self.sleep_passes > 1:
+        if not self._holds_memory(self.layer_types) and self.sleep_passes > 1:
             raise ValueError(
-                "A model that sleeps needs at least one 'linear_attention' layer: its fast weights are all that "
-                "crosses a window's end. Attention alone, whose cache is evicted, takes `sleep_passes=1`."
+                f"A model that sleeps needs at least one memory, {_either(MEMORY_TYPES)}: its fast weights are all "
+                "that crosses a window's end. Attention alone, whose cache is evicted, takes `sleep_passes=1`."
             )
         if "sleep_attention" not in self.layer_types:
             raise ValueError(
@@ -509,16 +544,28 @@ class SleepConfig(PreTrainedConfig):
                 "`memory_layers` are inserted into models of attention alone; a hybrid "
                 f"({self.base_config['model_type']}) has its own memory. Leave them out."
             )
-        if misplaced := [i for i in self.memory_layers if not self._is_linear(i)]:
+        if misplaced := [i for i in self.memory_layers if not self._is_memory(i)]:
             raise ValueError(
-                f"`memory_layers` must be indices of 'linear_attention' layers, but {misplaced} are not "
+                f"`memory_layers` must be indices of {_either(MEMORY_TYPES)} layers, but {misplaced} are not "
                 f"(`layer_types` is {self.layer_types})."
             )
         if len(set(self.memory_layers)) != len(self.memory_layers):
             raise ValueError(f"`memory_layers` must name each layer once, got {self.memory_layers}.")
 
-    def _is_linear(self, layer_idx: int) -> bool:
-        return 0 <= layer_idx < self.num_hidden_layers and self.layer_types[layer_idx] == "linear_attention"
+        if missing := [
+            i for i, x in enumerate(self.layer_types) if x == "recall_memory" and i not in self.memory_layers
+        ]:
+            raise ValueError(
+                f"Layers {missing} are a 'recall_memory', which is always inserted: name them in `memory_layers` "
+                f"({self.memory_layers})."
+            )
+
+    def _is_memory(self, layer_idx: int) -> bool:
+        return 0 <= layer_idx < self.num_hidden_layers and self.layer_types[layer_idx] in MEMORY_TYPES
+
+    @staticmethod
+    def _holds_memory(layer_types: list[str]) -> bool:
+        return any(layer_type in MEMORY_TYPES for layer_type in layer_types)
 
     def validate_heads(self):
         """The heads divide what they must."""
@@ -536,6 +583,11 @@ class SleepConfig(PreTrainedConfig):
             "linear_value_head_dim",
             "linear_conv_kernel_dim",
             "n_positions",
+            "recall_key_dim",
+            "recall_value_dim",
+            "recall_span",
+            "recall_poolings",
+            "recall_pooling_dim",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -602,6 +654,15 @@ class SleepConfig(PreTrainedConfig):
         """Windows, passes and the looped span make sense together."""
         if self.window_size < 1:
             raise ValueError(f"`window_size` (L) must be at least 1 token, got {self.window_size}.")
+        if not 0 <= self.window_overlap < self.window_size:
+            raise ValueError(
+                f"`window_overlap` (w) must be at least 0 and less than `window_size` ({self.window_size}), got "
+                f"{self.window_overlap}."
+            )
+        if not 0 <= self.pinned_tokens <= self.window_size:
+            raise ValueError(
+                f"`pinned_tokens` must lie between 0 and `window_size` ({self.window_size}), got {self.pinned_tokens}."
+            )
         if self.sleep_passes < 1:
             raise ValueError(
                 f"`sleep_passes` (N) counts all passes over a window, the one awake included, so it must be at least "
@@ -622,14 +683,20 @@ class SleepConfig(PreTrainedConfig):
         if len(self.loop_span) != 2:
             raise ValueError(f"`loop_span` is a pair (start, end) or None, got {self.loop_span}.")
         start, end = self.loop_span
-        if not 0 <= start < end <= self.num_hidden_layers:
+        if not 0 <= start <= end <= self.num_hidden_layers:
             raise ValueError(
-                f"`loop_span` must hold at least one of the {self.num_hidden_layers} layers: "
-                f"0 <= start < end <= {self.num_hidden_layers}, got ({start}, {end})."
+                f"`loop_span` must be (start, end) with 0 <= start <= end <= {self.num_hidden_layers} layers, got "
+                f"({start}, {end})."
             )
-        if "linear_attention" not in self.layer_types[start:]:
+        if start == end:
+            if "recall_memory" not in self.layer_types:
+                raise ValueError(
+                    f"`loop_span` ({start}, {end}) is empty, so a sleep would rewrite nothing: only a 'recall_memory' "
+                    f"needs no replay (`layer_types` is {self.layer_types})."
+                )
+        elif not self._holds_memory(self.layer_types[start:]):
             raise ValueError(
-                f"`loop_span` ({start}, {end}) leaves no 'linear_attention' layer in or behind it, so a sleep would "
+                f"`loop_span` ({start}, {end}) leaves no memory in or behind it, so a sleep would "
                 f"rewrite nothing (`layer_types` is {self.layer_types})."
             )
 
@@ -680,6 +747,11 @@ class SleepConfig(PreTrainedConfig):
         """Old configurations say `type` instead of `rope_type`."""
         self.rope_parameters.setdefault("rope_type", self.rope_parameters.pop("type", "default"))
 
+    def _validate_yarn_rope_parameters(self, rope_parameters: dict, ignore_keys: set | None = None):
+        """`validate_rope_type` has looked at what is needed."""
+
+    _validate_longrope_rope_parameters = _validate_yarn_rope_parameters
+
     def _validate_llama3_rope_parameters(self, rope_parameters: dict, ignore_keys: set | None = None):
         """`validate_rope_type` has looked at their values."""
         needed = {"rope_type", *ROPE_PARAMETERS["llama3"]}
@@ -713,6 +785,16 @@ class SleepConfig(PreTrainedConfig):
     def from_preset(cls, name: str, **overrides) -> "SleepConfig":
         """The configuration of the preset `name` (see `load_preset`), with `overrides` of single fields."""
         return cls(**{**cls.load_preset(name)["model"], **overrides})
+
+
+def _share(share: float, hidden_size: int) -> int:
+    """About `share` of `hidden_size`: a multiple of 64 where that is possible."""
+    unit = 64 if hidden_size >= 128 else 1
+    return max(unit, round(share * hidden_size / unit) * unit)
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(repr(name) for name in names)
 
 
 __all__ = ["SleepConfig"]

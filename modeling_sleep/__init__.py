@@ -12,18 +12,14 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from .cache_sleep import FastWeightsLayer, SleepWindowLayer
+from .cache_sleep import FastWeightsLayer, SleepCache, SleepWindowLayer
 from .configuration_sleep import SleepConfig
 from .gated_delta_rule import gated_delta_rule
-from .generation_sleep import SleepEvent
-from .modeling_sleep import (
-    SleepForCausalLM,
-    SleepForSequenceClassification,
-    SleepForTokenClassification,
-    SleepModel,
-    SleepPreTrainedModel,
-)
+from .heads_sleep import SleepForCausalLM, SleepForSequenceClassification, SleepForTokenClassification
+from .modeling_sleep import SleepModel
+from .nap_sleep import Sleep, SleepEvent
 from .peft_sleep import memory_target_modules
+from .pretrained_sleep import SleepPreTrainedModel
 from .trainer_sleep import SleepCallback
 
 
@@ -43,6 +39,8 @@ for auto_class, model_class in (
 
 __all__ = [
     "FastWeightsLayer",
+    "Sleep",
+    "SleepCache",
     "SleepCallback",
     "SleepConfig",
     "SleepEvent",

@@ -1,9 +1,13 @@
 """Sleep for the model you already have: a pretrained causal LM becomes one that sleeps.
 
-A model of attention layers alone is mapped onto ours, parameter by parameter, and Gated DeltaNet layers without an MLP
-are inserted between its layers, as the paper did with Ouro (arXiv 2605.26099, section 4). Their output projections are
-zero, so within the first window nothing changes: not a logit. What a sleep writes is read by nobody until the inserted
-layers have been trained.
+A model of attention layers alone is mapped onto ours, parameter by parameter, and a memory is inserted between its
+layers. Within the first window nothing changes: not a logit.
+
+    "recall"        one recall memory at 0.8 of the depth (recall_memory_sleep.py), calibrated so that it recalls
+                    before any training (calibrate_sleep.py); `python -m modeling_sleep.teach` makes it good at that
+    "gated_delta"   Gated DeltaNet layers without an MLP, spread over the stack, as the paper did with Ouro (arXiv
+                    2605.26099, section 4). Their output projections are zero: what a sleep writes is read by nobody
+                    until they have been trained
 
 A hybrid has a memory already, as Jet-Nemotron in the paper. It keeps its own decoder layers, which sleep as ours do
 (see family_layers_sleep.py): families differ in their gates, norms and projections too much for one class with flags.
@@ -14,10 +18,11 @@ import math
 import os
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
+from .calibrate_sleep import calibrate, calibration_windows, weight_of
 from .configuration_sleep import SleepConfig
 from .family_layers_sleep import MODULES, family_base_config, family_state_dict
 from .layers_sleep import SleepDecoderLayer
@@ -49,6 +54,10 @@ SHARED_FIELDS = (
     "bos_token_id",
     "eos_token_id",
 )
+MEMORIES = ("recall", "gated_delta")
+# Where a recall memory is inserted: late enough that little is left to be run through in teaching, early enough that
+# the layers behind it can use what it recalls.
+RECALL_DEPTH = 0.8
 # Of all parameters, what the inserted layers take at most by default. The paper stays under it, too.
 MEMORY_SHARE = 0.1
 
@@ -60,9 +69,14 @@ def adopt(
     sleep_passes: int,
     memory_layers: int | list[int] | None,
     loop_span: tuple[int, int] | None,
+    memory: str | None = None,
+    calibration: list[str] | list[list[int]] | None = None,
+    read_out: float = 0.0,
     **kwargs,
 ) -> PreTrainedModel:
     """What [`SleepForCausalLM.from_causal_lm`] does and documents, for the class `model_class`."""
+    if memory is not None and memory not in MEMORIES:
+        raise ValueError(f"`memory` must be one of {MEMORIES}, got {memory!r}.")
     fields = {name: kwargs.pop(name) for name in list(kwargs) if name in SleepConfig.__annotations__}
     if isinstance(model_or_path, PreTrainedModel):
         if kwargs:
@@ -86,8 +100,14 @@ def adopt(
         sleep_passes=sleep_passes,
         memory_layers=memory_layers,
         loop_span=loop_span,
+        memory=memory,
         **fields,
     )
+    if windows := "recall_memory" in config.layer_types:  # say what is wrong with them before anything is built
+        tokenizer = tokenizer_of(original, kwargs)
+        windows = calibration_windows(calibration, tokenizer, config.window_size, config.vocab_size)
+    elif calibration is not None:
+        raise ValueError("`calibration` is what a recall memory begins with, and there is none: leave it out.")
     with torch.device("meta"):
         model = model_class(config)
     parameters = adopted_state_dict(original, config)
@@ -105,12 +125,17 @@ def adopt(
     model.requires_grad_(True)
     model.generation_config = copy.deepcopy(original.generation_config)
     model.set_attn_implementation(original.config._attn_implementation)
-    if config.memory_layers:
+    model.eval()
+    if "recall_memory" in config.layer_types:
+        for i in config.memory_layers:
+            copy_norm(model.model.layers, i)
+        calibrate(model.model, windows, read_out)
+    elif config.memory_layers:
         logger.warning_once(
             f"Layers {config.memory_layers} are new, and what they remember is not read yet: train them before "
             f"expecting anything from a text of more than {window_size} tokens."
         )
-    return model.eval()
+    return model
 
 
 def adopted_config(
@@ -119,6 +144,7 @@ def adopted_config(
     sleep_passes: int,
     memory_layers: int | list[int] | None = None,
     loop_span: tuple[int, int] | None = None,
+    memory: str | None = None,
     **fields,
 ) -> SleepConfig:
     """
@@ -127,7 +153,7 @@ def adopted_config(
     Parameters
     ----------
     original : PreTrainedConfig
-    window_size, sleep_passes, memory_layers, loop_span :
+    window_size, sleep_passes, memory_layers, loop_span, memory :
         As of [`SleepForCausalLM.from_causal_lm`].
     **fields :
         Other fields of [`SleepConfig`].
@@ -144,8 +170,10 @@ def adopted_config(
     check_family(original)
     fields = {"window_size": window_size, "sleep_passes": sleep_passes, "loop_span": loop_span, **fields}
     if original.model_type not in ATTENTION_FAMILIES:
-        if memory_layers is not None:
-            raise ValueError(f"A {original.model_type!r} has a memory of its own: leave `memory_layers` out.")
+        if memory_layers is not None or memory is not None:
+            raise ValueError(
+                f"A {original.model_type!r} has a memory of its own: leave `memory` and `memory_layers` out."
+            )
         return SleepConfig(base_config=family_base_config(original), **fields)
     check_attention(original, window_size)
     num_layers = original.num_hidden_layers
@@ -155,6 +183,10 @@ def adopted_config(
         "head_dim": getattr(original, "head_dim", None),
         **fields,
     }
+    fields["rope_parameters"] = adopted_rope(original, window_size)
+    recalls = memory != "gated_delta"
+    if memory_layers is None:
+        memory_layers = [round(RECALL_DEPTH * num_layers)] if recalls else None
     if memory_layers is None:
         memory_layers = default_number_of_memory_layers(num_layers, fields)
     if isinstance(memory_layers, int):
@@ -165,8 +197,36 @@ def adopted_config(
             f"`memory_layers` are places in the new stack of {num_layers} + {len(memory_layers)} layers: different "
             f"numbers from 0 to {total - 1}, got {memory_layers}."
         )
-    layer_types = ["linear_attention" if i in memory_layers else "sleep_attention" for i in range(total)]
+    memory_type = "recall_memory" if recalls else "linear_attention"
+    layer_types = [memory_type if i in memory_layers else "sleep_attention" for i in range(total)]
+    if recalls and loop_span is None:
+        fields["loop_span"] = (total, total)  # a layer that was not made for it is not fed its own features
     return SleepConfig(**fields, num_hidden_layers=total, layer_types=layer_types, memory_layers=sorted(memory_layers))
+
+
+def adopted_rope(original: PreTrainedConfig, window_size: int) -> dict:
+    """
+    The rotary parameters of `original`, as they are within a window.
+
+    Raises
+    ------
+    ValueError
+        If its frequencies change with the length of the text, and a window is longer than what they begin with.
+    """
+    rope = dict(original.rope_parameters)
+    longest = original.max_position_embeddings
+    if rope.get("rope_type") == "dynamic":  # as they are in a short text
+        if window_size > longest:
+            raise ValueError(
+                f"The model's 'dynamic' rotary frequencies change beyond {longest} tokens: choose `window_size` <= "
+                f"{longest}, got {window_size}."
+            )
+        return {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    if rope.get("rope_type") in ("yarn", "longrope"):
+        trained = rope.setdefault("original_max_position_embeddings", longest)
+        if rope.get("factor") is None:
+            rope["factor"] = longest / trained
+    return rope
 
 
 def default_number_of_memory_layers(num_layers: int, fields: dict) -> int:
@@ -209,6 +269,26 @@ def adopted_state_dict(original: PreTrainedModel, config: SleepConfig) -> dict[s
             parts[2] = str(moved[int(parts[2])])
         parameters[".".join(parts)] = parameter
     return parameters
+
+
+def tokenizer_of(original: PreTrainedModel, options: dict) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies beside a pretrained model, if there is one; `options` are those of `from_pretrained`."""
+    names = ("revision", "token", "cache_dir", "local_files_only", "subfolder", "trust_remote_code", "gguf_file")
+    name = original.config._name_or_path
+    if not name:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name, **{k: options[k] for k in names if k in options})
+    except (OSError, ValueError):
+        return None
+
+
+def copy_norm(layers: torch.nn.ModuleList, place: int) -> None:
+    """Let a memory see the hidden states as the layer behind it does, if that has a norm before its mixer."""
+    norms = [getattr(layer, "input_layernorm", None) for layer in layers[place + 1 :]]
+    if norm := next((norm for norm in norms if norm is not None), None):
+        with torch.no_grad():
+            layers[place].input_layernorm.weight.copy_(weight_of(norm))
 
 
 def check_family(config: PreTrainedConfig) -> None:

@@ -1,83 +1,237 @@
-"""What is remembered: the window's cache layer, the fast weights' layer, and the state they hold together.
+"""What is remembered between calls: the state that the model computes on, and the cache that carries it.
 
 The model computes on a `SleepState`, tensors in and tensors out. `read_state` and `write_state` are the only places
-where it touches a `Cache`. However long the text, the cache holds at most
+where it touches a `Cache`. However long the text, the cache holds at most, for each row,
 
-- for every attention layer: keys and values of the L tokens of the current window;
-- once: the hidden states of these tokens, which a sleep replays, and which of them are padding;
-- for every Gated DeltaNet layer: S and the last inputs of its convolution; behind a `loop_span` also S as it was when
-  the window began, because a sleep takes these layers back there.
+- for every attention layer: keys and values of the L tokens of the current window, and those kept from before it;
+- once: the hidden states of these tokens, which a sleep replays, and the last one, which padding repeats;
+- for every memory: S and what it needs of the current window; behind a `loop_span` also its state as it was when the
+  window began, because a sleep takes these layers back there.
 """
 
 from typing import NamedTuple
 
 import torch
-from transformers.cache_utils import Cache, DynamicLayer, EncoderDecoderCache, LinearAttentionLayer
+from torch.utils._pytree import tree_leaves, tree_map
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    EncoderDecoderCache,
+    LinearAttentionLayer,
+    StaticLayer,
+)
+
+from .layers_sleep import DeltaNetState
+from .window_sleep import PerRow, of_rows, per_row
 
 
 class SleepState(NamedTuple):
     """
-    Everything that the next token depends on.
+    Everything that the next token depends on. All tensors have rows first.
 
     Attributes
     ----------
-    layers : list[tuple[torch.Tensor | None, torch.Tensor | None]]
-        For an attention layer `(keys, values)`, each (batch, key_value_heads, stored, head_dim); for a Gated DeltaNet
-        layer `(recurrent_state, conv_state)`: S, (batch, value_heads, key_dim, value_dim), and
-        (batch, conv_kernel - 1, conv_dim). None stands for nothing yet.
-    window_start_states : list[torch.Tensor | None]
-        For every layer behind the looped span, its S when the window began. None stands for zeros.
+    layers : tuple[tuple | None, ...]
+        The state of every layer, see layers_sleep.py. None stands for nothing yet.
+    window_start : tuple[tuple | None, ...]
+        For every layer behind the looped span, its state when the window began. None for all others.
     kept_hidden_states : torch.Tensor | None
-        (batch, stored, hidden_size): the window's hidden states at the end of the looped span.
-    kept_mask : torch.Tensor | None
-        (batch, stored) of bool, False at padding. None if there is none in the window.
-    stored : int
+        (batch, columns, hidden_size): the window's hidden states at the end of the looped span.
+    kept_inputs_embeds : torch.Tensor | None
+        (batch, columns, hidden_size): the embeddings of its tokens, where a memory reads them asleep.
+    last_hidden_state : torch.Tensor | None
+        (batch, 1, hidden_size): what the model gave for each row's last token.
+    columns : int
+        Of the window's buffers: as many as the fullest row has tokens, or more.
+    kept_columns : int
+        Of the keys kept from before the window; see keep_sleep.py.
+    stored : PerRow
         Tokens in the current window.
-    seen : int
-        Tokens since the beginning.
-    sleeps : int
+    kept : PerRow
+        Keys of `window_overlap` that were kept from before it.
+    pinned : PerRow
+        Keys of `pinned_tokens` that are kept for good.
+    sleeps : PerRow
         Windows that have been slept over, which is also the index of the current window.
-    slept : bool
-        Whether `sleeps` has changed since the state was read.
+    seen : int
+        Columns since the beginning, padding included.
+    read : PerRow
+        Tokens since the beginning.
+    places : PerRow
+        Sum of the columns in which they stood, by which a mask that says otherwise is told.
+    pinned_tokens : int
+        How many of a text's first tokens are to keep their keys.
     """
 
-    layers: list
-    window_start_states: list
+    layers: tuple
+    window_start: tuple
     kept_hidden_states: torch.Tensor | None = None
-    kept_mask: torch.Tensor | None = None
-    stored: int = 0
+    kept_inputs_embeds: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+    columns: int = 0
+    kept_columns: int = 0
+    stored: PerRow = 0
+    kept: PerRow = 0
+    pinned: PerRow = 0
+    sleeps: PerRow = 0
     seen: int = 0
-    sleeps: int = 0
-    slept: bool = False
+    read: PerRow = 0
+    places: PerRow = 0
+    pinned_tokens: int = 0
 
     @classmethod
     def empty(cls, num_layers: int) -> "SleepState":
         """The state before the first token."""
-        return cls(layers=[(None, None)] * num_layers, window_start_states=[None] * num_layers)
+        return cls((None,) * num_layers, (None,) * num_layers)
+
+    def is_even(self) -> bool:
+        """Whether all rows stand at the same place of their windows, and the buffers hold nothing else."""
+        return (
+            not any(isinstance(x, tuple) for x in (self.stored, self.kept, self.pinned))
+            and self.stored == self.columns
+        )
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All of them."""
+        held = tuple(getattr(self, name) for name in TENSORS)
+        return [x for x in tree_leaves(held) if isinstance(x, torch.Tensor)]
 
     def nbytes(self) -> int:
         """Bytes of all tensors of the state."""
-        layers = [tensor for pair in self.layers for tensor in pair]
-        tensors = [*layers, *self.window_start_states, self.kept_hidden_states, self.kept_mask]
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def map(self, function) -> "SleepState":
+        """With `function` applied to every tensor."""
+        return tree_map(lambda x: function(x) if isinstance(x, torch.Tensor) else x, self)
+
+    def select(self, rows: tuple[int, ...], batch: int) -> "SleepState":
+        """Of `batch` rows, these."""
+        numbers = {name: per_row([of_rows(getattr(self, name), batch)[i] for i in rows]) for name in ROW_NUMBERS}
+        tensors = self.tensors()
+        if not tensors:
+            return self._replace(**numbers)
+        index = torch.tensor(rows, device=tensors[0].device)
+        return self.map(lambda x: x.index_select(0, index.to(x.device)))._replace(**numbers)
+
+    def put(self, rows: tuple[int, ...], part: "SleepState", batch: int) -> "SleepState":
+        """With `part` in the place of these rows."""
+        numbers = {}
+        for name in ROW_NUMBERS:
+            numbers[name] = list(of_rows(getattr(self, name), batch))
+            for i, number in zip(rows, of_rows(getattr(part, name), len(rows)), strict=True):
+                numbers[name][i] = number
+        tensors = {name: _put(getattr(self, name), getattr(part, name), rows, batch) for name in TENSORS}
+        numbers = {name: per_row(values) for name, values in numbers.items()}
+        return self._replace(
+            **tensors,
+            **numbers,
+            columns=max(self.columns, part.columns),
+            kept_columns=max(self.kept_columns, part.kept_columns),
+        )
 
 
-class RowsLayer:
-    """What both kinds of layers do with the rows of a batch: `_map_rows` applies a function to all tensors held."""
+TENSORS = ("layers", "window_start", "kept_hidden_states", "kept_inputs_embeds", "last_hidden_state")
+# What every row has for itself.
+ROW_NUMBERS = ("stored", "kept", "pinned", "sleeps", "read", "places")
+
+
+def _put(whole, part, rows: tuple[int, ...], batch: int):
+    """The same structure as `whole`, with the rows of `part`. What one of them lacks stands for zeros."""
+    if isinstance(whole, tuple) or isinstance(part, tuple):
+        if whole is None:
+            whole = type(part)(*[None] * len(part)) if hasattr(part, "_fields") else (None,) * len(part)
+        if part is None:
+            part = (None,) * len(whole)
+        items = [_put(x, y, rows, batch) for x, y in zip(whole, part, strict=True)]
+        return type(whole)(*items) if hasattr(whole, "_fields") else tuple(items)
+    if not isinstance(whole, torch.Tensor) and not isinstance(part, torch.Tensor):
+        return whole
+    if whole is None:
+        whole = part.new_zeros(batch, *part.shape[1:])
+    if part is None:
+        part = whole.new_zeros(len(rows), *whole.shape[1:])
+    shape = [max(sizes) for sizes in zip(whole.shape[1:], part.shape[1:], strict=True)]
+    whole, part = (_padded(x, shape) for x in (whole, part))
+    return whole.index_copy(0, torch.tensor(rows, device=whole.device), part)
+
+
+def _padded(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
+    """`x`, (rows, ...), with zeros behind up to (rows, *shape)."""
+    missing = [size - have for size, have in zip(shape, x.shape[1:], strict=True)]
+    if not any(missing):
+        return x
+    return torch.nn.functional.pad(x, [n for size in reversed(missing) for n in (0, size)])
+
+
+class SleepCache(DynamicCache):
+    """
+    What `forward` and `generate` return as `past_key_values`: a [`DynamicCache`] of this model's layers.
+
+    A `DynamicCache(config=model.config)` becomes one when the model first sees it.
+    """
+
+    def detach(self) -> "SleepCache":
+        """
+        Cut the gradient's way back into earlier calls, for truncated back-propagation over a stream of text. Changes
+        the cache in place and returns it.
+        """
+        for layer in self.layers:
+            layer.map_tensors(torch.Tensor.detach)
+        return self
+
+
+class StateLayer:
+    """A layer of the cache: it carries the state of one layer of the model, a tuple of tensors with rows first."""
 
     is_croppable = False
+    common: SleepState | None = None  # in one layer of the cache: what is kept once for all, without layers' states
 
-    def _map_rows(self, function) -> None:
-        raise NotImplementedError
+    state: tuple | None = None
+    window_start_state: tuple | None = None
+
+    def store(self, state: tuple | None, window_start_state: tuple | None) -> None:
+        """Replace the state, and what it was when the window began; None for nothing yet."""
+        self.state, self.window_start_state = state, window_start_state
+        first = next((x for x in state or () if x is not None), None)
+        if first is not None:
+            self.dtype, self.device = first.dtype, first.device
+
+    def map_tensors(self, function) -> None:
+        """Replace every tensor by what `function` makes of it."""
+        on_tensors = lambda x: function(x) if isinstance(x, torch.Tensor) else x  # noqa: E731
+        self.store(tree_map(on_tensors, self.state), tree_map(on_tensors, self.window_start_state))
+        if self.common is not None:
+            self.common = self.common.map(function)
+
+    def _choose_rows(self, index: torch.Tensor, batch: int) -> None:
+        self.map_tensors(lambda x: x.index_select(0, index.to(x.device)))
+        if self.common is not None and any(isinstance(getattr(self.common, name), tuple) for name in ROW_NUMBERS):
+            chosen = index.tolist()
+            self.common = self.common._replace(
+                **{
+                    name: per_row([of_rows(getattr(self.common, name), batch)[i] for i in chosen])
+                    for name in ROW_NUMBERS
+                }
+            )
+
+    def _batch(self) -> int:
+        tensors = [x for x in tree_leaves((self.state, self.common)) if isinstance(x, torch.Tensor)]
+        return tensors[0].shape[0] if tensors else 0
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+        self._choose_rows(beam_idx, self._batch())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+        self._choose_rows(torch.arange(self._batch()).repeat_interleave(repeats), self._batch())
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._map_rows(lambda x: x[indices])
+        self._choose_rows(torch.arange(self._batch(), device=indices.device)[indices], self._batch())
+
+    def reset(self) -> None:
+        self.store(None, None)
+        self.common = None
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove != 0:
@@ -88,14 +242,13 @@ class RowsLayer:
             )
 
 
-class SleepWindowLayer(RowsLayer, DynamicLayer):
+class SleepWindowLayer(StateLayer, DynamicLayer):
     """
-    The cache of an attention layer: keys and values of the current window alone.
+    The cache of an attention layer: keys and values of the current window, and those kept from before it.
 
     Differs from its parent [`DynamicLayer`] in that it is emptied by every sleep, while `get_seq_length()` goes on
     counting, as in [`DynamicSlidingWindowLayer`]: generation and positions rely on the number of tokens seen. The
-    first such layer of a cache also carries what is kept once for all layers: the window's hidden states and mask, and
-    the number of sleeps.
+    first such layer of a cache also carries what is kept once for all layers, as `common`.
     """
 
     _layer_type = "sleep_attention"  # `DynamicCache(config=config)` finds this class by the config's `layer_types`
@@ -103,17 +256,24 @@ class SleepWindowLayer(RowsLayer, DynamicLayer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.cumulative_length = 0
-        self.sleeps = 0
-        self.kept_hidden_states: torch.Tensor | None = None
-        self.kept_mask: torch.Tensor | None = None
 
     @property
     def batch_size(self) -> int:
         """Number of rows, -1 as long as nothing is stored."""
-        return self.keys.shape[0] if self.is_initialized else -1
+        return self._batch() or -1
+
+    @property
+    def kept_hidden_states(self) -> torch.Tensor | None:
+        """(batch, columns, hidden_size) of the window, in the first layer of its kind."""
+        return self.common and self.common.kept_hidden_states
+
+    @property
+    def sleeps(self) -> PerRow:
+        """Windows that have been slept over, in the first layer of its kind."""
+        return self.common.sleeps if self.common is not None else 0
 
     def stored_length(self) -> int:
-        """Number of tokens in the current window."""
+        """Number of tokens in the current window; of rows that differ, the largest."""
         return self.keys.shape[-2] if self.is_initialized else 0
 
     def get_seq_length(self) -> int:
@@ -131,32 +291,31 @@ class SleepWindowLayer(RowsLayer, DynamicLayer):
             "made of. Let the model read the text."
         )
 
-    def store(self, keys: torch.Tensor | None, values: torch.Tensor | None) -> None:
-        """Replace what is stored by `keys` and `values`, (batch, key_value_heads, stored, head_dim), or by nothing."""
-        self.keys, self.values = keys, values
-        self.is_initialized = keys is not None
-        if keys is not None:
-            self.dtype, self.device = keys.dtype, keys.device
+    def store(self, state: tuple | None, window_start_state: tuple | None) -> None:
+        super().store(state, window_start_state)
+        self.keys, self.values = state[:2] if state is not None else (None, None)
+        self.is_initialized = self.keys is not None
 
     def reset(self) -> None:
-        # Not the parent's: before transformers 5.18 it filled keys and values with zeros instead of dropping them.
-        self.store(None, None)
-        self.cumulative_length = self.sleeps = 0
-        self.kept_hidden_states = self.kept_mask = None
-
-    def _map_rows(self, function) -> None:
-        if self.is_initialized:
-            self.keys, self.values = function(self.keys), function(self.values)
-        if self.kept_hidden_states is not None:
-            self.kept_hidden_states = function(self.kept_hidden_states)
-        if self.kept_mask is not None:
-            self.kept_mask = function(self.kept_mask)
+        super().reset()
+        self.cumulative_length = 0
 
 
-class FastWeightsLayer(RowsLayer, LinearAttentionLayer):
+class NoStaticLayer(StaticLayer):
+    """What a `StaticCache(config=config)` finds for this model: the reason why there is none."""
+
+    _layer_type = "sleep_attention"
+
+    def __init__(self, *args, **kwargs):
+        raise ValueError(
+            "A static cache does not know how to sleep. Use `DynamicCache(config=model.config)`, or none: this "
+            "model's own cache never outgrows one window."
+        )
+
+
+class FastWeightsLayer(StateLayer, LinearAttentionLayer):
     """
-    The cache of a Gated DeltaNet layer: S, the convolution's last inputs and, behind a `loop_span`, S as it was when
-    the window began.
+    The cache of a memory: S, and what it needs of the current window.
 
     Differs from its parent [`LinearAttentionLayer`] in that states are replaced, never written in place, so that
     gradients can flow from one call of the model to the next; and in that its rows can be repeated and selected.
@@ -164,25 +323,17 @@ class FastWeightsLayer(RowsLayer, LinearAttentionLayer):
 
     is_compileable = False
 
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.window_start_state: torch.Tensor | None = None
-
-    def store(self, recurrent_state, conv_state, window_start_state) -> None:
-        """Replace the states; each may be None for nothing yet."""
-        self.recurrent_states[0], self.conv_states[0] = recurrent_state, conv_state
-        self.window_start_state = window_start_state
+    def store(self, state: tuple | None, window_start_state: tuple | None) -> None:
+        super().store(state, window_start_state)
+        recurrent_state = state[0] if state is not None else None
+        self.recurrent_states[0] = recurrent_state
+        self.conv_states[0] = state[1] if isinstance(state, DeltaNetState) else None
         self.is_recurrent_states_initialized[0] = self.has_previous_state[0] = recurrent_state is not None
-        self.is_conv_states_initialized[0] = conv_state is not None
-        if recurrent_state is not None:
-            self.dtype, self.device = recurrent_state.dtype, recurrent_state.device
+        self.is_conv_states_initialized[0] = self.conv_states[0] is not None
 
-    def reset(self) -> None:
-        self.store(None, None, None)
 
-    def _map_rows(self, function) -> None:
-        states = (self.recurrent_states[0], self.conv_states[0], self.window_start_state)
-        self.store(*(None if state is None else function(state) for state in states))
+# `_layer_type` registers caches of keys and values alone. "linear_attention" is the parent's, see `read_state`.
+DYNAMIC_LAYER_TYPE_MAPPING["recall_memory"] = FastWeightsLayer
 
 
 def check_cache(cache: Cache, config) -> None:
@@ -206,7 +357,6 @@ def check_cache(cache: Cache, config) -> None:
             f"`past_key_values` ({type(cache).__name__}) has {len(cache.layers)} layers for a model of "
             f"{config.num_hidden_layers}: it was not made for this config. {hint}"
         )
-    key_shape, kept_shape = (config.head_dim,), (config.hidden_size,)
     state_shape = (config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
     for i, (layer, layer_type) in enumerate(zip(cache.layers, config.layer_types, strict=True)):
         # By name: a model loaded as remote code brings its own copy of these classes.
@@ -227,9 +377,9 @@ def check_cache(cache: Cache, config) -> None:
             )
         if layer_type == "sleep_attention":
             # Not the number of heads, which tensor parallelism divides.
-            _check_shape("keys", i, layer.keys, key_shape, hint)
-            _check_shape("kept hidden states", i, layer.kept_hidden_states, kept_shape, hint)
-        else:
+            _check_shape("keys", i, layer.keys, (config.head_dim,), hint)
+            _check_shape("kept hidden states", i, layer.kept_hidden_states, (config.hidden_size,), hint)
+        elif layer_type == "linear_attention":
             _check_shape("fast weights", i, layer.recurrent_states[0], state_shape, hint)
 
 
@@ -255,41 +405,26 @@ def read_state(cache: Cache | None, config) -> SleepState:
     The state held by `cache`, or the one before the first token if there is no cache.
 
     `DynamicCache(config=config)` fills "linear_attention" layers with the stock class. As long as they are unused,
-    they are exchanged for [`FastWeightsLayer`]s here.
+    they are exchanged for [`FastWeightsLayer`]s here, and the cache itself becomes a [`SleepCache`].
     """
-    state = SleepState.empty(config.num_hidden_layers)
     if cache is None:
-        return state
+        return SleepState.empty(config.num_hidden_layers)
     check_cache(cache, config)
-    layer_types = config.layer_types
-    for i, (layer, layer_type) in enumerate(zip(cache.layers, layer_types, strict=True)):
-        if layer_type == "sleep_attention":
-            state.layers[i] = (layer.keys, layer.values)
-            continue
+    if type(cache) is DynamicCache and not torch.compiler.is_compiling():
+        cache.__class__ = SleepCache  # which adds methods and no attributes
+    for i, layer in enumerate(cache.layers):
         if _is_unused(layer):
-            layer = cache.layers[i] = FastWeightsLayer()
-        state.layers[i] = (layer.recurrent_states[0], layer.conv_states[0])
-        state.window_start_states[i] = layer.window_start_state
-    first = window_layer(cache, config)
-    return state._replace(
-        kept_hidden_states=first.kept_hidden_states,
-        kept_mask=first.kept_mask,
-        stored=first.stored_length(),
-        seen=first.cumulative_length,
-        sleeps=first.sleeps,
+            cache.layers[i] = FastWeightsLayer()
+    common = window_layer(cache, config).common or SleepState.empty(0)
+    return common._replace(
+        layers=tuple(layer.state for layer in cache.layers),
+        window_start=tuple(layer.window_start_state for layer in cache.layers),
     )
 
 
 def write_state(cache: Cache, state: SleepState, config) -> None:
     """Put `state` into `cache`; tensors are handed over, not copied."""
-    layer_types = config.layer_types
-    for i, (layer, states) in enumerate(zip(cache.layers, state.layers, strict=True)):
-        if layer_types[i] == "sleep_attention":
-            layer.store(*states)
-            layer.cumulative_length = state.seen
-        else:
-            layer.store(*states, state.window_start_states[i])
-    first = window_layer(cache, config)
-    first.kept_hidden_states, first.kept_mask = state.kept_hidden_states, state.kept_mask
-    if state.slept:  # or else a compiled model would be compiled anew for another number of sleeps
-        first.sleeps = state.sleeps
+    for layer, layer_state, window_start in zip(cache.layers, state.layers, state.window_start, strict=True):
+        layer.store(layer_state, window_start)
+        layer.cumulative_length = state.seen
+    window_layer(cache, config).common = state._replace(layers=(), window_start=())

@@ -1,4 +1,4 @@
-"""The decoder layers of in-tree hybrids, made to sleep: states in, tensors and new states out, as in layers_sleep.py.
+"""The decoder layers of in-tree hybrids, made to sleep: a state in, a new state out, as in layers_sleep.py.
 
 A family's attention, norms and MLP are its own modules, looked up in transformers. Its Gated DeltaNet is ours, around
 the family's projections and gated norm: theirs writes states in place (so gradients could not cross a window), lets
@@ -13,13 +13,15 @@ The modules are looked up by name when a model is built, never imported above: t
 """
 
 import importlib
+import inspect
 
 import torch
 from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_sleep import SleepConfig
-from .layers_sleep import GatedDeltaNet, SleepGatedDeltaNet
+from .layers_sleep import AttentionState, DeltaNetState, GatedDeltaNet, SleepGatedDeltaNet, StateMixin
+from .window_sleep import Window
 
 
 # Where transformers has a family's modules, and how their names begin.
@@ -105,25 +107,25 @@ DELTA_NETS = {"olmo_hybrid": OlmoHybridDeltaNet, "qwen3_5_text": Qwen35DeltaNet,
 
 
 class WindowCache:
-    """What a family's attention asks a cache for: keys and values of the window so far, with the new ones."""
+    """What a family's attention asks a cache for: all keys and values to attend to, the new ones behind."""
 
-    def __init__(self, keys: torch.Tensor | None, values: torch.Tensor | None):
-        self.keys, self.values = keys, values
+    def __init__(self, state: AttentionState | None, window: Window):
+        self.state, self.window = state or AttentionState(), window
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.keys is not None:
-            keys, values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
-        self.keys, self.values = keys, values
-        return keys, values
+        self.state = self.state.append(keys, values, self.window)
+        return self.state.all()
 
 
-class FamilyDecoderLayer(nn.Module):
+class FamilyDecoderLayer(StateMixin, nn.Module):
     """
     A decoder layer of `config.base_config`'s family, with [`SleepDecoderLayer`]'s arguments and results.
 
-    Differs from the family's own in that the mixer's two states come in and go out as tensors, and in the Gated
-    DeltaNet, see above.
+    Differs from the family's own in that the mixer's state comes in and goes out, and in the Gated DeltaNet, see
+    above.
     """
+
+    side_by_side = False  # the family's attention module knows no windows within the length
 
     def __init__(self, config: SleepConfig, layer_idx: int):
         super().__init__()
@@ -142,40 +144,24 @@ class FamilyDecoderLayer(nn.Module):
         self.norms_follow = hasattr(self, "post_feedforward_layernorm")
         # Qwen's rotation gives what dtype it gets; OLMo's is in float32, and cast back.
         self.casts_rotation = model_type != "olmo_hybrid"
+        # From transformers 5.24 on, attention takes its cache by another name.
+        parameters = inspect.signature(self.self_attn.forward).parameters if hasattr(self, "self_attn") else ()
+        self.cache_argument = "cache" if "cache" in parameters else "past_key_values"
 
     def forward(
         self,
         hidden_states: torch.Tensor,  # (batch, length, hidden_size)
-        first_state: torch.Tensor | None,
-        second_state: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None,
-        attention_mask: torch.Tensor | None = None,
-        padding_mask: torch.Tensor | None = None,
-        state_only: bool = False,  # Gated DeltaNet layers: no hidden states, None in their place
-        windows: int = 1,  # Gated DeltaNet layers: windows of a row that stand side by side in the batch
-        **kwargs,
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        state: AttentionState | DeltaNetState | None,
+        window: Window,
+        state_only: bool = False,  # of a memory: no hidden states, None in their place
+    ) -> tuple[torch.Tensor | None, AttentionState | DeltaNetState]:
         mixed = hidden_states if self.norms_follow else self.input_layernorm(hidden_states)
         if self.layer_type == "linear_attention":
-            mixed, first_state, second_state = self.linear_attn(
-                mixed, first_state, second_state, padding_mask, state_only, windows
-            )
+            mixed, state = self.linear_attn(mixed, state, window, state_only)
             if state_only:
-                return None, first_state, second_state
+                return None, state
         else:
-            if position_embeddings is not None:
-                position_embeddings = tuple(x.unsqueeze(0) for x in position_embeddings)
-                if self.casts_rotation:
-                    position_embeddings = tuple(x.to(hidden_states.dtype) for x in position_embeddings)
-            window = WindowCache(first_state, second_state)
-            mixed, _ = self.self_attn(
-                hidden_states=mixed,
-                position_embeddings=position_embeddings,
-                attention_mask=attention_mask,
-                past_key_values=window,
-                **kwargs,
-            )
-            first_state, second_state = window.keys, window.values
+            mixed, state = self._attend(mixed, state, window)
 
         if self.norms_follow:
             hidden_states = hidden_states + self.post_attention_layernorm(mixed)
@@ -183,7 +169,23 @@ class FamilyDecoderLayer(nn.Module):
         else:
             hidden_states = hidden_states + mixed
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states, first_state, second_state
+        return hidden_states, state
+
+    def _attend(self, hidden_states, state, window: Window) -> tuple[torch.Tensor, AttentionState]:
+        position_embeddings = window.position_embeddings
+        if position_embeddings is not None:  # families have rows first
+            position_embeddings = tuple(x if x.ndim == 3 else x.unsqueeze(0) for x in position_embeddings)
+            if self.casts_rotation:
+                position_embeddings = tuple(x.to(hidden_states.dtype) for x in position_embeddings)
+        cache = WindowCache(state, window)
+        hidden_states, _ = self.self_attn(
+            hidden_states=hidden_states,
+            position_embeddings=position_embeddings,
+            attention_mask=window.attention_mask,
+            **{self.cache_argument: cache},
+            **window.options,
+        )
+        return hidden_states, cache.state
 
 
 def family_base_config(config: PreTrainedConfig) -> dict:

@@ -4,7 +4,7 @@
 
 reads a model from the Hub or a folder, and writes one that sleeps: weights, code, tokenizer, chat template, generation
 config, and a card with the licence that the model's own names. It answers as before within a window; what lies behind
-one, it remembers once it has been trained (`examples/finetune_adopted.py`).
+one, it remembers once it has been taught (`python -m modeling_sleep.teach`).
 """
 
 import argparse
@@ -16,8 +16,9 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 
+from .adopt_sleep import MEMORIES
+from .heads_sleep import SleepForCausalLM
 from .hub_upload.card import metadata_of_base, write_card
-from .modeling_sleep import SleepForCausalLM
 
 
 # The terms of a model, which go along with its weights.
@@ -40,8 +41,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="I",
         help="one number: how many to insert, evenly spread; several: their places in the new stack. "
-        "Default: as many as fit in 10 %% of the parameters",
+        "Default: one recall memory at 0.8 of the depth, or as many of the others as fit in 10 %% of the parameters",
     )
+    parser.add_argument("--memory", choices=MEMORIES, default=None, help="kind of memory (default: recall)")
     parser.add_argument("--loop-span", type=int, nargs=2, metavar=("START", "END"), help="layers passed N times")
     parser.add_argument("--revision", default=None, help="of the model on the Hub")
     parser.add_argument("--gguf-file", default=None, help="file of the model in GGUF format, which is dequantised")
@@ -79,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             sleep_passes=options.sleep_passes,
             memory_layers=number_or_places(options.memory_layers),
             loop_span=options.loop_span,
+            memory=options.memory,
             **source,
             **loading,
         )

@@ -1,99 +1,65 @@
-"""`generate()` and `sleep()`: what belongs to one call, and what cannot work, said before any work is done.
+"""`generate()`: what belongs to one call, and what cannot work, said before any work is done.
 
 The sleep itself lives in `SleepModel.forward`. Here are the choices of a call (`sleep_passes`, `sleep_callback`,
-`compile_config`), the nap on demand, and the checks.
+`pinned_tokens`, `compile_config`), what of a batch each new token is for, and the checks.
 """
 
 import dataclasses
+import logging as python_logging
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import contextmanager
 
 import torch
+import transformers
+from packaging.specifiers import SpecifierSet
 from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache
-from transformers.utils import is_torchdynamo_compiling, logging
+from transformers.generation.stopping_criteria import StoppingCriteriaList
+from transformers.utils import logging
 
-from .cache_sleep import SleepState, read_state, window_layer, write_state
+from .cache_sleep import read_state, window_layer
+from .checks_sleep import check_input_ids, one_cache
 from .distributed_sleep import is_sharded
+from .nap_sleep import Sleep, SleepEvent, raise_if_not_finite
+from .outputs_sleep import CACHE
 
 
 logger = logging.get_logger(__name__)
 
+# Arguments of `generate` that go on to `forward`, wherever they are given.
+OWN_OPTIONS = ("sleep_passes", "sleep_callback", "pinned_tokens")
 
-@dataclass
-class SleepEvent:
+
+class GenerationCall(StoppingCriteriaList):
     """
-    What a `sleep_callback` is told after every sleep.
+    What one call of `generate` knows of its rows, and transformers does not tell `forward`.
 
-    Attributes
-    ----------
-    window_index : int
-        The window that was slept over, counted from 0.
-    passes : int
-        N, the one awake included.
-    seconds : float
-        Wall time of the sleep.
-    relative_change : list[float]
-        For each of the N - 1 passes asleep, |S_j - S_{j-1}| / |S_{j-1}| over all fast weights of the looped span.
-    state_norm : float
-        |S| after the sleep: the Frobenius norm over all fast weights of a row, averaged over the rows.
-    freed_bytes : int
-        Bytes of cache that the sleep freed.
+    It stands for the call's stopping criteria, and remembers which rows they have ended: what is fed to such a row
+    afterwards is padding. Its last token is read like any other, as the next turn of a chat stands behind it.
     """
 
-    window_index: int
-    passes: int
-    seconds: float
-    relative_change: list[float]
-    state_norm: float
-    freed_bytes: int
+    ended: torch.Tensor | None = None  # (batch,) of bool
+    length: int | None = None  # of the texts, new tokens included
+    embeds_are_new: bool = False  # `inputs_embeds` do not begin with what the cache has read
 
+    def __call__(self, input_ids, scores, **kwargs):
+        is_done = super().__call__(input_ids, scores, **kwargs)
+        self.ended = is_done if self.ended is None else self.ended | is_done
+        self.length = input_ids.shape[1]
+        return is_done
 
-class SleepMixin:
-    """Adds `sleep()` to a model."""
-
-    @torch.no_grad()
-    def sleep(
-        self,
-        past_key_values: Cache,
-        sleep_passes: int | None = None,
-        sleep_callback: Callable[[SleepEvent], None] | None = None,
-    ) -> Cache:
-        """
-        Sleep now, whether the window is full or not: consolidate it into the fast weights and clear it.
-
-        Parameters
-        ----------
-        past_key_values : Cache
-            What `forward` or `generate` returned. Changed in place.
-        sleep_passes : int, optional
-            N, all passes over the window, the one awake included: 2 replays it once, 1 only clears it. Default:
-            `config.sleep_passes`.
-        sleep_callback : callable, optional
-            Called with a [`SleepEvent`].
-
-        Returns
-        -------
-        Cache
-            `past_key_values`. If its window is empty already, nothing has happened.
-
-        Raises
-        ------
-        ValueError
-            If the cache was not made for this model, or N is not a positive integer.
-        """
-        model = getattr(self, self.base_model_prefix, self)
-        passes = model.check_sleep_passes(sleep_passes)
-        state = read_state(past_key_values, model.config)
-        if state.stored > 0:
-            write_state(past_key_values, model._sleep(state, passes, sleep_callback), model.config)
-        return past_key_values
+    def padding_mask(self, batch: int) -> torch.Tensor | None:
+        """(batch, 1): 0 where the next token is for a row that has ended. None if there is none."""
+        if self.ended is None or self.ended.shape[0] != batch or not self.ended.any():
+            return None
+        return (~self.ended).long().unsqueeze(1)
 
 
 class SleepGenerationMixin:
-    """Adds `sleep_passes`, `sleep_callback` and compiled tokens to `generate()`; stands first among the bases."""
+    """Adds `sleep_passes`, `sleep_callback`, `pinned_tokens` and compiled tokens to `generate()`; stands first among
+    the bases."""
 
     @torch.no_grad()
     def generate(
@@ -102,20 +68,27 @@ class SleepGenerationMixin:
         generation_config=None,
         logits_processor: LogitsProcessorList | None = None,
         *args,
-        sleep_passes: int | None = None,
+        sleep_passes: int | Sleep | None = None,
         sleep_callback: Callable[[SleepEvent], None] | None = None,
+        pinned_tokens: int | None = None,
+        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ):
         """
-        [`GenerationMixin.generate`], sleeping whenever the window is full. Takes and returns the same, and:
+        [`GenerationMixin.generate`], each row sleeping whenever its window is full. Takes and returns the same, and:
 
         Parameters
         ----------
-        sleep_passes : int, optional
+        sleep_passes : int or Sleep, optional
             N for this call, all passes over a window. Default: `sleep_passes` of the generation config, which may
             have one, or else `config.sleep_passes`.
         sleep_callback : callable, optional
             Called with a [`SleepEvent`] after every sleep, for instance to advance a progress bar.
+        pinned_tokens : int, optional
+            How many of a new text's first tokens keep their keys for good. Default: `config.pinned_tokens`.
+        past_key_values, cache : Cache, optional
+            What earlier calls returned, by either name. It is carried on, also with `use_cache=False`.
         compile_config : CompileConfig, optional
             As elsewhere in transformers, but for this model's own cache and on any device: tokens run compiled, see
             `get_compiled_call`. Without it nothing is compiled.
@@ -123,12 +96,12 @@ class SleepGenerationMixin:
         Raises
         ------
         ValueError
-            If what is asked for cannot work with fast weights: assisted decoding, other caches, right padding.
+            If what is asked for cannot work with fast weights: assisted decoding, other caches.
         FloatingPointError
             If the fast weights or the logits are not finite.
         """
         model = getattr(self, self.base_model_prefix, self)
-        for name, value in (("sleep_passes", sleep_passes), ("sleep_callback", sleep_callback)):
+        for name, value in zip(OWN_OPTIONS, (sleep_passes, sleep_callback, pinned_tokens), strict=True):
             if value is not None:
                 kwargs[name] = value
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
@@ -142,35 +115,121 @@ class SleepGenerationMixin:
             )
             return next((value for value in values if value is not None), None)
 
-        passes = model.check_sleep_passes(option("sleep_passes"))
+        sleep = model.check_sleep_passes(option("sleep_passes"))
         _refuse_what_cannot_work(option)
-        if option("guidance_scale") not in (None, 1) and passes != model.config.sleep_passes:
+        if option("guidance_scale") not in (None, 1) and sleep != model.check_sleep_passes(None):
             raise ValueError(
                 f"With `guidance_scale`, transformers reads the text once more without being told of "
-                f"`sleep_passes={passes}`. Set `model.config.sleep_passes` instead (now {model.config.sleep_passes})."
+                f"`sleep_passes={option('sleep_passes')}`. Set `model.config.sleep_passes` instead (now "
+                f"{model.config.sleep_passes})."
             )
-        given_mask = kwargs.get("attention_mask")
-        padding_mask = _padding_mask(input_ids, given_mask, option)
-        _refuse_right_padding(padding_mask, None if given_mask is not None else option("pad_token_id"))
         if input_ids is not None and not input_ids.is_floating_point():
-            model.check_input_ids(input_ids)
-        if (cache := kwargs.get("past_key_values")) is not None:
-            raise_if_not_finite(read_state(cache, model.config), model.config)
-        _check_lengths(input_ids, kwargs, 0 if cache is None else cache.get_seq_length())
-        _warn_of_cut_windows(padding_mask, model.config.window_size)
+            check_input_ids(input_ids, model.config)
+        if (cache := one_cache(past_key_values, cache)) is not None:
+            state = read_state(cache, model.config)
+            raise_if_not_finite(model.fast_weights(state))
+            kwargs |= {CACHE: cache, "use_cache": True}
+        seen = 0 if cache is None else cache.get_seq_length()
+        _check_lengths(input_ids, kwargs, seen, option)
         _warn_if_not_compiled(option)
+        self._check_release()
 
         logits_processor = LogitsProcessorList([_RaiseIfNotFinite(), *(logits_processor or [])])
-        return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+        with _right_padding_is_fine():
+            return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+
+    def generate_batch(self, *args, **kwargs):
+        """Refused: continuous batching pages keys and values, and a sleep knows no pages."""
+        raise ValueError(
+            "Continuous batching keeps keys and values in pages, and this model's own cache, which sleeps, cannot be "
+            "paged. Call `generate` with a padded batch: its rows do not depend on one another."
+        )
+
+    init_continuous_batching = continuous_batching_context_manager = generate_batch
 
     def _prepare_generation_config(self, *args, **kwargs):
         """Let N go on to `forward`, wherever it was given; a generation config would keep it."""
         generation_config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
-        for name in ("sleep_passes", "sleep_callback"):
+        for name in OWN_OPTIONS:
             value = vars(generation_config).pop(name, None)
             if value is not None:
                 model_kwargs[name] = value
+        generation_config._call = GenerationCall()
+        embeds, cache, mask = (model_kwargs.get(name) for name in ("inputs_embeds", CACHE, "attention_mask"))
+        if embeds is not None and cache is not None and mask is not None:
+            generation_config._call.embeds_are_new = mask.shape[1] == cache.get_seq_length() + embeds.shape[1]
         return generation_config, model_kwargs
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """Here, as no argument is checked any more: PEFT's prompt learning puts a function of its own before ours."""
+        model_kwargs["generation_call"] = getattr(generation_config, "_call", None)
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    def _get_stopping_criteria(self, generation_config, *args, **kwargs):
+        criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)
+        call = getattr(generation_config, "_call", None)
+        if call is None or (generation_config.num_beams or 1) > 1:  # beams that go on have not ended
+            return criteria
+        call.extend(criteria)
+        return call
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
+        """None: positions count from a window's start, and a list of all of them would grow with the text."""
+
+    def prepare_inputs_for_generation(
+        self, input_ids, next_sequence_length=None, inputs_embeds=None, generation_call=None, **kwargs
+    ):
+        if generation_call is not None and generation_call.embeds_are_new and kwargs.get("is_first_iteration"):
+            next_sequence_length = None  # transformers takes embeddings for the whole text
+        return super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length, inputs_embeds=inputs_embeds, **kwargs
+        )
+
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+        """A mask of the new tokens alone where there is a cache: one of the whole text would grow with it."""
+        given = model_kwargs.pop("attention_mask", None)
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+        call = model_kwargs.get("generation_call")
+        new = None if call is None else call.padding_mask(outputs.logits.shape[0])
+        if not model_kwargs.get("use_cache", True) and (given is not None or new is not None):
+            if given is None:
+                given = new.new_ones(new.shape[0], call.length)
+            new = given.new_ones(given.shape[0], 1) if new is None else new
+            new = torch.cat([given, new.to(given.dtype)], dim=1)
+        model_kwargs["attention_mask"] = new
+        return model_kwargs
+
+    def _check_release(self) -> None:
+        """
+        Under a release of transformers that this code was not tested with, hold generation against one reading: a
+        renamed argument, dropped in silence, would cost the memory.
+        """
+        tested = SpecifierSet(self.config.tested_transformers)
+        if tested.contains(transformers.__version__, prereleases=True) or self.__dict__.get("_release_is_checked"):
+            return
+        self._release_is_checked = True
+        ids = torch.tensor([[0, min(1, self.config.vocab_size - 1)]], device=self.device)
+        options = dict(do_sample=False, max_new_tokens=2, min_new_tokens=2, output_logits=True, num_beams=1)
+        options["attention_mask"] = torch.ones_like(ids)  # neither is padding
+        mode = self.training
+        self.eval()
+        try:
+            generated = super().generate(ids, return_dict_in_generate=True, use_cache=True, **options)
+            at_once = self(generated.sequences[:, :-1], use_cache=False).logits[:, 1:]
+            apart = torch.stack(generated.logits, dim=1)
+            tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
+            agree = torch.allclose(at_once.float(), apart.float(), atol=tolerance * float(at_once.abs().max()))
+            reason = "tokens generated one by one are not those of one reading"
+        except Exception as error:
+            agree, reason = False, f"{type(error).__name__}: {error}"
+        finally:
+            self.train(mode)
+        if not agree:
+            raise RuntimeError(
+                f"This model's code was tested with transformers{tested} and does not work with "
+                f"{transformers.__version__} ({reason}). Install one that it works with: "
+                f'`pip install "transformers{tested}"`, or load the model with a newer modeling_sleep.'
+            )
 
     def _valid_auto_compile_criteria(self, model_kwargs, generation_config) -> bool:
         """Whether to compile: where a `compile_config` is given, on any device; never unasked, as it takes a while."""
@@ -212,19 +271,20 @@ class SleepGenerationMixin:
         compiled = super().get_compiled_call(compile_config)
         limit = torch._dynamo.config.patch(recompile_limit=max(32, torch._dynamo.config.recompile_limit))
 
-        def forward_new(*, past_key_values=None, attention_mask=None, position_ids=None, **kwargs):
-            input_ids = kwargs.get("input_ids")
-            is_one_token = input_ids is not None and input_ids.shape[1] == 1 and past_key_values is not None
-            # The mask's length changes with every token. The cache knows which earlier ones are padding; a new one may
-            # be, if the text is read in pieces of one token.
+        def forward_new(*, attention_mask=None, **kwargs):
+            input_ids, cache = kwargs.get("input_ids"), kwargs.get(CACHE)
+            is_one_token = input_ids is not None and input_ids.shape[1] == 1 and cache is not None
+            # Rows whose windows do not begin together, and padding, are read as ever.
             if not is_one_token or not (attention_mask is None or attention_mask[:, -1].all()):
-                given = dict(attention_mask=attention_mask, position_ids=position_ids, past_key_values=past_key_values)
-                return self(**given, **kwargs)
-            passes, callback = (kwargs.pop(name, None) for name in ("sleep_passes", "sleep_callback"))
-            if window_layer(past_key_values, self.config).stored_length() >= self.config.window_size:
-                self.sleep(past_key_values, passes, callback)
+                return self(attention_mask=attention_mask, **kwargs)
+            common = window_layer(cache, self.config).common
+            if common is None or not common.is_even():
+                return self(**kwargs)
+            options = {name: kwargs.pop(name, None) for name in OWN_OPTIONS}
+            if common.stored >= self.config.window_size:
+                self.sleep(cache, options["sleep_passes"], options["sleep_callback"])
             with limit:
-                return compiled(past_key_values=past_key_values, **kwargs)
+                return compiled(**kwargs)
 
         return forward_new
 
@@ -274,49 +334,11 @@ def _refuse_what_cannot_work(option: Callable) -> None:
         )
 
 
-def _padding_mask(input_ids, mask, option: Callable) -> torch.Tensor | None:
-    """The (batch, length) mask that `generate` goes by, if there is one: given, or of the padding tokens."""
-    if mask is not None:
-        return mask if mask.ndim == 2 else None
-    # As transformers has it: no padding, if it is also what ends a text.
-    padding, ends = option("pad_token_id"), option("eos_token_id")
-    means_padding = padding is not None and padding not in (ends if isinstance(ends, list) else [ends])
-    if means_padding and input_ids is not None and input_ids.ndim == 2:
-        return input_ids != padding
-    return None
-
-
-def _refuse_right_padding(mask, padding: int | None) -> None:
-    """`padding`: the token that the mask was made of, None if it was given."""
-    if mask is None or mask[:, -1:].all():
-        return
-    what, or_else = "`attention_mask` ends in padding", ""
-    if padding is not None:
-        what, or_else = (
-            f"`input_ids` end in padding (id {padding})",
-            " If it is no padding, give an `attention_mask` of ones.",
-        )
-    raise ValueError(
-        f"{what}, so the first new token would follow a padding token. Pad on the left: "
-        f"`tokenizer.padding_side = 'left'`.{or_else}"
-    )
-
-
-def _warn_of_cut_windows(mask, window_size: int) -> None:
-    if mask is None:
-        return
-    padding = (mask.cumsum(-1) == 0).sum(-1)  # tokens before the text, (batch,)
-    if (padding % window_size > 0).any():
-        logger.warning_once(
-            f"Some rows begin inside a window, as their padding is not a multiple of window_size={window_size}. Their "
-            "first window is cut short, so they sleep at other places than they would alone. For the same results as "
-            "without padding, generate rows of one length at a time."
-        )
-
-
-def _check_lengths(input_ids, kwargs: dict, seen: int) -> None:
+def _check_lengths(input_ids, kwargs: dict, seen: int, option: Callable) -> None:
     """transformers takes tokens as many as their mask for the whole text, and cuts off what the cache has seen."""
     embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+    if embeds is not None and option("prefill_chunk_size") is not None:
+        raise ValueError("`prefill_chunk_size` reads pieces of `input_ids`, not of `inputs_embeds`. Leave it out.")
     name, given = ("input_ids", input_ids) if embeds is None else ("inputs_embeds", embeds)
     if given is None:
         return
@@ -326,12 +348,24 @@ def _check_lengths(input_ids, kwargs: dict, seen: int) -> None:
             f"`attention_mask` must have shape (batch, past + new tokens) = ({batch}, {seen + length}), got "
             f"{tuple(mask.shape)}."
         )
-    only_new = embeds is None and mask is not None and mask.shape[1] > length
+    only_new = mask is not None and mask.shape[1] > length
     if length <= seen and not only_new:
         raise ValueError(
             f"`past_key_values` has seen {seen} tokens already, but `{name}` holds {length}. Give the whole text, "
-            "past and new, or new `input_ids` alone with an `attention_mask` of shape (batch, past + new)."
+            f"past and new, or new `{name}` alone with an `attention_mask` of shape (batch, past + new)."
         )
+
+
+@contextmanager
+def _right_padding_is_fine():
+    """Without transformers' warning of right padding: here the first new token follows a row's last one."""
+    generation_logger = python_logging.getLogger("transformers.generation.utils")
+    says_so = lambda record: "right-padding was detected" not in record.getMessage()  # noqa: E731
+    generation_logger.addFilter(says_so)
+    try:
+        yield
+    finally:
+        generation_logger.removeFilter(says_so)
 
 
 class _RaiseIfNotFinite(LogitsProcessor):
@@ -345,26 +379,3 @@ class _RaiseIfNotFinite(LogitsProcessor):
                 "With a float16 model, try bfloat16 or float32."
             )
         return scores
-
-
-def raise_if_not_finite(state: SleepState, config) -> None:
-    """
-    Raise `FloatingPointError`, naming the layers, if fast weights in `state` are NaN or infinite.
-
-    In a compiled model the device itself asserts it, as reading an answer would break the graph in two: on a CPU that
-    is a `RuntimeError`; on CUDA the process cannot go on after it, as after an index that is out of range.
-    """
-    finite = {
-        i: recurrent_state.isfinite().all()
-        for i, (layer_type, (recurrent_state, _)) in enumerate(zip(config.layer_types, state.layers, strict=True))
-        if layer_type == "linear_attention" and recurrent_state is not None
-    }
-    message = (
-        "The fast weights of layer(s) {} are not finite: everything after would be nonsense. Start from a new cache, "
-        "and check the model's weights and dtype."
-    )
-    if is_torchdynamo_compiling():
-        for i, is_finite in finite.items():
-            torch._assert_async(is_finite, message.format([i]))
-    elif bad := [i for i, is_finite in finite.items() if not is_finite]:
-        raise FloatingPointError(message.format(bad))

@@ -1,10 +1,17 @@
-"""The layers: tensors and states in, tensors and new states out.
+"""The layers: hidden states and a state in, hidden states and a new state out.
 
-Nothing here knows of caches, windows or sleep. A layer takes its two states as positional tensors and returns the new
-ones, so that gradients flow through them under any way of calling (checkpointed, sharded, over many windows).
+A layer owns its state, a tuple of tensors that all have rows first, or None for nothing yet. It says by three methods
+what becomes of it; nobody else asks what kind of layer it is:
+
+    forward     reads the tokens of a window. Masked tokens leave the state as it was
+    begin       what another pass over the same window begins with
+    forget      what the next window begins with
+
+`is_memory` says whether passes asleep rewrite what the layer carries on; `fast_weights` returns it. States are never
+written in place, so that gradients flow through them under any way of calling (checkpointed, sharded, over windows).
 """
 
-import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,53 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_sleep import SleepConfig
 from .gated_delta_rule import gated_delta_rule
-
-
-def rotary_embedding(
-    config: SleepConfig, start: int, length: int, dtype: torch.dtype, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """
-    Cosines and sines of the positions `start, ..., start + length - 1` of a window, each (length, rotated dimensions).
-
-    Stateless, so that no cast of the model can round the frequencies: float32 or better whatever its dtype. None for
-    a model whose attention knows no positions (`rope_theta` is None).
-    """
-    dtype = torch.promote_types(dtype, torch.float32)
-    parameters = config.rope_parameters
-    if parameters["rope_theta"] is None:
-        return None
-    rotated = int(config.head_dim * parameters.get("partial_rotary_factor", 1.0))
-    # rope_theta ** (-2 i / rotated) for i = 0, 1, ...; in one operation, as a token awake pays for their number.
-    base, last = parameters["rope_theta"], 2 / rotated - 1
-    frequencies = torch.logspace(0, last, rotated // 2, base=base, dtype=dtype, device=device)
-    frequencies = scale_frequencies(frequencies, parameters)
-    positions = torch.arange(start, start + length, dtype=dtype, device=device)
-    angles = torch.outer(positions, frequencies)
-    angles = torch.cat([angles, angles], dim=-1)  # as `repeat`, in a fifth of the time
-    return angles.cos(), angles.sin()
-
-
-def scale_frequencies(frequencies: torch.Tensor, parameters: dict) -> torch.Tensor:
-    """
-    Rotary frequencies, in radians per token, as a model that was made for longer texts scales them.
-
-    "linear" divides all of them by `factor`. "llama3" (Llama 3.1) divides those whose period is long compared with the
-    original context and leaves those that turn fast; `turns` is how often each turns within that context.
-    """
-    if parameters["rope_type"] == "linear":
-        return frequencies / parameters["factor"]
-    if parameters["rope_type"] == "llama3":
-        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-        turns = parameters["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        return frequencies * (kept + (1 - kept) / parameters["factor"])
-    return frequencies
-
-
-def apply_rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate `x`, (batch, heads, length, head_dim), by its positions' angles, (length, head_dim)."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+from .rotary_sleep import apply_rotary_embedding
+from .window_sleep import Window, select
 
 
 def eager_attention_forward(
@@ -85,12 +47,59 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+class AttentionState(NamedTuple):
+    """
+    Keys and values of the window, (batch, key_value_heads, columns, head_dim), and those kept from before it,
+    (batch, key_value_heads, kept, head_dim).
+    """
+
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    kept_keys: torch.Tensor | None = None
+    kept_values: torch.Tensor | None = None
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor, window: Window) -> "AttentionState":
+        """With keys and values of new tokens, (batch, key_value_heads, length, head_dim)."""
+        if self.keys is None and window.order is None:  # in the layout of later ones, for which compiled code is made
+            return self._replace(keys=keys.contiguous(), values=values.contiguous())
+        return self._replace(keys=window.append(self.keys, keys, 2), values=window.append(self.values, values, 2))
+
+    def all(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values that can be attended to: kept ones first."""
+        if self.kept_keys is None:
+            return self.keys, self.values
+        return torch.cat([self.kept_keys, self.keys], dim=2), torch.cat([self.kept_values, self.values], dim=2)
+
+    def begin(self) -> "AttentionState | None":
+        """Kept keys are constants of a pass; the window's own are made anew from the refined hidden states."""
+        if self.kept_keys is None:
+            return None
+        return AttentionState(kept_keys=self.kept_keys, kept_values=self.kept_values)
+
+    def forget(self, window: Window) -> "AttentionState | None":
+        """Of the window's keys and values, those that `window.keep` names stay, turned to their new positions."""
+        if window.keep is None:
+            return None
+        keys, values = (select(x, window.keep.order, 2) for x in self._with_room(window).all())
+        if window.keep.rotation is not None:
+            keys = apply_rotary_embedding(keys, *window.keep.rotation)
+        return AttentionState(kept_keys=keys, kept_values=values)
+
+    def _with_room(self, window: Window) -> "AttentionState":
+        """With columns for all keys that may be kept, as the order of those to keep counts on."""
+        if self.kept_keys is not None:
+            return self
+        shape = list(self.keys.shape)
+        shape[2] = window.keep.order.shape[1]
+        return self._replace(kept_keys=self.keys.new_zeros(shape), kept_values=self.values.new_zeros(shape))
+
+
 class SleepAttention(nn.Module):
     """
     Causal attention within the current window, with grouped queries, rotary positions and, optionally, normalised
     queries and keys.
 
-    Differs from [`LlamaAttention`] in that keys and values of the window so far come in and go out as tensors.
+    Differs from [`LlamaAttention`] in that keys and values so far come in and go out as an [`AttentionState`].
     """
 
     is_causal = True
@@ -117,39 +126,34 @@ class SleepAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,  # (batch, length, hidden_size)
-        past_keys: torch.Tensor | None,  # (batch, key_value_heads, stored, head_dim)
-        past_values: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None,
-        **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        state: AttentionState | None,
+        window: Window,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, AttentionState]:
         batch, length, _ = hidden_states.shape
         query, key, value = (
-            projection(hidden_states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            # Whole windows side by side do not see one another: rows of their own, but for attention alone, as
+            # whoever hooks a projection counts the batch's rows.
+            projection(hidden_states).view(batch * window.count, length // window.count, -1, self.head_dim)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         if self.q_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
-        query = apply_rotary_embedding(query, *position_embeddings)
-        key = apply_rotary_embedding(key, *position_embeddings)
-        if past_keys is None:  # in the layout that they have later on, for which compiled code is made
-            key, value = key.contiguous(), value.contiguous()
-        else:
-            key = torch.cat([past_keys, key], dim=2)
-            value = torch.cat([past_values, value], dim=2)
+        query = apply_rotary_embedding(query, *window.position_embeddings)
+        key = apply_rotary_embedding(key, *window.position_embeddings)
+        state = (state or AttentionState()).append(key, value, window)
 
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(window.attention(self.config), eager_attention_forward)
         output, weights = attend(
             self,
             query,
-            key,
-            value,
-            attention_mask,
+            *state.all(),
+            window.attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
-            **kwargs,
+            **window.options,
         )
-        return self.o_proj(output.reshape(batch, length, -1)), weights, key, value
+        return self.o_proj(output.reshape(batch, length, -1)), weights, state
 
 
 class ShortConvolution(nn.Conv1d):
@@ -169,6 +173,14 @@ class ShortConvolution(nn.Conv1d):
             # The same in two dimensions, where torch leaves channels last: 3 times as fast, forward and backward.
             return F.conv2d(x.mT.unsqueeze(2), self.weight.unsqueeze(2), groups=self.groups).squeeze(2).mT
         return super().forward(x.mT).mT
+
+
+class DeltaNetState(NamedTuple):
+    """S, (batch, value_heads, key_dim, value_dim), and the convolution's last inputs, (batch, conv_kernel - 1,
+    conv_dim)."""
+
+    recurrent_state: torch.Tensor | None = None
+    conv_state: torch.Tensor | None = None
 
 
 class GatedDeltaNet(nn.Module):
@@ -213,18 +225,13 @@ class GatedDeltaNet(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,  # (batch, length, hidden_size)
-        recurrent_state: torch.Tensor | None,  # S, (batch, value_heads, key_dim, value_dim)
-        conv_state: torch.Tensor | None,  # (batch, conv_kernel - 1, conv_dim)
-        padding_mask: torch.Tensor | None,  # (batch, length), False at padding
+        state: DeltaNetState | None,
+        window: Window,
         state_only: bool = False,  # no output, None in its place
-        windows: int = 1,  # that stand side by side in the batch; S goes through a row's windows one after the other
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-        if padding_mask is not None:
-            masked = ~padding_mask.unsqueeze(-1)
-            hidden_states = hidden_states.masked_fill(masked, 0)
-
+    ) -> tuple[torch.Tensor | None, DeltaNetState]:
+        recurrent_state, conv_state = state or DeltaNetState()
         mixed, a, b, gate = self._project(hidden_states, state_only)
-        mixed, conv_state = self._convolve(mixed, conv_state)
+        mixed, conv_state = self._convolve(mixed, conv_state, window)
         query, key, value = mixed.split(self.split_sizes, dim=-1)
         query = query.unflatten(-1, (-1, self.key_head_dim))
         key = key.unflatten(-1, (-1, self.key_head_dim))
@@ -235,29 +242,27 @@ class GatedDeltaNet(nn.Module):
         dt = F.softplus(a.to(dtype) + self.dt_bias.to(dtype))
         log_decay = -self.A_log.to(dtype).exp() * dt
         beta = b.to(dtype).sigmoid() * self.beta_max
-        if padding_mask is not None:
+        if window.padding_mask is not None:
+            masked = ~window.padding_mask.unsqueeze(-1)
             log_decay = log_decay.masked_fill(masked, 0)
             beta = beta.masked_fill(masked, 0)
 
-        inputs = (query, key, value, log_decay, beta)
-        if windows > 1:
-            inputs = (x.unflatten(0, (-1, windows)).flatten(1, 2) for x in inputs)
-        output, recurrent_state = gated_delta_rule(*inputs, recurrent_state)
-        if state_only:
-            return None, recurrent_state, conv_state
-        if windows > 1:
-            output = output.unflatten(1, (windows, -1)).flatten(0, 1)
-        return self._read_out(output, gate), recurrent_state, conv_state
+        output, recurrent_state = gated_delta_rule(query, key, value, log_decay, beta, recurrent_state)
+        output = None if state_only else self._read_out(output, gate)
+        return output, DeltaNetState(recurrent_state, conv_state)
 
-    def _convolve(self, mixed, conv_state):
+    def _convolve(self, mixed, conv_state, window: Window):
         """Causal convolution of (batch, length, conv_dim); before a window's first token there are zeros."""
         kept = self.conv1d.kernel_size[0] - 1
+        if window.count > 1:
+            mixed = mixed.unflatten(1, (window.count, -1)).flatten(0, 1)
         if conv_state is None:
             conv_state = mixed.new_zeros(mixed.shape[0], kept, mixed.shape[2])
-        mixed = torch.cat([conv_state, mixed], dim=1)
-        # A copy, as a view would keep the whole window alive.
-        conv_state = mixed[:, mixed.shape[1] - kept :].clone()
-        return F.silu(self.conv1d(mixed)), conv_state
+        inputs = torch.cat([conv_state, mixed], dim=1)
+        mixed = F.silu(self.conv1d(inputs)).to(mixed.dtype)  # autocast gives one token and many the same dtype
+        if window.count > 1:
+            return mixed.unflatten(0, (-1, window.count)).flatten(1, 2), None
+        return mixed, window.last(inputs, kept)
 
 
 class SleepGatedDeltaNet(GatedDeltaNet):
@@ -299,13 +304,41 @@ class SleepMLP(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
-class SleepDecoderLayer(nn.Module):
+class StateMixin:
+    """What becomes of the state of a decoder layer, be it ours or a family's: of attention or of a Gated DeltaNet."""
+
+    reads_inputs_embeds = False  # whether a pass needs the embeddings of the window's tokens
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether passes asleep rewrite what the layer carries from window to window."""
+        return self.layer_type != "sleep_attention"
+
+    def begin(self, state, window: Window):
+        """What another pass over the window begins with."""
+        if state is None or not self.is_memory:
+            return state and state.begin()
+        return DeltaNetState(state.recurrent_state)  # the convolution starts from zeros in every pass
+
+    def forget(self, state, window: Window):
+        """What the next window begins with."""
+        if state is None:
+            return None
+        return self.begin(state, window) if self.is_memory else state.forget(window)
+
+    def fast_weights(self, state) -> torch.Tensor | None:
+        """S, (batch, heads, key_dim, value_dim); None if there is none, or nothing in it yet."""
+        return state.recurrent_state if state is not None and self.is_memory else None
+
+
+class SleepDecoderLayer(StateMixin, nn.Module):
     """
     Norm, mixer, residual, norm, MLP, residual. Memory layers have no MLP.
 
-    Differs from in-tree layers in that the mixer's two states are positional arguments and results: `(keys, values)`
-    of an attention layer, `(recurrent_state, conv_state)` of a Gated DeltaNet layer.
+    Differs from in-tree layers in that the mixer's state comes in and goes out.
     """
+
+    side_by_side = True  # whole windows may stand side by side along the length
 
     def __init__(self, config: SleepConfig, layer_idx: int):
         super().__init__()
@@ -323,31 +356,22 @@ class SleepDecoderLayer(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,  # (batch, length, hidden_size)
-        first_state: torch.Tensor | None,
-        second_state: torch.Tensor | None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        attention_mask: torch.Tensor | None = None,
-        padding_mask: torch.Tensor | None = None,
-        state_only: bool = False,  # Gated DeltaNet layers: no hidden states, None in their place
-        windows: int = 1,  # Gated DeltaNet layers: windows of a row that stand side by side in the batch
-        **kwargs,
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        state: AttentionState | DeltaNetState | None,
+        window: Window,
+        state_only: bool = False,  # of a memory: no hidden states, None in their place
+    ) -> tuple[torch.Tensor | None, AttentionState | DeltaNetState]:
         residual = hidden_states
         hidden_states = self.input_layernorm(hidden_states)
         if self.layer_type == "linear_attention":
-            hidden_states, first_state, second_state = self.linear_attn(
-                hidden_states, first_state, second_state, padding_mask, state_only, windows
-            )
+            hidden_states, state = self.linear_attn(hidden_states, state, window, state_only)
             if state_only:
-                return None, first_state, second_state
+                return None, state
         else:
-            hidden_states, _, first_state, second_state = self.self_attn(
-                hidden_states, first_state, second_state, position_embeddings, attention_mask, **kwargs
-            )
+            hidden_states, _, state = self.self_attn(hidden_states, state, window)
         hidden_states = residual + hidden_states
         if self.mlp is not None:
             hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states, first_state, second_state
+        return hidden_states, state
 
 
 class SleepLayers(GradientCheckpointingLayer, nn.ModuleList):
@@ -358,30 +382,27 @@ class SleepLayers(GradientCheckpointingLayer, nn.ModuleList):
     hidden states and the states of its layers, and computes the rest again.
     """
 
-    def forward(self, hidden_states: torch.Tensor, *states: torch.Tensor | None, **kwargs) -> tuple[torch.Tensor, ...]:
+    def forward(self, hidden_states: torch.Tensor, states: list, **kwargs) -> tuple[torch.Tensor | None, list]:
         """`run`, with gradient checkpointing if it is on."""
-        return self.run(hidden_states, *states, **kwargs)
+        return self.run(hidden_states, states, **kwargs)
 
     def run(
         self,
         hidden_states: torch.Tensor,  # (batch, length, hidden_size)
-        *states: torch.Tensor | None,  # two per layer of the span, flat, as gradient checkpointing wants them
+        states: list,  # of the layers of the span
         start: int,
-        end: int,
+        window: Window,
         state_only: bool = False,
-        **context,
-    ) -> tuple[torch.Tensor | None, ...]:
+    ) -> tuple[torch.Tensor | None, list]:
         """
-        Layers `start, ..., end - 1`; `context` is what every layer gets. Returns what it takes, anew.
+        As many layers as there are `states`, from layer `start` on. Returns hidden states and states anew.
 
-        With `state_only`, the last layer, a Gated DeltaNet layer, updates its states and no more: None comes back
-        instead of hidden states.
+        With `state_only`, the last layer, a memory, updates its state and no more: None comes back instead of hidden
+        states.
         """
         new_states = []
-        for i in range(start, end):
-            first = 2 * (i - start)
-            hidden_states, *pair = self[i](
-                hidden_states, *states[first : first + 2], state_only=state_only and i == end - 1, **context
-            )
-            new_states += pair
-        return hidden_states, *new_states
+        for i, state in enumerate(states, start):
+            only = {"state_only": True} if state_only and i == start + len(states) - 1 else {}
+            hidden_states, state = self[i](hidden_states, state, window, **only)
+            new_states.append(state)
+        return hidden_states, new_states

@@ -101,10 +101,11 @@ from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from modeling_sleep import SleepForCausalLM, SleepWindowLayer
+from modeling_sleep.hub_upload.contents import AUTO_MAP
 
 folder, out = map(Path, sys.argv[1:])
 ids = load_file(folder / "ids.safetensors")["ids"]
-remote_class = get_class_from_dynamic_module("modeling_sleep.SleepForCausalLM", folder / "causal")
+remote_class = get_class_from_dynamic_module(AUTO_MAP["AutoModelForCausalLM"], folder / "causal")
 layers = {"package": SleepWindowLayer, "remote": DYNAMIC_LAYER_TYPE_MAPPING["sleep_attention"]}
 models = {
     "package": SleepForCausalLM.from_pretrained(folder / "causal"),

@@ -1,0 +1,262 @@
+"""A memory for a pretrained model: it recalls what came next where the same was known before.
+
+Asked for a fact, a language model looks for the place where the same words stood, and copies what came after them.
+This layer does that with fast weights. What the model knew at token t - 1 is the key of token t, the token itself the
+value:
+
+    x       `features`          normalised hidden states of the window's tokens
+    c_t     `context`           x_t; the mean of x over the `recall_span` tokens before t; `recall_poolings` learned
+                                means of x over the window up to t, sum_s w_ts x_s with
+                                w_ts = softmax_s(Q x_t . K x_s - slope (t - s))
+    q_t     `query`             A c_t + a
+    k_t     `key`               B c_{t-1} + b; a window's first token has none and is not written
+    v_t     `value`             P e_t, where e_t is the embedding of the token
+    beta_t  `beta`              sigmoid(w . x_t + w' . x_{t-1} + bias): whether the token is worth writing
+    alpha   `log_decay`         exp(-exp(A_log)): how much of S a token leaves
+    S       `recurrent_state`   fast weights, one matrix (key_dim, value_dim) for each row
+
+    awake   h_t <- h_t + O (2 sigmoid(g . x_t + bias) S_0^T q_t)      S_0: as it was when the window began
+    asleep  S <- alpha (I - beta_t k_t k_t^T) S + beta_t k_t v_t^T    for every token of the window, N times
+
+The write is the gated delta rule of arXiv 2605.26099, section 2, with q and k L2-normalised. All else is our choice:
+
+- S is read as it stood when the window began, and written in the sleep. Attention sees the window anyway, so that
+  nothing is lost; the first window is the original model, bit for bit, trained or not; a token awake only reads;
+- there is no norm behind S, as it would make noise as loud as a find. Where nothing is found, nothing is added;
+- values come from embeddings, as the word that is sought cannot be read out of hidden states of unseen words;
+- a window decays S once, however often it is written;
+- in a `loop_span` that is replayed, pass j reads S_{j-1}: what pass j - 1 has kept is written before pass j begins,
+  and what pass N has kept when the window is forgotten. So N passes are N writes. Without a replay, `window.passes`
+  writes of the same keys and values are made at once.
+
+A window's buffers hold x, K x and v of its tokens; keys and betas are computed in the sleep for all of them at once.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .configuration_sleep import SleepConfig
+from .gated_delta_rule import _no_autocast, gated_delta_rule, l2_normalise
+from .window_sleep import Window
+
+
+# exp(-exp(-11)) for each token: S has half-lives of 41,500 tokens.
+INITIAL_A_LOG = -11.0
+# Slopes of the learned poolings at first, geometrically spread: they reach back 20 tokens and 5.
+INITIAL_SLOPES = (0.05, 0.2)
+
+
+class RecallState(NamedTuple):
+    """
+    What a [`RecallMemoryLayer`] carries. None stands for nothing yet.
+
+    Attributes
+    ----------
+    recurrent_state : torch.Tensor | None
+        S when the window began, (batch, 1, key_dim, value_dim), in float32 or better.
+    features : torch.Tensor | None
+        x of the window's tokens, (batch, columns, hidden_size).
+    pool_keys : torch.Tensor | None
+        K x, (batch, columns, poolings * pooling_dim).
+    values : torch.Tensor | None
+        v, (batch, columns, value_dim).
+    """
+
+    recurrent_state: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    pool_keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+
+
+class RecallMemoryLayer(nn.Module):
+    """
+    A decoder layer of norm, memory and residual, which is inserted between those of a pretrained model.
+
+    Parameters
+    ----------
+    config : SleepConfig
+    layer_idx : int
+        Place in the stack.
+    """
+
+    layer_type = "recall_memory"
+    is_memory = True
+    reads_inputs_embeds = True
+    side_by_side = False  # a window reads what the one before it has written
+
+    def __init__(self, config: SleepConfig, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.span, self.poolings = config.recall_span, config.recall_poolings
+        hidden_size, pooling_dim = config.hidden_size, self.poolings * config.recall_pooling_dim
+        context_dim = (2 + self.poolings) * hidden_size
+        self.input_layernorm = nn.RMSNorm(hidden_size, eps=config.rms_norm_eps)
+        self.pool_q_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
+        self.pool_k_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
+        self.log_slope = nn.Parameter(torch.empty(self.poolings))
+        self.q_proj = nn.Linear(context_dim, config.recall_key_dim)
+        self.k_proj = nn.Linear(context_dim, config.recall_key_dim)
+        self.v_proj = nn.Linear(hidden_size, config.recall_value_dim, bias=False)
+        self.b_proj = nn.Linear(2 * hidden_size, 1)
+        self.g_proj = nn.Linear(hidden_size, 1)
+        self.o_proj = nn.Linear(config.recall_value_dim, hidden_size, bias=False)
+        self.A_log = nn.Parameter(torch.empty(1))
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """
+        What differs from the usual random matrices: S lives long, poolings look at distances only, half of every token
+        is written, and nothing is read out.
+        """
+        init.constant_(self.A_log, INITIAL_A_LOG)
+        first, last = map(math.log, INITIAL_SLOPES)
+        init.copy_(self.log_slope, torch.linspace(first, last, self.poolings))
+        init.normal_(self.pool_k_proj.weight, std=self.pool_k_proj.in_features**-0.5)
+        for module in (self.pool_q_proj, self.b_proj, self.g_proj, self.o_proj):
+            init.zeros_(module.weight)
+        for module in (self.q_proj, self.k_proj, self.b_proj, self.g_proj):
+            init.zeros_(module.bias)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (batch, length, hidden_size)
+        state: RecallState | None,
+        window: Window,
+        state_only: bool = False,  # no hidden states, None in their place
+    ) -> tuple[torch.Tensor | None, RecallState]:
+        """Read S for the tokens of `window`, and keep what is to be written of them."""
+        state = state or RecallState()
+        x = self.input_layernorm(hidden_states)
+        state = state._replace(
+            features=window.append(state.features, x),
+            pool_keys=window.append(state.pool_keys, self.pool_k_proj(x)),
+            values=window.append(state.values, self.v_proj(window.inputs_embeds)),
+        )
+        if state_only:
+            return None, state
+        if state.recurrent_state is None:
+            return hidden_states, state
+        query = self.q_proj(self.context(x, state, window.positions))
+        return hidden_states + self.read_out(x, recall(query, state.recurrent_state)), state
+
+    def begin(self, state: RecallState | None, window: Window) -> RecallState | None:
+        """What another pass over the window begins with: the pass before has been written."""
+        return self._write(state, window, writes=1, decays=False)
+
+    def forget(self, state: RecallState | None, window: Window) -> RecallState | None:
+        """What the next window begins with: S, into which the window has been written `window.passes` times."""
+        return self._write(state, window, writes=window.passes, decays=True)
+
+    def fast_weights(self, state: RecallState | None) -> torch.Tensor | None:
+        """S, (batch, 1, key_dim, value_dim); None if nothing is in it yet."""
+        return None if state is None else state.recurrent_state
+
+    def context(self, x: torch.Tensor, state: RecallState, positions: torch.Tensor) -> torch.Tensor:
+        """
+        c of some of the window's tokens.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            (batch, length, hidden_size) of these tokens.
+        state : RecallState
+            With the buffers of the window, these tokens included.
+        positions : torch.Tensor
+            (1 or batch, length): their columns in the buffers.
+
+        Returns
+        -------
+        torch.Tensor
+            (batch, length, (2 + poolings) * hidden_size).
+        """
+        batch, length, _ = x.shape
+        columns = torch.arange(state.features.shape[1], device=x.device)
+        distance = (positions.unsqueeze(-1) - columns).unsqueeze(1)  # (1 or batch, 1, length, columns)
+        mean = ((distance > 0) & (distance <= self.span)).to(x.dtype) / self.span
+
+        queries, keys = (
+            y.unflatten(-1, (self.poolings, -1)).transpose(1, 2) for y in (self.pool_q_proj(x), state.pool_keys)
+        )
+        scores = queries @ keys.mT  # (batch, poolings, length, columns)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores = scores - self.log_slope.to(scores.dtype).exp().view(-1, 1, 1) * distance
+        pooling = scores.masked_fill(distance < 0, -torch.inf).softmax(-1).to(x.dtype)
+
+        weights = torch.cat([mean.expand(batch, -1, -1, -1), pooling], dim=1)
+        pooled = weights.flatten(1, 2) @ state.features
+        pooled = pooled.unflatten(1, (-1, length)).to(x.dtype)
+        return torch.cat([x.unsqueeze(1), pooled], dim=1).transpose(1, 2).flatten(2)
+
+    def read_out(self, x: torch.Tensor, recalled: torch.Tensor) -> torch.Tensor:
+        """What is added to the hidden states, (..., hidden_size), for x and what S gave, (..., value_dim)."""
+        return self.o_proj(recalled.to(x.dtype) * (2 * self.g_proj(x).sigmoid()))
+
+    def write_inputs(self, state: RecallState, live: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+        """
+        What the rule is given of a window.
+
+        Parameters
+        ----------
+        state : RecallState
+            With the window's buffers.
+        live : torch.Tensor | None
+            (batch, columns) of bool: which columns hold tokens. None: all.
+
+        Returns
+        -------
+        tuple[torch.Tensor, ...]
+            Keys (batch, columns, key_dim), values (batch, columns, value_dim), log_decay and beta (batch, columns), in
+            float32 or better.
+        """
+        x = state.features
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        columns = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
+        key = self.k_proj(_previous(self.context(x, state, columns))).to(dtype)
+        beta = self.b_proj(torch.cat([x, _previous(x)], dim=-1)).squeeze(-1).to(dtype).sigmoid()
+        beta = beta.masked_fill(columns == 0, 0)
+        log_decay = -self.A_log.to(dtype).exp().expand_as(beta)
+        if live is not None:
+            beta, log_decay = (y.masked_fill(~live, 0) for y in (beta, log_decay))
+        return key, state.values.to(dtype), log_decay, beta
+
+    def _write(self, state: RecallState | None, window: Window, writes: int, decays: bool) -> RecallState | None:
+        """S alone, into which the window's tokens have been written."""
+        if state is None or state.features is None:
+            return state
+        key, value, log_decay, beta = self.write_inputs(state, window.live)
+        S = state.recurrent_state
+        for n in range(writes):
+            if n > 0 or not decays:
+                log_decay = torch.zeros_like(log_decay)
+            S = write(key, value, log_decay, beta, S)
+        return RecallState(S)
+
+
+def recall(query: torch.Tensor, recurrent_state: torch.Tensor) -> torch.Tensor:
+    """S^T q of L2-normalised queries, (batch, length, key_dim), as (batch, length, value_dim) in the dtype of S."""
+    query = l2_normalise(query.to(recurrent_state.dtype))
+    with _no_autocast(query.device):
+        return query @ recurrent_state.squeeze(1)
+
+
+def write(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+    recurrent_state: torch.Tensor | None,
+) -> torch.Tensor:
+    """S after the gated delta rule over what [`RecallMemoryLayer.write_inputs`] returns."""
+    key, value, log_decay, beta = (x.unsqueeze(2) for x in (key, value, log_decay, beta))
+    return gated_delta_rule(key, key, value, log_decay, beta, recurrent_state)[1]
+
+
+def _previous(x: torch.Tensor) -> torch.Tensor:
+    """Of each token, (batch, columns, ...), what belongs to the one before it; zeros before the first."""
+    return F.pad(x[:, :-1], (0, 0, 1, 0))

@@ -1,0 +1,1 @@
+"""Teaching a pretrained model to remember: facts to learn from, the training, and what it is worth."""

@@ -1,0 +1,93 @@
+"""Teach a pretrained model to remember, from the command line.
+
+    python -m modeling_sleep.teach HuggingFaceTB/SmolLM2-135M-Instruct --output smollm2-remembers --window-size 64
+
+takes a model that sleeps, or any that `from_causal_lm` can give a recall memory, and writes one that answers from what
+it read before a sleep: weights, code, tokenizer, results and a card. Called again after an interruption, it goes on.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+from huggingface_hub import cached_assets_path
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoTokenizer
+
+from ..configuration_sleep import SleepConfig
+from ..heads_sleep import SleepForCausalLM
+from .card import write_card
+from .teaching import teach
+
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_sleep.teach",
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("model", help="folder or name on the Hub: a model that sleeps, or a pretrained one")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--minutes", type=float, default=None, help="of learning; default: all steps")
+    parser.add_argument("--seed", type=int, default=0, help="of lessons and steps")
+    parser.add_argument("--units", type=int, default=320, help="stories to learn from, of about seven facts each")
+    parser.add_argument("--questions", type=int, default=60, help="of each kind, to measure with")
+    parser.add_argument("--window-size", type=int, default=256, metavar="L", help="of a pretrained model")
+    parser.add_argument(
+        "--passes", type=int, default=None, metavar="N", help="how often a sleep writes; default: the model's"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="in which the frozen layers compute")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to teach on")
+    parser.add_argument("--cache", type=Path, default=None, help="folder of what frozen layers know, shared by runs")
+    parser.add_argument("--cache-gigabytes", type=float, default=4.0, help="that it may hold")
+    return parser.parse_args(arguments)
+
+
+def load_model(options: argparse.Namespace) -> SleepForCausalLM:
+    """The model to be taught, given sleep if it has none yet."""
+    config = AutoConfig.from_pretrained(options.model)
+    if config.model_type == SleepConfig.model_type:
+        return SleepForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    return SleepForCausalLM.from_causal_lm(
+        options.model, window_size=options.window_size, memory="recall", dtype=torch.float32
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Returns its exit code."""
+    options = parse_arguments(arguments)
+    began = time.process_time()
+    try:
+        model = load_model(options).to(options.device)
+        tokenizer = AutoTokenizer.from_pretrained(options.model)
+        if options.passes is not None:
+            model.config.sleep_passes = options.passes
+        results = teach(
+            model,
+            tokenizer,
+            options.output,
+            cache=options.cache or cached_assets_path("modeling_sleep", namespace="teach", subfolder="states"),
+            minutes=options.minutes,
+            seed=options.seed,
+            units=options.units,
+            questions=options.questions,
+            autocast=DTYPES[options.dtype],
+            cache_limit=options.cache_gigabytes * 1e9,
+        )
+    except (OSError, ValueError, StrictDataclassError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    model.save_pretrained(options.output)
+    tokenizer.save_pretrained(options.output)
+    write_card(options.output, results, str(options.model))
+    print(f"{options.output}: taught in {(time.process_time() - began) / 60:.1f} core minutes; see README.md there.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

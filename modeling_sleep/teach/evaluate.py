@@ -1,0 +1,379 @@
+"""What a memory is worth: questions about facts behind sleeps, and what else has changed.
+
+    rows = [*answers(Reader("memory", model, chat), units)]        a row for each question and beginning of its answer
+    rows += answers(Reader("whole cache", original, chat), units)
+    print(table(rows))
+
+What is notable:
+- a reader is a model and what it may read before the question: the whole story, its last tokens, the sentence that is
+  nearest to the question, or nothing; models work through `forward` and `generate` alone, whatever memory they have
+- begun answers ("question": in the question's words; "general": with "The answer is") are right if greedy search over
+  the whole vocabulary finds every token of the value
+- answers in the model's own words are right if they name the value and nothing else of its kind before it
+- counts come with Wilson's interval of 95 %
+"""
+
+import argparse
+import copy
+import dataclasses
+import inspect
+import itertools
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from scipy.stats import binomtest
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from .facts import BEGINNINGS, PATTERNS, Chat, Question, Unit, mentions, unit
+from .filler import sentences
+
+
+LENGTH = 32  # tokens of an answer in the model's own words, at most
+BETWEEN = (0, 1, 3, 6)  # windows of filler between story and questions, in turn: with stories of two, 1 to 8 sleeps
+EVERYDAY = (
+    "What is the capital of France?",
+    "What is 2+3?",
+    "Who wrote Hamlet?",
+    "Write one sentence about the sea.",
+    "How many legs does a spider have?",
+    "What is the opposite of cold?",
+    "Name three colours.",
+    "What is water made of?",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """
+    A model, and what it may read before a question.
+
+    Parameters
+    ----------
+    name : str
+    model : PreTrainedModel
+    chat : Chat
+        Of the model's tokenizer.
+    before : callable of (Unit, Question) to list of int
+        Tokens that it reads before the question's prompt; the whole story by default.
+    forget : callable of Cache, optional
+        Done to the cache before each question, in place; e.g. zeroes S.
+    """
+
+    name: str
+    model: PreTrainedModel
+    chat: Chat
+    before: Callable[[Unit, Question], list[int]] = lambda unit, question: list(itertools.chain(*unit.story))
+    forget: Callable[[Cache], None] | None = None
+
+    def read(self, ids: Sequence[int]) -> Cache | None:
+        """The cache after these tokens; None after none."""
+        if not ids:
+            return None
+        output = self.model(input_ids=self._row(ids), use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values if hasattr(output, "past_key_values") else output.cache
+        if self.forget is not None:
+            self.forget(cache)
+        return cache
+
+    def logits(self, ids: Sequence[int], cache: Cache | None = None) -> torch.Tensor:
+        """Of tokens that are read behind a cache, which stays as it is: (tokens, vocabulary)."""
+        return self.model(input_ids=self._row(ids), **self._behind(cache)).logits[0].float()
+
+    def write(self, ids: Sequence[int], cache: Cache | None = None, before: Sequence[int] = ()) -> tuple[str, bool]:
+        """A greedy answer behind tokens, of which `before` are in the cache, and whether it came to its end."""
+        ends = list({self.chat.ids(self.chat.end)[0], *self._eos()})
+        row = self._row([*before, *ids])
+        written = self.model.generate(
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
+            max_new_tokens=LENGTH,
+            do_sample=False,
+            eos_token_id=ends,
+            pad_token_id=ends[0],
+            **self._behind(cache),
+        )[0, row.shape[1] :].tolist()
+        ended = written[-1] in ends
+        return self.chat.tokenizer.decode(written[: len(written) - ended]).strip(), ended
+
+    def _row(self, ids: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([list(ids)], device=self.model.device)
+
+    def _behind(self, cache: Cache | None) -> dict:
+        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+        return {} if cache is None else {name: copy.deepcopy(cache)}
+
+    def _eos(self) -> list[int]:
+        eos = self.model.generation_config.eos_token_id
+        return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+def alone(unit: Unit, question: Question) -> list[int]:
+    """Nothing but the question is read."""
+    return []
+
+
+def last(tokens: int) -> Callable[[Unit, Question], list[int]]:
+    """The end of the story alone, as a sliding window would hold it."""
+    return lambda unit, question: list(itertools.chain(*unit.story))[-tokens:]
+
+
+def nearest(chat: Chat, count: int = 1) -> Callable[[Unit, Question], list[int]]:
+    """The sentences that are nearest to the question by BM25, put before it in the user's turn."""
+
+    def before(unit: Unit, question: Question) -> list[int]:
+        text = chat.tokenizer.decode(list(itertools.chain(*unit.story)))
+        for mark in (chat.opening, chat.to_user, chat.to_assistant, chat.user):
+            text = text.replace(mark, "\n") if mark else text
+        spoken = [part.strip() for part in re.split(r"(?<=[.?!])\s+|\n", text) if part.strip()]
+        best = sorted(bm25(question.text, spoken), reverse=True)[:count]
+        return chat.ids(chat.user + " ".join(spoken[place] for _, place in sorted(best, key=lambda pair: pair[1])))
+
+    return before
+
+
+def bm25(query: str, documents: Sequence[str], k: float = 1.5, b: float = 0.75) -> Iterator[tuple[float, int]]:
+    """
+    How near each document is to a query, and which one it is.
+
+    Okapi BM25 with the idf that is never negative, ln(1 + (n - df + .5) / (df + .5)); Robertson and Zaragoza, "The
+    Probabilistic Relevance Framework", 2009.
+    """
+    bags = [Counter(re.findall(r"\w+", document.lower())) for document in documents]
+    frequency = Counter(word for bag in bags for word in bag)
+    mean = sum(map(Counter.total, bags)) / len(bags)
+    for place, bag in enumerate(bags):
+        score = 0.0
+        for word in set(re.findall(r"\w+", query.lower())) & set(bag):
+            idf = math.log1p((len(bags) - frequency[word] + 0.5) / (frequency[word] + 0.5))
+            score += idf * bag[word] * (k + 1) / (bag[word] + k * (1 - b + b * bag.total() / mean))
+        yield score, place
+
+
+def tokens_of(size: int, model: PreTrainedModel) -> int:
+    """How many tokens' keys and values take so many bytes in an ordinary model's cache, rounded up."""
+    cache = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values
+    return -(-size // sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
+
+
+@torch.no_grad()
+def answers(reader: Reader, units: Iterable[Unit], beginnings: Sequence[str] = BEGINNINGS) -> Iterator[dict]:
+    """
+    All questions of some units, answered.
+
+    Yields
+    ------
+    dict
+        `reader`, `split`, `unit`, `pattern`, `kind`, `since` (sleeps), `beginning`, `value`, `right`; in the model's
+        own words also `answer`, `ended` and `repeats`.
+    """
+    for asked in units:
+        caches = {}
+        for question in asked.questions:
+            before = reader.before(asked, question)
+            if tuple(before) not in caches:
+                caches = {tuple(before): reader.read(before)}
+            cache = caches[tuple(before)]
+            for beginning in beginnings:
+                row = {"reader": reader.name, "split": asked.split, "unit": f"{asked.seed}/{asked.index}"}
+                row |= {"pattern": question.pattern, "kind": question.kind, "since": question.since}
+                row |= {"beginning": beginning, "value": question.value}
+                if beginning == "own":
+                    text, ended = reader.write(question.prompt, cache, before)
+                    row |= {"right": names(text, question), "answer": text, "ended": ended}
+                    row |= {"repeats": repeats(text, question.value)}
+                else:
+                    row["right"] = finds(reader, question, beginning, cache)
+                yield row
+
+
+def finds(reader: Reader, question: Question, beginning: str, cache: Cache | None) -> bool:
+    """Whether the model, given the beginning of the answer, would write every token of the value."""
+    answer = question.answers[beginning]
+    first, end = answer.value
+    logits = reader.logits(question.prompt + answer.ids[:end], cache)
+    return logits[len(question.prompt) + first - 1 : -1].argmax(-1).tolist() == answer.ids[first:end]
+
+
+def names(text: str, question: Question) -> bool:
+    """
+    Whether an answer in the model's own words is right.
+
+    It is if it names the value, and before it no other candidate; where the value has digits, no other word with
+    digits either. What the question itself names does not count.
+    """
+    rivals = [word for word in question.candidates[1:] if not mentions(question.text, word)]
+    if re.search(r"\d", question.value):
+        rest = re.sub(re.escape(question.value), " ", text)
+        rivals += [word for word in re.findall(r"[\w.:-]*\d", rest) if not mentions(question.text, word)]
+
+    def place(word: str) -> float:
+        match = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
+        return match.start() if match else math.inf
+
+    return place(question.value) < min(map(place, rivals), default=math.inf)
+
+
+def repeats(text: str, value: str) -> bool:
+    """Whether some words of an answer follow themselves at once, or it names the value twice."""
+    words = re.findall(r"\w+", text.lower())
+    twice = any(
+        words[i : i + size] == words[i + size : i + 2 * size]
+        for size in range(1, len(words) // 2 + 1)
+        for i in range(len(words) - 2 * size + 1)
+    )
+    return twice or len(re.findall(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE)) > 1
+
+
+@torch.no_grad()
+def everyday(reader: Reader, original: PreTrainedModel, units: Sequence[Unit]) -> Iterator[dict]:
+    """
+    Questions that have nothing to do with any story, in the first window and behind stories.
+
+    Yields
+    ------
+    dict
+        `reader`, `question`, `behind` (sleeps), `answer`, `original` (what the original answers in its first window),
+        `same` (as the original), `repeats`.
+    """
+    chat, plain = reader.chat, Reader("original", original, reader.chat)
+    for number, text in enumerate(EVERYDAY):
+        told, _ = plain.write(chat.ids(chat.opening + text + chat.to_assistant))
+        story = units[number % len(units)].story
+        first = reader.write(chat.ids(chat.opening + text + chat.to_assistant))
+        before = list(itertools.chain(*story))
+        later = reader.write(chat.ids(chat.asks + text + chat.to_assistant), reader.read(before), before)
+        for behind, (answer, _) in ((0, first), (len(story), later)):
+            row = {"reader": reader.name, "question": text, "behind": behind, "answer": answer, "original": told}
+            yield row | {"same": answer == told, "repeats": repeats(answer, "\0")}
+
+
+def natural_text(chat: Chat, split: str, tokens: int, index: int, source: str = "manual") -> list[int]:
+    """Tokens of ordinary text, its sentences in the order in which they stand."""
+    pool = sentences(source, split)
+    ids, place = [], 97 * index
+    while len(ids) < tokens:
+        ids += chat.ids(" " + pool[place % len(pool)])
+        place += 1
+    return ids[:tokens]
+
+
+@torch.no_grad()
+def perplexity(reader: Reader, texts: Iterable[Sequence[int]], window_size: int, kept: int | None = None) -> dict:
+    """
+    Perplexity of ordinary text in its first windows, and in later ones.
+
+    Parameters
+    ----------
+    reader : Reader
+    texts : iterable of sequences of int
+        Tokens, of several windows each.
+    window_size : int
+        L. The first token of each window is not counted: a window by itself cannot know it.
+    kept : int, optional
+        How many tokens before each window an original may read: 0 reads each window by itself. None reads each text
+        as a whole, as a model that sleeps does.
+
+    Returns
+    -------
+    dict
+        `reader`, `first`, `later` (perplexities), `tokens` (counted in later windows).
+    """
+    losses = {True: [], False: []}
+    for ids in texts:
+        if kept is None:
+            nlls = losses_of(reader.logits(ids), ids)
+        for begin in range(0, len(ids), window_size):
+            end = min(begin + window_size, len(ids))
+            if kept is not None:
+                start = max(0, begin - kept)
+                of_window = losses_of(reader.logits(ids[start:end]), ids[start:end])[begin - start :]
+            else:
+                of_window = nlls[begin : end - 1]
+            losses[begin == 0].append(of_window)
+    first, later = (torch.cat(losses[part]) for part in (True, False))
+    perplexities = {"first": first.mean().exp().item(), "later": later.mean().exp().item()}
+    return {"reader": reader.name, **perplexities, "tokens": len(later)}
+
+
+def losses_of(logits: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
+    """Of all tokens but the first: (tokens - 1,)."""
+    return cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device), reduction="none")
+
+
+def evaluation_units(split: str, seed: int, chat: Chat, window_size: int, questions: int, **options) -> list[Unit]:
+    """Units of so many questions in all, asked behind 1 to 8 sleeps."""
+    chosen, index = [], 0
+    while (missing := questions - sum(len(drawn.questions) for drawn in chosen)) > 0:
+        drawn = unit(split, seed, index, chat, window_size, **{"between": BETWEEN[index % len(BETWEEN)]} | options)
+        chosen.append(dataclasses.replace(drawn, questions=drawn.questions[:missing]))
+        index += 1
+    return chosen
+
+
+def table(rows: Iterable[dict], by: Sequence[str] = ("reader", "split"), across: str = "beginning") -> str:
+    """
+    Counts of right answers in Markdown, with Wilson's interval.
+
+    Parameters
+    ----------
+    rows : iterable of dict
+        From `answers`, in any order.
+    by, across : sequence of str, str
+        What a line is of, and what a column is of.
+    """
+    cells = defaultdict(list)
+    for row in rows:
+        cells[tuple(row[key] for key in by), row[across]].append(row["right"])
+    lines, columns = (list(dict.fromkeys(part)) for part in zip(*cells))
+    text = [f"| {' | '.join((*by, *map(str, columns)))} |", "|---" * (len(by) + len(columns)) + "|"]
+    for line in lines:
+        counts = (share(sum(cells[line, column]), len(cells[line, column])) for column in columns)
+        text.append(f"| {' | '.join((*map(str, line), *counts))} |")
+    return "\n".join(text)
+
+
+def share(right: int, count: int) -> str:
+    """So many of so many, in percent, with Wilson's interval of 95 %."""
+    if not count:
+        return "-"
+    low, high = binomtest(right, count).proportion_ci(method="wilson")
+    return f"{right} of {count} = {100 * right / count:.0f} % ({100 * low:.0f}-{100 * high:.0f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Answers questions about facts behind sleeps, and writes rows of JSON."
+    )
+    parser.add_argument("model", help="a folder or the name of a model on the Hub")
+    parser.add_argument("--split", choices=PATTERNS, default="eval")
+    parser.add_argument("--questions", type=int, default=100)
+    parser.add_argument("--window-size", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--readers", nargs="+", choices=("whole", "alone", "last", "nearest"), default=["whole"])
+    parser.add_argument("--last", type=int, default=9, help="tokens of the story that the reader `last` still holds")
+    parser.add_argument("--nearest", type=int, default=1, help="sentences that the reader `nearest` is given")
+    parser.add_argument("--rows", type=Path, required=True, help="file to which the rows are added")
+    args = parser.parse_args()
+    chat = Chat(AutoTokenizer.from_pretrained(args.model))
+    model = AutoModelForCausalLM.from_pretrained(args.model).eval()
+    asked = evaluation_units(args.split, args.seed, chat, args.window_size, args.questions)
+    befores = {"whole": {}, "alone": {"before": alone}, "last": {"before": last(args.last)}}
+    befores["nearest"] = {"before": nearest(chat, args.nearest)}
+    rows = []
+    with args.rows.open("a") as file:
+        for name in args.readers:
+            for row in answers(Reader(name, model, chat, **befores[name]), asked):
+                rows.append(row)
+                print(json.dumps(row), file=file, flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,530 @@
+"""Texts in which facts are told among other things, and questions for them behind one sleep or several.
+
+    for unit in units("train", seed=0, tokenizer=tokenizer, window_size=64):
+        unit.story              windows of exactly L tokens
+        unit.questions          each with its prompt, its answer begun in three ways, and where its value was told
+
+What is notable:
+- `python -m modeling_sleep.teach.facts --tokenizer FOLDER --show 5` prints units for a human to read
+- three splits: "train"; "known", where patterns are those of training, names and values the evaluation's own; "eval",
+  where all three are its own (`patterns_*.py`, `names.py`)
+- the same split, seed and index are the same facts everywhere, and the same text where the same versions of Python and
+  its packages are installed: filler is drawn apart from the facts (`filler.py`)
+- no fact crosses the end of a window; other text does, as text does
+- facts of a text resemble one another: some share their person, some their pattern; some are told anew with another
+  value, and the last word counts
+"""
+
+import argparse
+import dataclasses
+import functools
+import random
+import re
+from collections.abc import Iterator, Sequence
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .filler import SOURCES, stream
+from .names import TRAITS, draw, rivals
+from .patterns import SLOT, Pattern, kind_of
+from .patterns_eval import EVAL
+from .patterns_train import TRAIN
+
+
+PATTERNS = {"train": TRAIN, "known": TRAIN, "eval": EVAL}
+BEGINNINGS = ("question", "general", "own")  # the question's words, "The answer is", or the model's own
+GENERAL = "The answer is"
+NOTED = ("I see.", "Noted.", "Thank you for telling me.", "I will keep that in mind.", "All right.")
+SHARED = 0.3  # facts that share their person with another, and those that share their pattern
+CHANGED = 0.12  # facts that are told again with another value
+BY_ASSISTANT = 0.12  # facts told by the assistant, where either may say it
+CANDIDATES = 10
+ATTEMPTS = 200  # to draw a fact that is like no other of its text
+
+
+@dataclasses.dataclass(frozen=True)
+class Telling:
+    """A sentence that tells a fact: where its values stand in it, by slot, and whether the assistant says it."""
+
+    text: str
+    spans: dict[str, tuple[int, int]]
+    assistant: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """Something told once, or told again when it has changed; `slots` as it was told last."""
+
+    pattern: Pattern
+    slots: dict[str, str]
+    before: dict[str, str] | None
+    tellings: tuple[Telling, ...]
+    asked: tuple[tuple[str, str], ...]
+
+    @property
+    def keys(self) -> set:
+        """What no other fact of a text may have: what is asked, of whom; and the same value of the same thing."""
+        about = self.slots.get("trait", self.pattern.about)
+        keys = set()
+        for question, answer in self.asked:
+            of = tuple(self.slots[slot] for slot in sorted(set(SLOT.findall(question)) - {"trait"}))
+            keys |= {question_of(question, self.slots), (about, of), (about, "is", self.slots[value_slot(answer)])}
+        return keys
+
+    @property
+    def people(self) -> list[str]:
+        return [name for slot, name in self.slots.items() if kind_of(slot) == "person"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """
+    An answer in a full sentence, with the token that ends it.
+
+    Parameters
+    ----------
+    text : str
+    ids : list of int
+        Its tokens.
+    given : int
+        So many of them are given to the model; the rest it must find.
+    value : (int, int)
+        Which of them are the value.
+    """
+
+    text: str
+    ids: list[int]
+    given: int
+    value: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """
+    A question for a fact of a story.
+
+    Parameters
+    ----------
+    text : str
+    prompt, follow_up : list of int
+        Tokens up to where the assistant begins: behind the story, and behind the end of another answer.
+    answers : dict of str to Answer
+        By what the answer begins with, one of `BEGINNINGS`.
+    value, kind, pattern : str
+    window : int
+        The window that told the fact last.
+    told : (int, int)
+        Where in it the tokens of the value stand.
+    windows : int
+        Windows of the story.
+    candidates : tuple of str
+        Values of its kind, the right one first, then those that the story tells of.
+    """
+
+    text: str
+    prompt: list[int]
+    follow_up: list[int]
+    answers: dict[str, Answer]
+    value: str
+    kind: str
+    pattern: str
+    window: int
+    told: tuple[int, int]
+    windows: int
+    candidates: tuple[str, ...]
+
+    @property
+    def since(self) -> int:
+        """Sleeps between the fact and its question."""
+        return self.windows - self.window
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A story, in windows of exactly L tokens, and the questions for it."""
+
+    split: str
+    seed: int
+    index: int
+    story: list[list[int]]
+    questions: list[Question]
+
+
+class Chat:
+    """
+    How a tokenizer's template puts a chat into tokens; without a template, plain questions and answers.
+
+    Raises
+    ------
+    ValueError
+        If the tokenizer cannot say where in a text its tokens stand.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        if not tokenizer.is_fast:
+            raise ValueError("Labelling values needs a fast tokenizer, which knows where in the text a token stands.")
+        self.tokenizer = tokenizer
+        self.encode = functools.lru_cache(100_000)(self._encode)
+        if tokenizer.chat_template is None:
+            self.opening, self.user, self.asks = "", "\n\nQuestion:", "\n\nQuestion:"
+            self.to_assistant, self.end = "\nAnswer:", "\n"
+        else:
+            chat = [{"role": role, "content": f"<{role}{n}>"} for n in (0, 1) for role in ("user", "assistant")]
+            text = tokenizer.apply_chat_template(chat, tokenize=False)
+            self.opening, rest = text.split("<user0>")
+            self.to_assistant, rest = rest.split("<assistant0>")
+            to_user, rest = rest.split("<user1>")
+            self.end = rest.split("<assistant1>")[1]
+            self.user, self.asks = to_user.removeprefix(self.end), "\n\n"
+        self.to_user = self.end + self.user
+
+    def _encode(self, text: str, behind: str = ".") -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of a text behind another one, and from which character of the text to which each goes."""
+        before = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
+        encoded = self.tokenizer(behind + text, add_special_tokens=False, return_offsets_mapping=True)
+        if encoded["input_ids"][: len(before)] != before:  # they grow together; so let the text stand by itself
+            before, behind = [], ""
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = [(begin - len(behind), end - len(behind)) for begin, end in encoded["offset_mapping"]]
+        return encoded["input_ids"][len(before) :], offsets[len(before) :]
+
+    def ids(self, text: str) -> list[int]:
+        return list(self.encode(text)[0]) if text else []
+
+    def answer(self, text: str, span: tuple[int, int], given: bool) -> Answer:
+        """The tokens of an answer whose value stands from one character to another."""
+        lead = "" if self.to_assistant.endswith("\n") else " "
+        ids, offsets = self.encode(lead + text + self.end.rstrip(" \n") or "\n", self.to_assistant)
+        value = tokens_at(offsets, span[0] + len(lead), span[1] + len(lead))
+        return Answer(text, ids, value[0] if given else 0, value)
+
+
+def units(split: str, seed: int, tokenizer: PreTrainedTokenizerBase, window_size: int, **options) -> Iterator[Unit]:
+    """Units without end, one after the other. See `unit` for the options."""
+    chat, index = Chat(tokenizer), 0
+    while True:
+        yield unit(split, seed, index, chat, window_size, **options)
+        index += 1
+
+
+def unit(
+    split: str,
+    seed: int,
+    index: int,
+    chat: Chat,
+    window_size: int,
+    windows: int = 2,
+    facts: int = 7,
+    between: int = 0,
+    sources: Sequence[str] = SOURCES,
+) -> Unit:
+    """
+    One unit: the same for the same arguments.
+
+    Parameters
+    ----------
+    split : str
+        "train", "known" or "eval".
+    seed, index : int
+    chat : Chat
+    window_size : int
+        L.
+    windows, facts : int
+        Windows that tell facts, and how many of them; those that find no room are left out.
+    between : int
+        Windows of filler behind them, before the questions.
+    sources : sequence of str
+        Of the filler.
+
+    Raises
+    ------
+    ValueError
+        If the split is unknown, a window cannot hold a sentence, or no more facts can be told apart.
+    """
+    if split not in PATTERNS:
+        raise ValueError(f"There is no split {split!r}; there are {', '.join(PATTERNS)}.")
+    if window_size < (least := len(chat.ids(chat.opening)) + 16):
+        raise ValueError(
+            f"Windows of {window_size} tokens are too short for this chat template; take {least} or more."
+        )
+    rng = random.Random(f"facts/{split}/{seed}/{index}")
+    drawn = draw_facts(rng, split, facts)
+    story = Story(
+        chat, window_size, windows + between, random.Random(f"filler/{split}/{seed}/{index}"), split, sources
+    )
+    told = story.tell(rng, drawn, windows)
+    questions = [q for fact in told for q in ask(rng, split, chat, window_size, fact, told, story)]
+    rng.shuffle(questions)
+    return Unit(split, seed, index, story.windows, questions)
+
+
+def draw_facts(rng: random.Random, split: str, count: int) -> list[Fact]:
+    """So many facts of a split, none of which answers the question for another."""
+    facts, taken = [], set()
+    for _ in range(ATTEMPTS * count):
+        if len(facts) == count:
+            break
+        pattern = rng.choice(facts).pattern if facts and rng.random() < SHARED else rng.choice(PATTERNS[split])
+        people = [name for fact in facts for name in fact.people]
+        fact = draw_fact(rng, split, pattern, rng.choice(people) if people and rng.random() < SHARED else None)
+        if fact.keys.isdisjoint(taken) and not any(confusable(new, old) for new in fact.people for old in people):
+            facts.append(fact)
+            taken |= fact.keys
+    else:
+        raise ValueError(
+            f"Only {len(facts)} of {count} facts of the split {split!r} can be told apart; ask for fewer."
+        )
+    return facts
+
+
+def draw_fact(rng: random.Random, split: str, pattern: Pattern, who: str | None = None) -> Fact:
+    """A fact of this pattern; about `who`, if it is about a person."""
+    slots = fill(rng, split, pattern, {})
+    people = [slot for slot in slots if kind_of(slot) == "person"]
+    if who and people and who not in slots.values():
+        slots[rng.choice(people)] = who
+    asked = {}  # one question for each value that may be asked for
+    for question, answer in rng.sample(pattern.asked, len(pattern.asked)):
+        asked.setdefault(value_slot(answer), (question, answer))
+    sentence = rng.choice(pattern.told + pattern.assistant)
+    by_assistant = sentence in pattern.assistant or (pattern.impersonal and rng.random() < BY_ASSISTANT)
+    tellings, before = [Telling(*render(sentence, slots), by_assistant)], None
+    if rng.random() < CHANGED and not by_assistant:
+        before = slots
+        kept = {slot: slots[slot] for slot in SLOT.findall("".join(q for q, _ in asked.values())) if slot not in asked}
+        while any(slots[slot] == before[slot] for slot in asked):
+            slots = fill(rng, split, pattern, kept)
+        sentence = rng.choice(pattern.later or ["Correction: " + sentence])
+        tellings.append(Telling(*render(sentence, slots), False))
+    return Fact(pattern, slots, before, tuple(tellings), tuple(asked.values()))
+
+
+def fill(rng: random.Random, split: str, pattern: Pattern, slots: dict[str, str]) -> dict[str, str]:
+    """Words for the slots that have none yet; two slots of a kind differ."""
+    slots, names = dict(slots), "train" if split == "train" else "eval"
+    for slot in pattern.slots:
+        while slot not in slots:
+            kind = kind_of(slot)
+            if slot in pattern.words:
+                word = rng.choice(pattern.words[slot])
+            elif kind == "trait":
+                word = rng.choice(list(TRAITS["eval" if split == "eval" else "train"]))
+            else:
+                word = draw(value_kind(slot, slots), rng, names)
+            if not any(kind_of(other) == kind and alike(word, taken) for other, taken in slots.items()):
+                slots[slot] = word
+    return slots
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether one of two names is a part of the other, word by word."""
+    one, other = set(one.lower().split()), set(other.lower().split())
+    return one <= other or other <= one
+
+
+def confusable(one: str, other: str) -> bool:
+    """Whether two names are of different people, but one does not say which."""
+    return one != other and alike(one, other)
+
+
+def mentions(text: str, name: str) -> bool:
+    """Whether a text has a name in it, as words."""
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def render(sentence: str, slots: dict[str, str]) -> tuple[str, dict[str, tuple[int, int]]]:
+    """A sentence with its slots filled, and from which character to which each stands, its last mention counting."""
+    text, spans, place = "", {}, 0
+    for match in SLOT.finditer(sentence):
+        text += sentence[place : match.start()]
+        spans[match[1]] = (len(text), len(text) + len(slots[match[1]]))
+        text, place = text + slots[match[1]], match.end()
+    return text + sentence[place:], spans
+
+
+def question_of(question: str, slots: dict[str, str]) -> str:
+    return render(question, slots)[0]
+
+
+def value_kind(slot: str, slots: dict[str, str]) -> str:
+    """The kind of what a slot holds; `{value}` holds what its trait says."""
+    kind = kind_of(slot)
+    return (TRAITS["train"] | TRAITS["eval"])[slots["trait"]] if kind == "value" else kind
+
+
+def value_slot(answer: str) -> str:
+    """The slot in brackets."""
+    return answer[answer.index("[") + 2 : answer.index("]") - 1]
+
+
+def tokens_at(offsets: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
+    """The tokens that have some of the characters from `begin` to `end`."""
+    touched = [i for i, (first, last) in enumerate(offsets) if first < end and last > begin]
+    return touched[0], touched[-1] + 1
+
+
+class Story:
+    """Windows that are filled one after the other. `windows` are their tokens, `places` where each value stands."""
+
+    def __init__(
+        self, chat: Chat, window_size: int, count: int, rng: random.Random, split: str, sources: Sequence[str]
+    ):
+        self.chat, self.window_size, self.count, self.rng = chat, window_size, count, rng
+        self.filler = stream(rng, "train" if split == "train" else "eval", sources)
+        self.windows: list[list[int]] = []
+        self.places: dict[tuple[int, int], tuple[int, list[tuple[int, int]], int]] = {}
+        self.ended, self.rest = "", []
+        self.starts = (chat.opening, chat.user, chat.to_user)  # behind which the user has not said a word yet
+
+    def tell(self, rng: random.Random, facts: list[Fact], windows: int) -> list[Fact]:
+        """Fills all windows, tells the facts in the first so many of them, and returns those that found room."""
+        opening = self.chat.opening if rng.random() < 0.5 else self.chat.user
+        room = [self.window_size] * windows
+        room[0] -= len(self.chat.ids(opening))
+        plan, told = [[] for _ in range(windows)], []
+        for fact in facts:
+            needs = [self.needs(telling) for telling in fact.tellings]
+            chosen = sorted(rng.randrange(windows) for _ in needs)
+            order = [chosen] + [[w] * len(needs) for w in rng.sample(range(windows), windows)]
+            for places in order:
+                left = [r - sum(n for n, place in zip(needs, places) if place == w) for w, r in enumerate(room)]
+                if min(left) >= 0:
+                    room = left
+                    for telling, place in zip(fact.tellings, places):
+                        plan[place].append((fact, telling))
+                    told.append(fact)
+                    break
+        for window in range(self.count):
+            items = plan[window] if window < windows else []
+            rng.shuffle(items)
+            items.sort(key=lambda item: item[0].tellings.index(item[1]))
+            self.write(window, items, opening if window == 0 else "")
+        return told
+
+    def needs(self, telling: Telling) -> int:
+        """The most tokens that a sentence may take."""
+        return max(len(self.piece(telling, ended)[0]) for ended in (self.chat.user, ".", "\n"))
+
+    def piece(self, telling: Telling, ended: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of a sentence behind a text that ended so, in its turn, and which characters of it they are."""
+        before = behind = ""
+        if telling.assistant:
+            before = ("Go on." if ended in self.starts else "") + self.chat.to_assistant
+            behind = self.chat.to_user
+        ended = before or ended
+        lead = "" if ended[-1:] in ("", "\n") else " "
+        ids, offsets = self.chat.encode(lead + telling.text, ended[-1:] or "\n")
+        offsets = [(first - len(lead), last - len(lead)) for first, last in offsets]
+        before, behind = self.chat.ids(before), self.chat.ids(behind)
+        return [*before, *ids, *behind], [(-1, -1)] * len(before) + offsets + [(-1, -1)] * len(behind)
+
+    def write(self, window: int, items: list[tuple[Fact, Telling]], opening: str) -> None:
+        """One window: the rest of the last sentence, then facts with filler before and behind each."""
+        needs = [self.needs(telling) for _, telling in items]
+        ids = self.chat.ids(opening)
+        if opening:
+            self.ended = opening
+        if self.rest and len(self.rest) <= self.window_size - sum(needs):
+            ids = list(self.rest)
+        self.rest = []
+        for number, (fact, telling) in enumerate(items):
+            free = self.window_size - len(ids) - sum(needs[number:])
+            self.fill(ids, len(ids) + int(free * self.rng.random()))
+            piece, offsets = self.piece(telling, self.ended)
+            self.places[id(fact), id(telling)] = (window, offsets, len(ids))
+            ids += piece
+            self.ended = self.chat.to_user if telling.assistant else telling.text
+        self.fill(ids, self.window_size, cut=True)
+        self.windows.append(ids)
+
+    def fill(self, ids: list[int], size: int, cut: bool = False) -> None:
+        """Filler up to so many tokens; `cut` fills them all, and the next window begins with what remains."""
+        misses = 0
+        while len(ids) < size and (cut or misses < 3):
+            user, _, assistant = next(self.filler).partition(" | ")
+            lead = "" if self.ended[-1:] in ("", "\n") else " "
+            text = lead + user + (self.chat.to_assistant + assistant + self.chat.to_user if assistant else "")
+            piece = self.chat.encode(text, self.ended[-1:] or "\n")[0]
+            room = size - len(ids)
+            if len(piece) > room and (assistant or not cut):
+                misses += 1
+                continue
+            ids += piece[:room]
+            self.rest = piece[room:]
+            self.ended = text
+
+
+def ask(
+    rng: random.Random, split: str, chat: Chat, window_size: int, fact: Fact, told: list[Fact], story: Story
+) -> list[Question]:
+    """The questions for a fact, as far as they and their answers fit into a window."""
+    window, offsets, place = story.places[id(fact), id(fact.tellings[-1])]
+    questions = []
+    for question, answer in fact.asked:
+        slot = value_slot(answer)
+        value, kind = fact.slots[slot], value_kind(slot, fact.slots)
+        text = question_of(question, fact.slots)
+        sentence, spans = render(answer.replace("[", "").replace("]", ""), fact.slots)
+        general = f"{GENERAL} {value}."
+        answers = {
+            "question": chat.answer(sentence, spans[slot], True),
+            "general": chat.answer(general, (len(GENERAL) + 1, len(GENERAL) + 1 + len(value)), True),
+            "own": chat.answer(sentence, spans[slot], False),
+        }
+        lead = "" if chat.asks.endswith("\n") else " "
+        turn = chat.asks + lead + text + chat.to_assistant
+        after = chat.to_user + ("" if chat.to_user.endswith("\n") else " ") + text + chat.to_assistant
+        reply = chat.to_assistant + lead + rng.choice(NOTED) + after
+        longest = max(len(answer.ids) for answer in answers.values())
+        prompts = [chat.ids(reply), chat.ids(turn)][rng.random() < 0.6 :] + [chat.ids(turn)]
+        prompt = next((ids for ids in prompts if len(ids) + longest <= window_size), None)
+        if prompt is None:
+            continue
+        begin, end = tokens_at(offsets, *fact.tellings[-1].spans[slot])
+        near = [fact.before[slot]] if fact.before else []
+        near += [
+            word
+            for other in (fact, *told)
+            for key, word in other.slots.items()
+            if value_kind(key, other.slots) == kind
+        ]
+        drawn = rivals(kind, rng, "train" if split == "train" else "eval", {value}, 2 * CANDIDATES)
+        candidates = [w for w in dict.fromkeys(near + drawn) if not (alike(w, value) or mentions(text, w))]
+        questions.append(
+            Question(
+                text=text,
+                prompt=prompt,
+                follow_up=chat.ids(after),
+                answers=answers,
+                value=value,
+                kind=kind,
+                pattern=fact.pattern.id,
+                window=window,
+                told=(place + begin, place + end),
+                windows=story.count,
+                candidates=(value, *candidates[: CANDIDATES - 1]),
+            )
+        )
+    return questions
+
+
+def show(split: str, tokenizer: PreTrainedTokenizerBase, window_size: int, count: int, seed: int) -> None:
+    """Prints units for a human to read."""
+    for _, shown in zip(range(count), units(split, seed, tokenizer, window_size)):
+        print(f"\n=== {split} {shown.index}")
+        for window in shown.story:
+            print(repr(tokenizer.decode(window)))
+        for question in shown.questions:
+            print(f"  {question.pattern}, window {question.window}: {question.text}")
+            print(f"    {' | '.join(answer.text for answer in question.answers.values())}   {question.candidates}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Prints texts with facts, and the questions for them.")
+    parser.add_argument("--tokenizer", required=True, help="a folder or the name of a model on the Hub")
+    parser.add_argument("--split", choices=PATTERNS, default="train")
+    parser.add_argument("--window-size", type=int, default=64)
+    parser.add_argument("--show", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    show(args.split, AutoTokenizer.from_pretrained(args.tokenizer), args.window_size, args.show, args.seed)

@@ -1,0 +1,176 @@
+"""What a step learns from: stories in which facts are told, and windows that ask for them.
+
+Every lesson is a unit of `facts.py` with what the model knows of its windows. A story can be made longer by windows of
+other lessons, which costs nothing, as windows do not depend on one another before the memory. A fact can be changed
+for free: its key comes from the token before and its value from the embedding, so that another word's embedding, in
+its place, is another fact.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from .facts import Answer, Chat, Question, Unit, unit
+from .filler import stream
+from .names import words
+from .states import Read, StateCache
+
+
+# How an answer begins: with the question's words given, with "The answer is" given, or with nothing given.
+SHARES = {"question": 0.35, "general": 0.15, "own": 0.5}
+TEXT_SOURCES = ("manual", "docstrings", "licences", "prose")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A window that asks for a fact, with the answer; `value` replaces the tokens of its value if it was changed."""
+
+    question: Question
+    answer: Answer
+    beginning: str
+    read: Read
+    value: list[int]
+
+    @property
+    def begin(self) -> int:
+        """Where the answer begins."""
+        return len(self.question.prompt)
+
+    @property
+    def places(self) -> range:
+        """The tokens of the value."""
+        return range(self.begin + self.answer.value[0], self.begin + self.answer.value[1])
+
+    def targets(self) -> list[int]:
+        """The answer's tokens as they are to be found, the changed value included."""
+        first, last = self.answer.value
+        return self.answer.ids[:first] + self.value + self.answer.ids[last:]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A unit as the model knows it. `swapped` says for (window, place) which token stands there instead."""
+
+    story: list[Read]
+    asked: list[Asked]
+    swapped: dict[tuple[int, int], int]
+
+    @property
+    def texts(self) -> set[str]:
+        """What it is asked: no other lesson in the same story may be asked the same."""
+        return {asked.question.text for asked in self.asked}
+
+
+def lesson(cache: StateCache, learned: Unit, rng: random.Random, beginnings: dict[str, float] = SHARES) -> Lesson:
+    """Let the model read a unit. Each question is asked with one beginning, drawn by these shares."""
+    chosen = [
+        (question, rng.choices(list(beginnings), list(beginnings.values()))[0]) for question in learned.questions
+    ]
+    asking = [question.prompt + question.answers[beginning].ids for question, beginning in chosen]
+    story, reads = cache.read(learned.story, asking)
+    asked = []
+    for (question, beginning), read in zip(chosen, reads, strict=True):
+        answer = question.answers[beginning]
+        asked.append(Asked(question, answer, beginning, read, answer.ids[slice(*answer.value)]))
+    return Lesson(story, asked, {})
+
+
+def lessons(
+    cache: StateCache,
+    split: str,
+    seed: int,
+    chat: Chat,
+    window_size: int,
+    count: int,
+    beginnings: dict[str, float] = SHARES,
+    **options,
+) -> Iterator[Lesson]:
+    """The first `count` lessons of a split, those that ask nothing left out. Options are those of `facts.unit`."""
+    for index in range(count):
+        learned = unit(split, seed, index, chat, window_size, **options)
+        if learned.questions:
+            yield lesson(cache, learned, random.Random(f"{split}/{seed}/{index}"), beginnings)
+
+
+def texts(cache: StateCache, split: str, seed: int, chat: Chat, window_size: int, count: int) -> Iterator[list[Read]]:
+    """Natural texts of four windows each."""
+    for index in range(count):
+        rng = random.Random(f"text/{split}/{seed}/{index}")
+        ids: list[int] = []
+        for sentence in stream(rng, split, TEXT_SOURCES, run=40):
+            ids += chat.encode((" " if ids else "") + sentence)[0]
+            if len(ids) >= 4 * window_size:
+                break
+        windows = [ids[i * window_size : (i + 1) * window_size] for i in range(4)]
+        yield cache.read([], windows)[1]
+
+
+def swap_words(chat: Chat, count: int, seed: int) -> list[int]:
+    """Tokens that are words by themselves, and no names or values of the evaluation."""
+    vocabulary = chat.tokenizer.get_vocab()
+    forbidden = words("eval")
+    found = [
+        i
+        for i in sorted(vocabulary.values())
+        if re.fullmatch(r" [A-Za-z][a-z]{2,}", text := chat.tokenizer.decode([i]))
+        and text[1:].lower() not in forbidden
+    ]
+    return random.Random(f"words/{seed}").sample(found, min(count, len(found)))
+
+
+def swap(learned: Lesson, rng: random.Random, vocabulary: list[int], share: float) -> Lesson:
+    """The lesson with `share` of its values that are one token exchanged for other words."""
+    if not vocabulary:
+        return learned
+    swapped, asked_now = dict(learned.swapped), []
+    for asked in learned.asked:
+        first, last = asked.question.told
+        window = asked.question.window
+        is_word = last - first == 1 and learned.story[window].ids[first:last] == asked.value
+        if is_word and rng.random() < share:
+            token = swapped.setdefault((window, first), rng.choice(vocabulary))
+            asked = replace(asked, value=[token])
+        asked_now.append(asked)
+    return replace(learned, asked=asked_now, swapped=swapped)
+
+
+def story_of(
+    learned: Lesson, others: list[Lesson], windows: int, rng: random.Random, behind: bool = False
+) -> list[tuple[Lesson, int]]:
+    """
+    A story of `windows` windows: those of the lesson in their order, and between them those of others that ask for
+    nothing that it asks for; `behind` puts them all behind.
+    """
+    texts, more = learned.texts, []
+    for _ in range(50 * windows):
+        if len(more) >= windows - len(learned.story):
+            break
+        other = rng.choice(others)
+        if other is not learned and texts.isdisjoint(other.texts):
+            texts |= other.texts
+            more.append((other, rng.randrange(len(other.story))))
+    own = [(learned, i) for i in range(len(learned.story))]
+    if behind:
+        return own + more
+    story = [*more, *[None] * len(own)]
+    rng.shuffle(story)
+    own.reverse()
+    return [own.pop() if window is None else window for window in story]
+
+
+def story_tensors(
+    stories: list[list[tuple[Lesson, int]]], embeddings: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and embeddings of stories of one length, (stories, windows, length, hidden_size) each."""
+    device = embeddings.device
+    hidden_states = torch.stack([torch.stack([x.story[i].hidden_states for x, i in story]) for story in stories])
+    ids = torch.tensor([[x.story[i].ids for x, i in story] for story in stories])
+    for row, story in enumerate(stories):
+        for column, (learned, i) in enumerate(story):
+            for (window, place), token in learned.swapped.items():
+                if window == i:
+                    ids[row, column, place] = token
+    return hidden_states.to(device, dtype), embeddings[ids.to(device)].to(dtype)

@@ -1,0 +1,301 @@
+"""The two stages of teaching. Nothing but the memory learns.
+
+1. The memory by itself: what S gives where an answer's value is to be predicted must be the value's code, among those
+   of some thousand words. No layer of the model runs. It teaches what is worth writing, and which keys find it.
+2. Through the layers behind it, which are frozen: the model must say the answer and end it. Elsewhere it is to predict
+   what it predicts without a memory, and natural text at least as well.
+"""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..heads_sleep import SleepForCausalLM
+from ..recall_memory_sleep import RecallMemoryLayer
+from .lessons import Lesson, story_of, story_tensors, swap
+from .reading import answer_begins, found_alone, read_through, written
+from .states import Read
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    How a stage learns.
+
+    Attributes
+    ----------
+    steps : int
+    stories : int
+        Lessons of a step, each with a story of `windows` windows, drawn between the two numbers.
+    windows : tuple[int, int]
+    questions : int
+        Of each story, at most.
+    swaps : float
+        Share of the values that are exchanged for other words.
+    learning_rate : float
+    rest : float
+        Of the learning rate, for what does not read out.
+    ends, begins, keeps, text, sparse : float
+        Weights of the loss: tokens that end an answer; words before its value; what the model predicts elsewhere;
+        natural text; the mean of beta.
+    """
+
+    steps: int
+    stories: int
+    windows: tuple[int, int]
+    questions: int = 3
+    swaps: float = 0.3
+    learning_rate: float = 2e-3
+    rest: float = 1.0
+    ends: float = 0.2
+    begins: float = 0.3
+    keeps: float = 0.3
+    text: float = 0.5
+    sparse: float = 0.0
+
+
+ALONE = Stage(steps=240, stories=8, windows=(2, 8), questions=99)
+THROUGH = Stage(steps=400, stories=4, windows=(2, 10), rest=0.3, sparse=0.3)
+SCALE = 2.5  # logarithm of what codes are multiplied by at first
+TEXT_TOKENS = 16  # of a natural text, in a step
+KEPT_TOKENS = 2  # of each window that asks
+
+
+class Course:
+    """
+    One stage of teaching: `step` after `step`, each of which depends on nothing but its number and the seed.
+
+    Parameters
+    ----------
+    stage : Stage
+    model : SleepForCausalLM
+    place : int
+        Of its recall memory in the stack.
+    lessons : list[Lesson]
+    vocabulary : list[int]
+        Words that may take a value's place.
+    seed : int
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        model: SleepForCausalLM,
+        place: int,
+        lessons: list[Lesson],
+        vocabulary: list[int],
+        seed: int,
+    ):
+        self.stage, self.model, self.place, self.lessons = stage, model, place, lessons
+        self.vocabulary, self.seed = vocabulary, seed
+        self.memory: RecallMemoryLayer = model.model.layers[place]
+        self.optimizer = torch.optim.AdamW(self.groups(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def extra(self) -> dict:
+        """What it learns besides the memory, to go on."""
+        return {}
+
+    def resume(self, saved: dict) -> None:
+        """Go on from `{"optimizer": ..., **extra()}`."""
+        self.optimizer.load_state_dict(saved["optimizer"])
+
+    def groups(self) -> list[dict]:
+        """Parameters to learn, with the `share` of the learning rate that each has."""
+        raise NotImplementedError
+
+    def losses(self, number: int, rng: random.Random) -> Iterator[tuple[torch.Tensor, dict[str, float]]]:
+        """Losses of one step, to be added up, with what is to be told of each."""
+        raise NotImplementedError
+
+    def step(self, number: int, progress: float) -> dict[str, float]:
+        """Learn from step `number`; `progress` from 0 to 1 says how far the stage is, by which the rate falls."""
+        rng = random.Random(f"{type(self).__name__}/{self.seed}/{number}")
+        rate = self.stage.learning_rate * min(1, (number + 1) / 10) * max(0.05, math.cos(math.pi / 2 * progress))
+        told: dict[str, float] = {}
+        for loss, facts in self.losses(number, rng):
+            loss.backward()
+            told |= facts
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["share"]
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        if norm.isfinite():
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return told
+
+    def stories(self, rng: random.Random) -> tuple[list[Lesson], torch.Tensor, torch.Tensor]:
+        """Lessons, and S and betas after their stories."""
+        windows = rng.randint(*self.stage.windows)
+        chosen = rng.sample(self.lessons, min(self.stage.stories, len(self.lessons)))
+        chosen = [swap(x, rng, self.vocabulary, self.stage.swaps) for x in chosen]
+        windows = max(windows, *(len(x.story) for x in chosen))
+        stories = [story_of(x, self.lessons, windows, rng) for x in chosen]
+        shortest = min(map(len, stories))  # where few lessons can stand beside one another
+        if any(len(story) != shortest for story in stories):
+            stories = [[(x, i) for i in range(len(x.story))] for x in chosen]
+        embeddings = self.model.model.embed_tokens.weight
+        return chosen, *written(self.memory, *story_tensors(stories, embeddings, self.memory.q_proj.weight.dtype))
+
+
+class Alone(Course):
+    """Stage 1: the memory by itself."""
+
+    def __init__(self, *args):
+        embeddings = args[1].model.embed_tokens.weight
+        self.scale = nn.Parameter(torch.tensor(SCALE, device=embeddings.device))
+        super().__init__(*args)
+        known = {i for x in self.lessons for read in x.story for i in read.ids}
+        known |= {i for x in self.lessons for asked in x.asked for i in asked.targets()} | set(self.vocabulary)
+        self.words = torch.tensor(sorted(known), device=embeddings.device)
+        self.number_of = torch.full((len(embeddings),), -1, device=embeddings.device)
+        self.number_of[self.words] = torch.arange(len(self.words), device=embeddings.device)
+        with torch.no_grad():
+            self.codes = F.normalize(self.memory.v_proj(embeddings[self.words]).float(), dim=-1)
+
+    def groups(self) -> list[dict]:
+        own = ("v_proj", "o_proj", "g_proj")
+        parameters = [p for name, p in self.memory.named_parameters() if not name.startswith(own)]
+        return [dict(params=[*parameters, self.scale], share=1.0)]
+
+    def extra(self):
+        return {"scale": self.scale.detach().clone()}
+
+    def resume(self, saved):
+        super().resume(saved)
+        with torch.no_grad():
+            self.scale.copy_(saved["scale"])
+
+    def losses(self, number, rng):
+        lessons, S, beta = self.stories(rng)
+        asked = [(row, x) for row, lesson in enumerate(lessons) for x in lesson.asked]
+        found = found_alone(
+            self.memory,
+            S,
+            [row for row, _ in asked],
+            [x.read for _, x in asked],
+            [[i - 1 for i in x.places] for _, x in asked],
+        )
+        targets = torch.tensor([token for _, x in asked for token in x.value], device=found.device)
+        scores = self.scale.exp() * (found.float() / found.shape[-1] ** 0.5) @ self.codes.T
+        targets = self.number_of[targets]
+        firsts = torch.tensor([i == 0 for _, x in asked for i in range(len(x.value))], device=found.device)
+        loss = F.cross_entropy(scores, targets)
+        right = (scores.argmax(-1) == targets)[firsts].float().mean()
+        yield (
+            loss + self.stage.sparse * beta.mean(),
+            dict(loss=loss.item(), recall=right.item(), beta=beta.mean().item()),
+        )
+
+
+class ThroughLayers(Course):
+    """Stage 2: through the layers behind the memory. `texts` are natural texts, each in windows."""
+
+    def __init__(self, *args, texts: list[list[Read]]):
+        super().__init__(*args)
+        self.texts = texts
+
+    def groups(self) -> list[dict]:
+        reads = ("o_proj", "g_proj")
+        named = list(self.memory.named_parameters())
+        return [
+            dict(params=[p for name, p in named if name.startswith(reads)], share=1.0),
+            dict(params=[p for name, p in named if not name.startswith(reads)], share=self.stage.rest),
+        ]
+
+    def losses(self, number, rng):
+        yield self.answers(rng)
+        if self.texts and self.stage.text and number % 2 == 0:
+            yield self.text(rng)
+
+    def answers(self, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of answers, of what follows them, and of what is to stay as it was."""
+        stage = self.stage
+        lessons, S, beta = self.stories(rng)
+        asked = [
+            (row, x) for row, y in enumerate(lessons) for x in rng.sample(y.asked, min(stage.questions, len(y.asked)))
+        ]
+        reads = [x.read for _, x in asked]
+        begins = answer_begins([x for _, x in asked])
+        through = read_through(self.model, self.place, S, [row for row, _ in asked], reads, begins)
+
+        places: dict[str, list[tuple[int, int]]] = {"value": [], "end": [], "begin": [], "keep": []}
+        targets: dict[str, list[int]] = {"value": [], "end": [], "begin": []}
+        firsts = []
+        for row, (_, x) in enumerate(asked):
+            first, last = x.answer.value
+            labelled = set()
+            for i, token in enumerate(x.targets()):
+                if i < x.answer.given:
+                    continue
+                kind = "begin" if i < first else "value" if i < last else "end"
+                at = x.begin + i - 1
+                labelled.add(at)
+                places[kind].append((row, at - through.begins[row]))
+                targets[kind].append(token)
+                if kind == "value":
+                    firsts.append(i == first)
+            others = [at for at in range(begins[row], len(x.read.ids) - 1) if at not in labelled]
+            for at in rng.sample(others, min(KEPT_TOKENS, len(others))):
+                places["keep"].append((row, at))
+        head, told, total = self.model.lm_head, {}, 0.0
+        for kind, weight in (("value", 1.0), ("end", stage.ends), ("begin", stage.begins)):
+            if not places[kind]:
+                continue
+            logits = head(at_places(through.last_hidden_state, places[kind])).float()
+            wanted = torch.tensor(targets[kind], device=logits.device)
+            loss = F.cross_entropy(logits, wanted)
+            total = total + weight * loss
+            told[kind] = loss.item()
+            if kind == "value":
+                right = logits.argmax(-1) == wanted
+                told["recall"] = right[torch.tensor(firsts, device=right.device)].float().mean().item()
+        if places["keep"] and stage.keeps:
+            ours = at_places(
+                through.last_hidden_state, [(row, at - through.begins[row]) for row, at in places["keep"]]
+            )
+            before = torch.stack([reads[row].last_hidden_state[at] for row, at in places["keep"]]).to(ours)
+            kept = F.kl_div(
+                head(ours).float().log_softmax(-1), head(before).float().log_softmax(-1), log_target=True,
+                reduction="batchmean",
+            )  # fmt: skip
+            total = total + stage.keeps * kept
+            told["kept"] = kept.item()
+        told |= dict(loss=told.pop("value"), beta=beta.mean().item())
+        return total + stage.sparse * beta.mean(), told
+
+    def text(self, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of some tokens of a natural text behind its windows before."""
+        windows = rng.choice(self.texts)
+        number = rng.randrange(1, len(windows))
+        read = windows[number]
+        dtype, embeddings = self.memory.q_proj.weight.dtype, self.model.model.embed_tokens.weight
+        ids = torch.tensor([[window.ids for window in windows[:number]]], device=embeddings.device)
+        hidden_states = torch.stack([window.hidden_states for window in windows[:number]]).unsqueeze(0)
+        S, _ = written(self.memory, hidden_states.to(embeddings.device, dtype), embeddings[ids].to(dtype))
+        begin = rng.randrange(max(1, len(read.ids) - TEXT_TOKENS))
+        part = Read(
+            read.ids[: begin + TEXT_TOKENS],
+            read.hidden_states[: begin + TEXT_TOKENS],
+            read.keys,
+            read.values,
+        )
+        through = read_through(self.model, self.place, S, [0], [part], [begin])
+        at = [i for i in range(begin, len(part.ids)) if i + 1 < len(read.ids)]
+        logits = self.model.lm_head(through.last_hidden_state[0, [i - through.begins[0] for i in at]]).float()
+        wanted = torch.tensor([read.ids[i + 1] for i in at], device=logits.device)
+        loss = F.cross_entropy(logits, wanted)
+        with torch.no_grad():
+            before = F.cross_entropy(self.model.lm_head(read.last_hidden_state[at].to(logits)).float(), wanted)
+        return 2 * self.stage.text * loss, dict(text=loss.item() - before.item())
+
+
+def at_places(hidden_states: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
+    """(places, hidden_size) of (rows, length, hidden_size), at these rows and columns."""
+    rows, columns = zip(*places, strict=True)
+    return hidden_states[list(rows), list(columns)]

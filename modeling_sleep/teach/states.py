@@ -1,0 +1,192 @@
+"""What the frozen model knows of a window, computed once.
+
+A memory is read as it stood when a window began, and the layers before it do not see it. So what they make of a window
+depends on the window alone: it is computed once, kept on disk, and shared by all steps and all runs. Of windows that
+ask, the keys and values that the layers behind the memory make without it are kept as well, and what they predict.
+
+One file holds the windows of one text. Its name tells the model's weights and the tokens; the oldest files go when the
+folder grows over its limit.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..cache_sleep import SleepCache, read_state
+from ..heads_sleep import SleepForCausalLM
+from ..layers_sleep import AttentionState
+
+
+AT_ONCE = 2_048  # tokens that the model reads at once
+
+
+@dataclass
+class Read:
+    """
+    A window as the model knows it without a memory.
+
+    Attributes
+    ----------
+    ids : list[int]
+    hidden_states : torch.Tensor
+        (length, hidden_size), before the memory.
+    keys, values : torch.Tensor | None
+        (layers behind the memory, key_value_heads, length, head_dim), of windows that ask.
+    last_hidden_state : torch.Tensor | None
+        (length, hidden_size), before the head, of windows that ask.
+    """
+
+    ids: list[int]
+    hidden_states: torch.Tensor
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor | None = None
+
+
+class StateCache:
+    """
+    Reads texts with a model, once.
+
+    Parameters
+    ----------
+    model : SleepForCausalLM
+        With one recall memory.
+    folder : Path
+        Where to keep what it knows.
+    limit : float
+        Bytes that the folder may hold.
+    """
+
+    def __init__(self, model: SleepForCausalLM, folder: Path, limit: float = 4e9):
+        self.model, self.folder, self.limit = model, Path(folder), limit
+        self.place = model.config.layer_types.index("recall_memory")
+        behind = model.config.layer_types[self.place + 1 :]
+        # Other mixers than attention would have to be read again from the window's first token anyway.
+        self.keeps_keys = bool(behind) and set(behind) == {"sleep_attention"}
+        self.fingerprint = fingerprint(model)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def read(self, windows: Sequence[list[int]], asking: Sequence[list[int]] = ()) -> tuple[list[Read], list[Read]]:
+        """What the model knows of each of these windows, and of each of those that ask."""
+        told = json.dumps([self.fingerprint, self.place, windows, asking])
+        path = self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
+        tensors = load(path)
+        if tensors is None:
+            tensors = {}
+            self._run(windows, "story", False, tensors)
+            self._run(asking, "asking", True, tensors)
+            save(tensors, path)
+            self._make_room()
+        return tuple(
+            [
+                Read(ids, *(tensors.get(f"{kind}.{i}.{name}") for name in list(Read.__dataclass_fields__)[1:]))
+                for i, ids in enumerate(part)
+            ]
+            for kind, part in (("story", windows), ("asking", asking))
+        )
+
+    @torch.no_grad()
+    def _run(self, windows: Sequence[list[int]], kind: str, asks: bool, tensors: dict[str, torch.Tensor]) -> None:
+        model, device = self.model.model, self.model.device
+        seen = []
+        hook = model.layers[self.place].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        try:
+            for indices in batches(windows):
+                ids, mask = padded([windows[i] for i in indices])
+                cache = SleepCache(config=model.config)
+                outputs = model(ids.to(device), attention_mask=mask.to(device), past_key_values=cache)
+                layers = read_state(cache, model.config).layers[self.place + 1 :]
+                for row, i in enumerate(indices):
+                    length = len(windows[i])
+                    tensors[f"{kind}.{i}.hidden_states"] = small(seen[-1][row, :length])
+                    if not asks:
+                        continue
+                    tensors[f"{kind}.{i}.last_hidden_state"] = small(outputs.last_hidden_state[row, :length])
+                    if self.keeps_keys:
+                        for name in ("keys", "values"):
+                            both = torch.stack([getattr(state, name)[row, :, :length] for state in layers])
+                            tensors[f"{kind}.{i}.{name}"] = small(both)
+        finally:
+            hook.remove()
+
+    def _make_room(self) -> None:
+        files = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.safetensors")]
+        excess = sum(size for _, size, _ in files) - self.limit
+        for _, size, path in sorted(files):
+            if excess <= 0:
+                break
+            path.unlink(missing_ok=True)
+            excess -= size
+
+
+def fingerprint(model: SleepForCausalLM) -> str:
+    """Tells the weights that do not belong to a memory from others."""
+    digest = hashlib.sha256()
+    memories = tuple(f"model.layers.{i}." for i in model.config.memory_layers)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(memories):
+            sample = parameter.detach().flatten()
+            sample = sample[:: max(1, len(sample) // 1024)].float().cpu()
+            digest.update(name.encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def batches(windows: Sequence[list[int]]) -> list[list[int]]:
+    """Indices of windows that are read together: of similar lengths, and not too many tokens."""
+    order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
+    parts: list[list[int]] = []
+    for i in order:
+        if not parts or (len(parts[-1]) + 1) * len(windows[i]) > AT_ONCE:
+            parts.append([])
+        parts[-1].append(i)
+    return parts
+
+
+def padded(windows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, (windows, longest) each, padding behind."""
+    longest = max(map(len, windows))
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in windows])
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in windows])
+    return ids, mask
+
+
+def small(tensor: torch.Tensor) -> torch.Tensor:
+    """In half precision, on the CPU; in the one with the larger range where that is needed."""
+    half = tensor.half()
+    return (half if half.isfinite().all() else tensor.bfloat16()).cpu().contiguous()
+
+
+def load(path: Path) -> dict[str, torch.Tensor] | None:
+    """What lies in a file, if it is there and whole; it counts as used now."""
+    try:
+        tensors = load_file(path)
+        path.touch()
+        return tensors
+    except (OSError, SafetensorError):
+        return None
+
+
+def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Nobody ever sees half a file."""
+    partial = path.with_suffix(f".{torch.randint(2**31, (1,)).item()}.tmp")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def attention_states(reads: Sequence[Read], lengths: Sequence[int], like: torch.Tensor) -> list[AttentionState]:
+    """Keys and values of the first so many tokens of each window, for each layer behind the memory."""
+    columns = max(lengths)
+    states = []
+    for name in ("keys", "values"):
+        first = getattr(reads[0], name)
+        joined = like.new_zeros(first.shape[0], len(reads), first.shape[1], columns, first.shape[3])
+        for row, (read, length) in enumerate(zip(reads, lengths, strict=True)):
+            joined[:, row, :, :length] = getattr(read, name)[:, :, :length].to(like)
+        states.append(joined)
+    return [AttentionState(keys, values) for keys, values in zip(*states, strict=True)]

@@ -1,0 +1,282 @@
+"""Teaching from beginning to end: read, learn in two stages, measure, save. It goes on where it was stopped."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+from transformers.utils import logging
+
+from ..calibrate_sleep import calibrate_memory, open_read_out, weight_of
+from ..heads_sleep import SleepForCausalLM
+from .evaluate import Reader, answers, evaluation_units, everyday, natural_text, perplexity, table
+from .facts import BEGINNINGS, Chat
+from .lessons import lessons, swap_words, texts
+from .stages import ALONE, THROUGH, Alone, Course, Stage, ThroughLayers
+from .states import StateCache, fingerprint
+
+
+logger = logging.get_logger(__name__)
+
+SWAP_WORDS = 4_000
+READ_OUT = 0.5  # where teaching begins, see calibrate_sleep.py
+CALIBRATION_LESSONS = 100
+SAVE_EVERY = 50
+# Of the time for learning, the share of stage 1.
+ALONE_SHARE = 0.25
+TEXTS_MEASURED = 12
+SMOOTHED = 20  # steps over which the bar's numbers are averaged
+
+
+def teach(
+    model: SleepForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    output: str | Path,
+    cache: str | Path | None = None,
+    minutes: float | None = None,
+    seed: int = 0,
+    units: int = 320,
+    natural_texts: int = 48,
+    questions: int = 60,
+    alone: Stage = ALONE,
+    through: Stage = THROUGH,
+    autocast: torch.dtype | None = None,
+    cache_limit: float = 4e9,
+) -> dict:
+    """
+    Teach the recall memory of `model`, in place, to answer from what it read before a sleep.
+
+    Parameters
+    ----------
+    model : SleepForCausalLM
+        With one recall memory (`from_causal_lm(..., memory="recall")`). All else stays as it is.
+    tokenizer : PreTrainedTokenizerBase
+        A fast one. With a chat template, facts are told and asked for in chats.
+    output : str or Path
+        Folder of what teaching keeps to go on after an interruption, and of its results.
+    cache : str or Path, optional
+        Folder of what the frozen layers know of the lessons, which runs may share. Default: one in `output`.
+    minutes : float, optional
+        Of learning, reading and measuring not included; the learning rates fall accordingly. Default: all steps.
+    seed : int
+    units, natural_texts : int
+        To learn from: stories of about seven facts; texts of four windows.
+    questions : int
+        Of each split, to measure with. 0: measure nothing.
+    alone, through : Stage
+        The two stages.
+    autocast : torch.dtype, optional
+        In which the frozen layers compute.
+    cache_limit : float
+        Bytes of the cache folder.
+
+    Returns
+    -------
+    dict
+        The results, which are also in `output/results.json`.
+
+    Raises
+    ------
+    ValueError
+        If the model has no recall memory or several, the tokenizer is a slow one, or windows are too short.
+    """
+    place, chat = check(model, tokenizer), Chat(tokenizer)
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    window_size, memory = model.config.window_size, model.model.layers[place]
+    settings = {
+        "seed": seed,
+        "units": units,
+        "natural_texts": natural_texts,
+        "minutes": minutes,
+        "window_size": window_size,
+        "alone": dataclasses.asdict(alone),
+        "through": dataclasses.asdict(through),
+        "base": fingerprint(model),
+    }
+    frozen = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.eval().requires_grad_(False)
+    memory.requires_grad_(True)
+    context = torch.autocast(model.device.type, autocast) if autocast else contextlib.nullcontext()
+    try:
+        with context:
+            store = StateCache(model, Path(cache) if cache else output / "states", cache_limit)
+            reading = lessons(store, "train", seed, chat, window_size, units)
+            learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
+            reading = texts(store, "train", seed, chat, window_size, natural_texts)
+            natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
+            vocabulary = swap_words(chat, SWAP_WORDS, seed)
+            progress = Progress(output / "teaching.pt", settings, memory)
+            if not progress.begun:
+                begin(model, place, learned)
+            seconds = None if minutes is None else 60 * minutes
+            for name, stage, course, share in (
+                ("alone", alone, Alone, ALONE_SHARE),
+                ("through", through, lambda *a: ThroughLayers(*a, texts=natural), 1 - ALONE_SHARE),
+            ):
+                if name in progress.finished:
+                    continue
+                lesson_plan = course(stage, model, place, learned, vocabulary, seed)
+                progress.run(name, lesson_plan, None if seconds is None else seconds * share)
+            results = {"settings": settings, "seconds": progress.seconds, "steps": progress.steps}
+            if questions:
+                results |= measure(model, chat, seed, questions, output)
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(frozen[name])
+    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def check(model: SleepForCausalLM, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The place of the model's recall memory. Raises if it cannot be taught."""
+    places = [i for i, kind in enumerate(model.config.layer_types) if kind == "recall_memory"]
+    if len(places) != 1:
+        raise ValueError(
+            f"Teaching knows models with one recall memory, and this one has {len(places)}: make one with "
+            '`SleepForCausalLM.from_causal_lm(..., memory="recall")`.'
+        )
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the model {model.config.vocab_size}: they do not belong "
+            "together."
+        )
+    return places[0]
+
+
+@torch.no_grad()
+def begin(model: SleepForCausalLM, place: int, learned: list) -> None:
+    """Calibrate the memory on the lessons, unless it can read already."""
+    memory = model.model.layers[place]
+    if memory.o_proj.weight.any():
+        return
+    weight = memory.q_proj.weight
+    known = [torch.stack([read.hidden_states for read in x.story]).to(weight) for x in learned[:CALIBRATION_LESSONS]]
+    known += [
+        asked.read.hidden_states.unsqueeze(0).to(weight) for x in learned[:CALIBRATION_LESSONS] for asked in x.asked
+    ]
+    calibrate_memory(memory, known, model.model.embed_tokens.weight)
+    open_read_out(memory, known, weight_of(model.model.norm), READ_OUT)
+
+
+class Progress:
+    """
+    How far teaching is, on disk.
+
+    Parameters
+    ----------
+    path : Path
+    settings : dict
+        Teaching with others begins anew.
+    memory : RecallMemoryLayer
+        Set to what it had learned.
+    """
+
+    def __init__(self, path: Path, settings: dict, memory: torch.nn.Module):
+        self.path, self.settings, self.memory = path, settings, memory
+        self.finished: list[str] = []
+        self.steps: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+        self.optimizer = None
+        self.begun = False
+        if path.exists():
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            if saved["settings"] != settings:
+                logger.warning(f"{path} is of a teaching with other settings: it begins anew.")
+                return
+            memory.load_state_dict(saved["memory"])
+            self.finished, self.steps, self.seconds = saved["finished"], saved["steps"], saved["seconds"]
+            self.optimizer, self.begun = saved["optimizer"], True
+
+    def save(self, course: Course | None) -> None:
+        """Nobody ever sees half a file."""
+        partial = self.path.with_suffix(".tmp")
+        torch.save(
+            {
+                "settings": self.settings,
+                "memory": self.memory.state_dict(),
+                "finished": self.finished,
+                "steps": self.steps,
+                "seconds": self.seconds,
+                "optimizer": course and {"optimizer": course.optimizer.state_dict(), **course.extra()},
+            },
+            partial,
+        )
+        partial.replace(self.path)
+
+    def run(self, name: str, course: Course, seconds: float | None) -> None:
+        """All steps of a stage, from where it was, or as many as fit into so many seconds."""
+        first, spent = self.steps.get(name, 0), self.seconds.get(name, 0.0)
+        if first and self.optimizer is not None:
+            course.resume(self.optimizer)
+        began, recent, steps = time.perf_counter(), [], course.stage.steps
+        with tqdm(total=steps, initial=first, desc=f"learning {name}", dynamic_ncols=True) as bar:
+            for number in range(first, steps):
+                elapsed = spent + time.perf_counter() - began
+                progress = number / steps if seconds is None else max(number / steps, elapsed / seconds)
+                if progress >= 1:
+                    break
+                recent = [*recent[1 - SMOOTHED :], course.step(number, progress)]
+                bar.update()
+                bar.set_postfix_str(summary(recent, None if seconds is None else seconds - elapsed))
+                self.steps[name], self.seconds[name] = number + 1, spent + time.perf_counter() - began
+                if (number + 1) % SAVE_EVERY == 0:
+                    self.save(course)
+        self.finished.append(name)
+        self.optimizer = None
+        self.save(None)
+        logger.info(f"{name}: {summary(recent, None)}")
+
+
+def summary(recent: list[dict[str, float]], left: float | None) -> str:
+    """Means over the last steps, and the time that is left."""
+    names = dict.fromkeys(name for told in recent for name in told)
+    means = {name: [told[name] for told in recent if name in told] for name in names}
+    text = " ".join(f"{name} {sum(x) / len(x):.2f}" for name, x in means.items())
+    return text if left is None else f"{text}, {left:.0f} s left"
+
+
+def measure(model: SleepForCausalLM, chat: Chat, seed: int, questions: int, output: Path) -> dict:
+    """
+    Questions behind sleeps, in wordings of training ("known") and in ones never met ("eval"), with S and with S
+    zeroed; and what was unlearned: everyday questions, natural text. Every answer is in `output/answers.jsonl`.
+    """
+    window_size, rows = model.config.window_size, []
+    with_memory, zeroed = Reader("memory", model, chat), Reader("S zeroed", model, chat, forget=zeroing(model))
+    with (output / "answers.jsonl").open("w", encoding="utf-8") as file:
+        for split in ("known", "eval"):
+            units = evaluation_units(split, seed, chat, window_size, questions)
+            for reader, beginnings in ((with_memory, BEGINNINGS), (zeroed, BEGINNINGS[:1])):
+                asked = tqdm(units, f"asking, {reader.name}, {split}", dynamic_ncols=True)
+                for row in answers(reader, asked, beginnings):
+                    rows.append(row)
+                    file.write(json.dumps(row) + "\n")
+    everyday_rows = list(everyday(with_memory, model, units))
+    natural = [natural_text(chat, "eval", 4 * window_size, index) for index in range(TEXTS_MEASURED)]
+    return {
+        "recall": table(rows),
+        "by sleeps": table([row for row in rows if row["reader"] == "memory"], by=("split", "since")),
+        "everyday": everyday_rows,
+        "perplexity": [
+            perplexity(with_memory, natural, window_size),
+            perplexity(Reader("each window by itself", model, chat), natural, window_size, kept=0),
+        ],
+    }
+
+
+def zeroing(model: SleepForCausalLM) -> Callable[[Cache], None]:
+    """Sleeps over what a cache still holds, then empties S."""
+
+    def forget(cache: Cache) -> None:
+        model.sleep(cache)
+        for layer in cache.layers:
+            if (state := getattr(layer, "state", None)) is not None and hasattr(state, "recurrent_state"):
+                layer.store(state._replace(recurrent_state=torch.zeros_like(state.recurrent_state)), None)
+
+    return forget

@@ -1,0 +1,55 @@
+"""The recall memory, transcribed naively: one row, one token after another, no buffers, no masks, no matrix products
+over tokens. It uses the weights of a [`RecallMemoryLayer`] and nothing else of it."""
+
+import torch
+
+
+def rms_norm(x, norm):
+    return x / (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight
+
+
+def unit(x):
+    return x / (x @ x + 1e-6).sqrt()
+
+
+def sigmoid(x):
+    return 1 / (1 + (-x).exp())
+
+
+def context(layer, x, t):
+    """c_t of a window whose features are the list `x`."""
+    mean = sum((x[s] for s in range(max(0, t - layer.span), t)), torch.zeros_like(x[t])) / layer.span
+    parts = [x[t], mean]
+    for n, slope in enumerate(layer.log_slope.exp()):
+        rows = slice(n * layer.pool_q_proj.out_features // layer.poolings, None)
+        size = layer.pool_q_proj.out_features // layer.poolings
+        Q, K = layer.pool_q_proj.weight[rows][:size], layer.pool_k_proj.weight[rows][:size]
+        weights = torch.stack([(Q @ x[t]) @ (K @ x[s]) - slope * (t - s) for s in range(t + 1)]).softmax(0)
+        parts.append(sum(w * x[s] for s, w in enumerate(weights)))
+    return torch.cat(parts)
+
+
+def read(layer, hidden_states, S):
+    """Hidden states behind the layer, (tokens of one window, hidden_size), S as it was when the window began."""
+    x = [rms_norm(h, layer.input_layernorm) for h in hidden_states]
+    outputs = []
+    for t, h in enumerate(hidden_states):
+        q = unit(layer.q_proj.weight @ context(layer, x, t) + layer.q_proj.bias)
+        gate = 2 * sigmoid(layer.g_proj.weight[0] @ x[t] + layer.g_proj.bias)
+        outputs.append(h + layer.o_proj.weight @ (gate * (S.T @ q)))
+    return torch.stack(outputs)
+
+
+def write(layer, hidden_states, embeddings, S, decays=True):
+    """S, (key_dim, value_dim), after the tokens of one window."""
+    x = [rms_norm(h, layer.input_layernorm) for h in hidden_states]
+    alpha = (-layer.A_log.exp()).exp() if decays else 1.0
+    for t in range(len(x)):
+        S = alpha * S
+        if t == 0:
+            continue
+        k = unit(layer.k_proj.weight @ context(layer, x, t - 1) + layer.k_proj.bias)
+        v = layer.v_proj.weight @ embeddings[t]
+        beta = sigmoid(layer.b_proj.weight[0] @ torch.cat([x[t], x[t - 1]]) + layer.b_proj.bias)
+        S = S + beta * torch.outer(k, v - S.T @ k)
+    return S

@@ -1,0 +1,280 @@
+"""The recall memory by itself: against a naive reference, by its contract, and inside a model."""
+
+import pytest
+import recall_reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, RecallState
+from modeling_sleep.window_sleep import Window
+
+
+L = 6
+TEXT = 21  # tokens: three windows and a half
+
+
+def make_config(**fields):
+    return SleepConfig(
+        **{
+            "vocab_size": 40,
+            "hidden_size": 16,
+            "num_hidden_layers": 4,
+            "layer_types": ["sleep_attention", "sleep_attention", "recall_memory", "sleep_attention"],
+            "memory_layers": [2],
+            "window_size": L,
+            "loop_span": (0, 0),
+            "recall_span": 2,
+            "recall_pooling_dim": 4,
+            **fields,
+        }
+    )
+
+
+def stir(layer):
+    """Weights that all matter: nothing stays zero, and S decays within the text."""
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(std=0.4)
+        layer.input_layernorm.weight.add_(1)
+        layer.A_log.fill_(-2)
+    return layer
+
+
+def make_layer(**fields):
+    return stir(RecallMemoryLayer(make_config(**fields), 2)).double()
+
+
+def make_model(**fields):
+    model = SleepForCausalLM(make_config(**fields)).double().eval()
+    stir(model.model.layers[2])
+    return model
+
+
+def make_window(embeds, stored=0, counts=None, past=None, passes=1):
+    """A [`Window`] of rows that hold `stored` tokens each and read `counts` (default: all) of the new ones."""
+    batch, length = embeds.shape[:2]
+    stored = torch.as_tensor(stored).expand(batch).reshape(-1, 1)
+    counts = torch.as_tensor(length if counts is None else counts).expand(batch).reshape(-1, 1)
+    columns = int((stored + counts).max())
+    column = torch.arange(columns)
+    past = int(stored.max()) if past is None else past
+    return Window(
+        inputs_embeds=embeds,
+        positions=stored + torch.arange(length),
+        padding_mask=torch.arange(length) < counts,
+        live=column < stored + counts,
+        order=torch.where(column < stored, column, past + (column - stored).clamp(max=length - 1)),
+        passes=passes,
+    )
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@torch.no_grad()
+def test_window_after_window_equals_the_reference(passes):
+    layer, batch = make_layer(), 2
+    h, e = torch.randn(2, batch, 3, L, 16, dtype=torch.float64)
+    state, S = None, torch.zeros(batch, layer.k_proj.out_features, layer.v_proj.out_features, dtype=torch.float64)
+    for n in range(3):
+        window = make_window(e[:, n], passes=passes)
+        output, state = layer(h[:, n], state, window)
+        state = layer.forget(state, window)
+        for row in range(batch):
+            torch.testing.assert_close(output[row], recall_reference.read(layer, h[row, n], S[row]))
+            for write in range(passes):
+                S[row] = recall_reference.write(layer, h[row, n], e[row, n], S[row], decays=write == 0)
+        torch.testing.assert_close(state.recurrent_state[:, 0], S, atol=1e-9, rtol=1e-9)
+    assert state.features is None
+
+
+@given(first=st.integers(0, L), second=st.integers(0, L))
+@torch.no_grad()
+def test_rows_that_hold_different_numbers_of_tokens_do_not_meet(first, second):
+    """Each row reads some tokens, then more; padding stands behind. A row by itself gives the same."""
+    layer = make_layer()
+    h, e = torch.randn(2, 2, 2 * L, 16, dtype=torch.float64)
+    S = torch.randn(2, 1, layer.k_proj.out_features, layer.v_proj.out_features, dtype=torch.float64)
+    stored, counts = torch.tensor([first, second]), L - torch.tensor([first, second])
+    state, outputs = RecallState(S), []
+    for begin, have, new in ((0, 0, stored), (L, stored, counts)):
+        window = make_window(e[:, begin : begin + L], have, new, past=None if begin else 0)
+        output, state = layer(h[:, begin : begin + L], state, window)
+        outputs.append(output)
+    state = layer.forget(state, window)
+
+    for row in range(2):
+        index = [*range(int(stored[row])), *range(L, L + int(counts[row]))]
+        window = make_window(e[row : row + 1, index])
+        alone, after = layer(h[row : row + 1, index], RecallState(S[row : row + 1]), window)
+        together = torch.cat([outputs[0][row, : stored[row]], outputs[1][row, : counts[row]]])
+        torch.testing.assert_close(together, alone[0], atol=1e-9, rtol=1e-9)
+        after = layer.forget(after, window)
+        torch.testing.assert_close(state.recurrent_state[row], after.recurrent_state[0], atol=1e-9, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_a_row_without_tokens_keeps_its_fast_weights():
+    layer = make_layer()
+    h, e = torch.randn(2, 2, L, 16, dtype=torch.float64)
+    S = torch.randn(2, 1, layer.k_proj.out_features, layer.v_proj.out_features, dtype=torch.float64)
+    window = make_window(e, counts=[0, 3], passes=2)
+    _, state = layer(h, RecallState(S), window._replace(live=torch.arange(L) < torch.tensor([[0], [3]]), order=None))
+    after = layer.forget(state, window._replace(live=torch.arange(L) < torch.tensor([[0], [3]])))
+    assert torch.equal(after.recurrent_state[0], S[0]) and not torch.equal(after.recurrent_state[1], S[1])
+
+
+@torch.no_grad()
+def test_what_it_is_given_is_not_written_to():
+    layer = make_layer()
+    h, e = torch.randn(2, 2, L, 16, dtype=torch.float64)
+    _, state = layer(h, RecallState(torch.randn(2, 1, *S_shape(layer), dtype=torch.float64)), make_window(e))
+    copies = [x.clone() for x in (h, e, *state)]
+    window = make_window(e[:, :1], stored=L - 1, past=L)
+    layer(h[:, :1], state, window)
+    layer.forget(state, make_window(e, passes=2))
+    assert all(torch.equal(x, y) for x, y in zip((h, e, *state), copies, strict=True))
+
+
+def S_shape(layer):
+    return layer.k_proj.out_features, layer.v_proj.out_features
+
+
+def test_gradients_reach_every_weight_and_are_right():
+    layer = make_layer()
+    h, e = torch.randn(2, 1, 2, 3, 16, dtype=torch.float64, requires_grad=True)
+
+    def two_windows(h, e, *parameters):
+        state = None
+        for n in range(2):
+            window = make_window(e[:, n], passes=2)
+            output, state = layer(h[:, n], state, window)
+            state = layer.forget(state, window)
+        return output
+
+    assert torch.autograd.gradcheck(two_windows, (h, e, *layer.parameters()), fast_mode=True)
+
+
+@torch.no_grad()
+def test_a_replayed_span_reads_what_the_pass_before_has_written():
+    """Pass j reads S_{j-1}; N passes are N writes, of which the last one decays."""
+    layer = make_layer()
+    h, refined, e = torch.randn(3, 1, L, 16, dtype=torch.float64)
+    S = torch.randn(1, *S_shape(layer), dtype=torch.float64)
+    window = make_window(e)
+    _, state = layer(h, RecallState(S.unsqueeze(1)), window)
+    output, state = layer(refined, layer.begin(state, window), window)
+    S = recall_reference.write(layer, h[0], e[0], S[0], decays=False)
+    torch.testing.assert_close(output[0], recall_reference.read(layer, refined[0], S))
+    S = recall_reference.write(layer, refined[0], e[0], S)
+    torch.testing.assert_close(layer.forget(state, window).recurrent_state[0, 0], S)
+
+
+# Inside a model.
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("loop_span", [(0, 0), None, (0, 2), (3, 4)], ids=str)
+@torch.no_grad()
+def test_token_by_token_equals_chunks_equals_the_whole(loop_span, passes):
+    if loop_span == (3, 4):  # the memory lies before the span
+        model = make_model(loop_span=(2, 4))
+    else:
+        model = make_model(loop_span=loop_span)
+    ids = torch.randint(40, (2, TEXT))
+    whole = model(ids, sleep_passes=passes).logits
+    for size in (1, 4, 9):
+        cache, pieces = DynamicCache(config=model.config), []
+        for chunk in ids.split(size, dim=1):
+            pieces.append(model(chunk, past_key_values=cache, sleep_passes=passes).logits)
+        torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-9, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_padding_anywhere_changes_nothing():
+    model = make_model()
+    ids, mask = torch.randint(40, (3, TEXT)), torch.ones(3, TEXT, dtype=torch.long)
+    mask[0, :5] = mask[1, 9:] = mask[2, 4:8] = 0
+    logits = model(ids, attention_mask=mask, sleep_passes=2).logits
+    for row in range(3):
+        kept = mask[row].bool()
+        alone = model(ids[row : row + 1, kept], sleep_passes=2).logits[0]
+        torch.testing.assert_close(logits[row, kept], alone, atol=1e-9, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_the_first_window_is_the_model_without_memory_bit_for_bit():
+    model = make_model().float()
+    ids = torch.randint(40, (2, 2 * L))
+    layers = [layer for i, layer in enumerate(model.model.layers) if i != 2]
+    config = make_config(num_hidden_layers=3, layer_types=["sleep_attention"] * 3, memory_layers=[], loop_span=None)
+    without = SleepForCausalLM(config).eval()
+    weights = {f"model.layers.{i}.{name}": x for i, y in enumerate(layers) for name, x in y.state_dict().items()}
+    without.load_state_dict({**model.state_dict(), **weights}, strict=False)
+    logits, original = model(ids).logits, without(ids).logits
+    assert torch.equal(logits[:, :L], original[:, :L])
+    assert not torch.isclose(logits[:, L:], original[:, L:]).any(-1).all()
+    # A row in its first window beside one that is behind a sleep.
+    mask = torch.ones_like(ids)
+    mask[0, : L + 2] = 0
+    assert torch.equal(model(ids, attention_mask=mask).logits[0, L + 2 :], without(ids[:1, L + 2 :]).logits[0])
+
+
+@torch.no_grad()
+def test_cached_rows_can_be_chosen_and_repeated():
+    model = make_model()
+    ids = torch.randint(40, (2, TEXT))
+    cache = model(ids[:, :-3]).past_key_values
+    cache.reorder_cache(torch.tensor([1, 1, 0]))
+    logits = model(ids[[1, 1, 0], -3:], past_key_values=cache).logits
+    torch.testing.assert_close(logits, model(ids).logits[[1, 1, 0], -3:], atol=1e-9, rtol=1e-9)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = make_model(loop_span=None).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        ids = torch.randint(40, (2, TEXT))
+        model(ids, labels=ids, sleep_passes=2).loss.backward()
+        gradients.append([parameter.grad for parameter in model.model.layers[2].parameters()])
+    for x, y in zip(*gradients, strict=True):
+        assert x.abs().max() > 0
+        torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_save_and_load(tmp_path):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    again, info = SleepForCausalLM.from_pretrained(tmp_path, dtype=torch.float64, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ids = torch.randint(40, (1, TEXT))
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=1e-12, rtol=1e-12)
+
+
+@torch.no_grad()
+def test_half_precision_computes_the_rule_in_float32():
+    model = make_model().bfloat16()
+    output = model(torch.randint(40, (1, TEXT)))
+    assert output.past_key_values.layers[2].recurrent_states[0].dtype == torch.float32
+    assert output.logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (dict(memory_layers=[]), "always inserted"),
+        (dict(memory_layers=[1, 2]), "must be indices of"),
+        (dict(recall_span=0), "`recall_span` must be at least 1"),
+        (dict(loop_span=(3, 2)), "0 <= start <= end"),
+        (dict(loop_span=(3, 4)), "leaves no memory"),
+        (dict(layer_types=["sleep_attention", "linear_attention"] * 2, memory_layers=[]), "is empty"),
+    ],
+)
+def test_what_cannot_be_is_said(fields, message):
+    with pytest.raises(Exception, match=message):
+        make_config(**fields)

@@ -1,0 +1,311 @@
+"""Teaching a recall memory: what is cached is what the model knows, both stages learn, and nothing else changes."""
+
+import dataclasses
+import json
+import random
+
+import pytest
+import torch
+from finetune_trainer import new_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from modeling_sleep import SleepForCausalLM
+from modeling_sleep.teach import __main__ as command
+from modeling_sleep.teach.facts import Chat, unit
+from modeling_sleep.teach.filler import sentences
+from modeling_sleep.teach.lessons import lesson, lessons, story_of, story_tensors, swap, texts
+from modeling_sleep.teach.names import words
+from modeling_sleep.teach.reading import found_alone, read_through, written
+from modeling_sleep.teach.stages import ALONE, THROUGH, Alone, ThroughLayers
+from modeling_sleep.teach.states import StateCache
+from modeling_sleep.teach.teaching import teach
+
+
+L = 48
+ORIGINALS = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
+    "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 8}),
+}
+FEW_ALONE = dataclasses.replace(ALONE, steps=12, stories=3, windows=(2, 3))
+FEW_THROUGH = dataclasses.replace(THROUGH, steps=12, stories=2, windows=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [
+        " ".join(sentences("prose", "train")),
+        *[" ".join(sorted(words("train")))] * 9,
+    ]
+    tokenizer = new_tokenizer(texts, vocab_size=1500)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ '<' + message['role'] + '>\n' + message['content'] + '</s>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<assistant>\n' }}{% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def chat(tokenizer):
+    return Chat(tokenizer)
+
+
+def make_original(family, tokenizer):
+    model_class, config_class, options = ORIGINALS[family]
+    torch.manual_seed(0)
+    config = config_class(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        eos_token_id=tokenizer.eos_token_id,
+        **options,
+    )
+    return model_class(config).eval()
+
+
+def make_model(tokenizer, family="llama", **options):
+    original = make_original(family, tokenizer)
+    return SleepForCausalLM.from_causal_lm(original, window_size=L, sleep_passes=1, **options)
+
+
+def the_lessons(model, chat, folder, count=4, split="train"):
+    return list(lessons(StateCache(model, folder), split, 0, chat, L, count, facts=3))
+
+
+def test_what_is_read_is_what_the_model_knows_and_is_read_once(tokenizer, chat, tmp_path):
+    model = make_model(tokenizer)
+    cache = StateCache(model, tmp_path)
+    story, asking = [list(range(10, 10 + L)), list(range(60, 60 + L))], [[5, 6, 7], [8, 9, 10, 11, 12]]
+    told, asked = cache.read(story, asking)
+    place = model.config.memory_layers[0]
+    for read in (*told, *asked):
+        expected = model.model(torch.tensor([read.ids]), output_hidden_states=True)
+        torch.testing.assert_close(read.hidden_states.float(), expected.hidden_states[place][0], atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        asked[1].last_hidden_state.float(),
+        model.model(torch.tensor([asking[1]])).last_hidden_state[0],
+        atol=1e-2,
+        rtol=1e-2,
+    )
+    assert told[0].keys is None and asked[0].keys.shape[2] == 3
+
+    model.model.layers[0].forward = None  # nothing is computed the second time
+    again, _ = StateCache(model, tmp_path).read(story, asking)
+    assert torch.equal(again[1].hidden_states, told[1].hidden_states)
+    other = make_model(tokenizer, "qwen3")
+    assert StateCache(other, tmp_path).fingerprint != cache.fingerprint
+
+
+def test_the_cache_stays_within_its_limit(tokenizer, tmp_path):
+    cache = StateCache(make_model(tokenizer), tmp_path, limit=20_000)
+    for first in range(4, 10):
+        cache.read([list(range(first, first + L))])
+    files = list(tmp_path.iterdir())
+    assert files and sum(path.stat().st_size for path in files) <= 20_000
+
+
+def test_a_broken_file_is_read_anew(tokenizer, tmp_path):
+    cache = StateCache(make_model(tokenizer), tmp_path)
+    (read,), _ = cache.read([list(range(L))])
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    (again,), _ = cache.read([list(range(L))])
+    assert torch.equal(read.hidden_states, again.hidden_states)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@torch.no_grad()
+def test_reading_through_cached_states_is_what_the_model_does(tokenizer, chat, tmp_path, passes):
+    """Story and question token by token through the model, or from the cache: the same prediction."""
+    model = make_model(tokenizer, read_out=0.5)
+    place = model.config.memory_layers[0]
+    learned = the_lessons(model, chat, tmp_path)[0]
+    asked = learned.asked[0]
+    ids = torch.tensor([[i for read in learned.story for i in read.ids] + asked.read.ids])
+    expected = model.model(ids, sleep_passes=passes).last_hidden_state[0, -len(asked.read.ids) :]
+
+    memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
+    story = [[(learned, i) for i in range(len(learned.story))]]
+    S, _ = written(memory, *story_tensors(story, embeddings, torch.float32), passes)
+    found = read_through(model, place, S, [0], [asked.read], [0]).last_hidden_state[0]
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)  # states are kept in half precision
+    without = model.model(torch.tensor([asked.read.ids])).last_hidden_state[0]
+    assert (found - without).abs().max() > 0.5
+
+    # From some token on: rows of unequal lengths beside one another, as by themselves.
+    reads = [x.read for x in learned.asked[:2]]
+    begins = [3, 5]
+    both = read_through(model, place, S, [0, 0], reads, begins).last_hidden_state
+    for row, (read, begin) in enumerate(zip(reads, begins)):
+        by_itself = read_through(model, place, S, [0], [read], [begin]).last_hidden_state[0]
+        torch.testing.assert_close(both[row, : len(read.ids) - begin], by_itself, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_swapped_value_is_another_fact(tokenizer, chat, tmp_path):
+    """S and what is sought change together, and nothing else does."""
+    model = make_model(tokenizer)
+    memory, embeddings = model.model.layers[model.config.memory_layers[0]], model.model.embed_tokens.weight
+    for learned in the_lessons(model, chat, tmp_path, count=12):
+        swapped = swap(learned, random.Random(0), [7], 1.0)
+        changed = [(x, y) for x, y in zip(learned.asked, swapped.asked) if x.value != y.value]
+        if changed:
+            break
+    (before, after), *_ = changed
+    window, place = before.question.window, before.question.told[0]
+    assert after.value == [7] and swapped.swapped[window, place] == 7
+    assert learned.story[window].ids[place] == before.value[0]
+    assert after.targets()[after.answer.value[0]] == 7 and len(after.targets()) == len(before.targets())
+    first, second = (
+        story_tensors([[(x, i) for i in range(2)]], embeddings, torch.float32) for x in (learned, swapped)
+    )
+    assert torch.equal(first[0], second[0]) and torch.equal(second[1][0, window, place], embeddings[7])
+    assert not torch.equal(written(memory, *first)[0], written(memory, *second)[0])
+
+
+def test_longer_stories_ask_nothing_twice(tokenizer, chat, tmp_path):
+    learned = the_lessons(make_model(tokenizer), chat, tmp_path, count=8)
+    for seed in range(5):
+        story = story_of(learned[0], learned, 5, random.Random(seed))
+        assert len(story) == 5 and [i for x, i in story if x is learned[0]] == [0, 1]
+        others = {id(x): x for x, _ in story if x is not learned[0]}
+        assert all(learned[0].texts.isdisjoint(x.texts) for x in others.values())
+
+
+@torch.no_grad()
+def loss_of(course):
+    """Over some steps, from which nothing is learned."""
+    losses = [told.get("loss", 0.0) for number in range(4) for _, told in course.losses(number, random.Random(number))]
+    return sum(losses)
+
+
+@pytest.mark.parametrize("family", ORIGINALS)
+def test_both_stages_learn(tokenizer, chat, tmp_path, family):
+    model = make_model(tokenizer, family, read_out=0.5).requires_grad_(False)
+    place = model.config.memory_layers[0]
+    model.model.layers[place].requires_grad_(True)
+    learned = the_lessons(model, chat, tmp_path)
+    natural = list(texts(StateCache(model, tmp_path), "train", 0, chat, L, 1))
+    assert all(len(read.ids) == L for read in natural[0])
+    base = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    for course in (
+        Alone(FEW_ALONE, model, place, learned, [7, 8, 9], 0),
+        ThroughLayers(FEW_THROUGH, model, place, learned, [7, 8, 9], 0, texts=natural),
+    ):
+        before, told = loss_of(course), [course.step(number, 0.0) for number in range(2 * course.stage.steps)]
+        assert loss_of(course) < before
+    assert {"recall", "end", "begin", "kept", "beta"} <= set().union(*told)
+    assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
+
+
+def test_found_alone_reads_at_the_places_it_is_given(tokenizer, chat, tmp_path):
+    model = make_model(tokenizer)
+    memory = model.model.layers[model.config.memory_layers[0]]
+    learned = the_lessons(model, chat, tmp_path)[0]
+    S = torch.randn(1, 1, memory.k_proj.out_features, memory.v_proj.out_features)
+    reads = [x.read for x in learned.asked[:2]]
+    found = found_alone(memory, S, [0, 0], reads, [[2, 4], [3]])
+    by_itself = torch.cat([found_alone(memory, S, [0], [reads[0]], [[i]]) for i in (2, 4)])
+    torch.testing.assert_close(found[:2], by_itself, atol=1e-5, rtol=1e-5)
+    assert found.shape == (3, memory.v_proj.out_features)
+
+
+def few(model, tokenizer, folder, **options):
+    return teach(
+        model,
+        tokenizer,
+        folder,
+        units=4,
+        natural_texts=1,
+        **{"questions": 0, "alone": FEW_ALONE, "through": FEW_THROUGH, **options},
+    )
+
+
+def test_it_goes_on_where_it_was_stopped(tokenizer, tmp_path, monkeypatch):
+    memories = []
+    for stopped in (False, True):
+        model = make_model(tokenizer)
+        if stopped:
+            monkeypatch.setattr("modeling_sleep.teach.teaching.SAVE_EVERY", 1)
+            step = ThroughLayers.step
+
+            def stop(self, number, progress, step=step):
+                if number == 5:
+                    raise KeyboardInterrupt
+                return step(self, number, progress)
+
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(ThroughLayers, "step", stop)
+                few(model, tokenizer, tmp_path / "stopped", cache=tmp_path / "states")
+            model = make_model(tokenizer)
+        results = few(model, tokenizer, tmp_path / ("stopped" if stopped else "whole"), cache=tmp_path / "states")
+        assert results["steps"] == {"alone": 12, "through": 12}
+        memories.append(model.model.layers[model.config.memory_layers[0]].state_dict())
+    for name, parameter in memories[0].items():
+        torch.testing.assert_close(memories[1][name], parameter, atol=1e-5, rtol=1e-5)
+
+
+def test_other_settings_begin_anew(tokenizer, tmp_path):
+    model = make_model(tokenizer)
+    few(model, tokenizer, tmp_path, alone=dataclasses.replace(FEW_ALONE, steps=1))
+    assert few(make_model(tokenizer), tokenizer, tmp_path)["steps"] == {"alone": 12, "through": 12}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_cannot_be_taught_is_said(tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="one recall memory, and this one has 0"):
+        few(make_model(tokenizer, memory="gated_delta"), tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="one recall memory, and this one has 2"):
+        few(make_model(tokenizer, memory_layers=[1, 3]), tokenizer, tmp_path)
+    model = make_model(tokenizer)
+    model.config.vocab_size = 7
+    with pytest.raises(ValueError, match="do not belong together"):
+        few(model, tokenizer, tmp_path)
+
+
+def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch, capsys):
+    make_original("llama", tokenizer).save_pretrained(tmp_path / "pretrained")
+    tokenizer.save_pretrained(tmp_path / "pretrained")
+    monkeypatch.setattr("modeling_sleep.teach.teaching.TEXTS_MEASURED", 1)
+    out = tmp_path / "taught"
+    options = ["--output", str(out), "--window-size", str(L), "--units", "4", "--questions", "2", "--minutes", "0.02"]
+    options += ["--cache", str(tmp_path / "states"), "--passes", "2", "--device", "cpu"]
+    assert command.main([str(tmp_path / "pretrained"), *options]) == 0
+    assert "core minutes" in capsys.readouterr().out
+    card = (out / "README.md").read_text()
+    assert "## Memory" in card and "| memory | eval |" in card
+    results = json.loads((out / "results.json").read_text())
+    assert results["settings"]["seed"] == 0 and 0 < results["steps"]["through"] < THROUGH.steps
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 2 * 2 * (3 + 1)
+    model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    assert model.config.sleep_passes == 2 and model.config.window_size == L
+    assert model.model.layers[model.config.memory_layers[0]].o_proj.weight.abs().max() > 0
+
+    assert command.main([str(tmp_path / "nowhere"), "--output", str(out)]) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+def test_a_lesson_begins_answers_as_it_is_told(tokenizer, chat, tmp_path):
+    cache = StateCache(make_model(tokenizer), tmp_path)
+    learned = unit("train", 0, 0, chat, L, facts=3)
+    for beginning in ("question", "general", "own"):
+        for asked in lesson(cache, learned, random.Random(0), {beginning: 1.0}).asked:
+            assert asked.read.ids == asked.question.prompt + asked.answer.ids
+            assert (asked.answer.given == 0) == (beginning == "own")
+            assert [asked.read.ids[i] for i in asked.places] == asked.value
