@@ -1,10 +1,7 @@
 """PEFT: adapters are trained through sleeps, act in every pass, are merged, saved, and loaded on remote code."""
 
 import copy
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import peft
 import pytest
@@ -20,6 +17,7 @@ from transformers.dynamic_module_utils import get_imports
 from transformers.integrations import peft as integration
 
 from modeling_sleep import Sleep, SleepConfig, SleepForCausalLM, SleepModel, memory_target_modules
+from modeling_sleep.hub_upload import clean_room
 from modeling_sleep.peft_sleep import register_target_modules
 
 
@@ -533,10 +531,7 @@ def test_the_integration_of_transformers(tmp_path):
 
 WITHOUT_THE_PACKAGE = """
 import sys
-folder, site, tests, *is_integrated = sys.argv[1:]
-sys.path[:0] = [site, tests]  # with `make test-oldest`, transformers is not where PEFT is
-from fresh_process import HidePackage
-sys.meta_path.insert(0, HidePackage)
+folder, *is_integrated = sys.argv[1:]
 
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
@@ -568,15 +563,7 @@ def test_an_adapter_works_on_remote_code(tmp_path):
     model = adapt(METHODS["LoRA"], SleepForCausalLM.from_pretrained(tmp_path / "base"))
     train(model)
     model.save_pretrained(tmp_path / "adapter")
-    site, tests = Path(transformers.__file__).parents[1], Path(__file__).parent
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", WITHOUT_THE_PACKAGE, tmp_path, site, tests, *["integrated"] * IS_INTEGRATED],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
+    clean_room.run(WITHOUT_THE_PACKAGE, tmp_path, *["integrated"] * IS_INTEGRATED)
     found = load_file(tmp_path / "outputs.safetensors")
     assert len(found) == 2 + IS_INTEGRATED
     for logits in found.values():
