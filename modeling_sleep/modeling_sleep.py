@@ -44,6 +44,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
+from .adapter_sleep import save_memory
 from .cache_sleep import SleepCache, SleepState, read_state, write_state
 from .checks_sleep import (
     check_batch,
@@ -151,12 +152,16 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
         options["use_reentrant"] = False
         return super().gradient_checkpointing_enable(options, **kwargs)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory, *args, memory_only: bool = False, **kwargs):
         """
         Save the model with its code, so that the folder loads anywhere with `trust_remote_code=True`.
 
-        As [`PreTrainedModel.save_pretrained`]; the `auto_map` names all classes whichever of them is saved.
+        As [`PreTrainedModel.save_pretrained`]; the `auto_map` names all classes whichever of them is saved. With
+        `memory_only`, save its recall memories alone: `from_causal_lm(base, memory=save_directory)` puts them on.
         """
+        if memory_only:
+            save_memory(self, save_directory)
+            return
         self.config.auto_map = {
             **(getattr(self.config, "auto_map", None) or {}),
             "AutoConfig": "configuration_sleep.SleepConfig",
