@@ -161,7 +161,7 @@ def adopted_config(
     **fields,
 ) -> SleepConfig:
     """
-    The configuration of a pretrained model: a hybrid as it is, one of attention layers with memory layers inserted.
+    The configuration of a pretrained model: one of attention layers with a memory inserted, a hybrid with or without.
 
     Parameters
     ----------
@@ -182,24 +182,30 @@ def adopted_config(
     """
     check_family(original)
     fields = {"window_size": window_size, "sleep_passes": sleep_passes, "loop_span": loop_span, **fields}
-    if original.model_type not in ATTENTION_FAMILIES:
-        if memory_layers is not None or memory is not None:
-            raise ValueError(
-                f"A {original.model_type!r} has a memory of its own: leave `memory` and `memory_layers` out."
-            )
-        return SleepConfig(base_config=family_base_config(original), **fields)
-    check_attention(original, window_size)
-    num_layers = original.num_hidden_layers
-    fields = {
-        **{name: copy.deepcopy(getattr(original, name)) for name in SHARED_FIELDS},
-        **ATTENTION_FAMILIES[original.model_type](original),
-        "head_dim": getattr(original, "head_dim", None),
-        **fields,
-    }
-    recalls = memory != "gated_delta"
-    if memory_layers is None:
-        memory_layers = [round(RECALL_DEPTH * num_layers)] if recalls else None
-    if memory_layers is None:
+    is_hybrid = original.model_type not in ATTENTION_FAMILIES
+    recalls = memory == "recall" or (memory is None and not is_hybrid)
+    if is_hybrid:
+        base_config = family_base_config(original)
+        num_layers, fields = base_config["num_hidden_layers"], {"base_config": base_config, **fields}
+        if not recalls:
+            if memory_layers is not None or memory is not None:
+                raise ValueError(
+                    f"A {original.model_type!r} has Gated DeltaNet layers of its own: leave `memory` and "
+                    '`memory_layers` out, or insert a recall memory beside them with `memory="recall"`.'
+                )
+            return SleepConfig(**fields)
+    else:
+        check_attention(original, window_size)
+        num_layers = original.num_hidden_layers
+        fields = {
+            **{name: copy.deepcopy(getattr(original, name)) for name in SHARED_FIELDS},
+            **ATTENTION_FAMILIES[original.model_type](original),
+            "head_dim": getattr(original, "head_dim", None),
+            **fields,
+        }
+    if memory_layers is None and recalls:
+        memory_layers = [round(RECALL_DEPTH * num_layers)]
+    elif memory_layers is None:
         memory_layers = default_number_of_memory_layers(num_layers, fields)
     if isinstance(memory_layers, int):
         memory_layers = spread(memory_layers, num_layers)
@@ -209,11 +215,14 @@ def adopted_config(
             f"`memory_layers` are places in the new stack of {num_layers} + {len(memory_layers)} layers: different "
             f"numbers from 0 to {total - 1}, got {memory_layers}."
         )
-    memory_type = "recall_memory" if recalls else "linear_attention"
-    layer_types = [memory_type if i in memory_layers else "sleep_attention" for i in range(total)]
+    fields["memory_layers"] = sorted(memory_layers)
     if recalls and loop_span is None:
         fields["loop_span"] = (total, total)  # a layer that was not made for it is not fed its own features
-    return SleepConfig(**fields, num_hidden_layers=total, layer_types=layer_types, memory_layers=sorted(memory_layers))
+    if not is_hybrid:
+        memory_type = "recall_memory" if recalls else "linear_attention"
+        fields["layer_types"] = [memory_type if i in memory_layers else "sleep_attention" for i in range(total)]
+        fields["num_hidden_layers"] = total
+    return SleepConfig(**fields)
 
 
 def default_number_of_memory_layers(num_layers: int, fields: dict) -> int:
@@ -245,12 +254,11 @@ def spread(number: int, num_layers: int) -> list[int]:
 
 def adopted_state_dict(original: PreTrainedModel, config: SleepConfig) -> dict[str, torch.Tensor]:
     """The parameters of `original` under our names. Within a layer they are the same; the layers move apart."""
-    if config.base_config is not None:
-        return family_state_dict(original)
+    own = original.state_dict() if config.base_config is None else family_state_dict(original)
     places = iter(i for i in range(config.num_hidden_layers) if i not in config.memory_layers)
     moved = dict(enumerate(places))
     parameters = {}
-    for name, parameter in original.state_dict().items():
+    for name, parameter in own.items():
         parts = name.split(".")
         if parts[:2] == ["model", "layers"]:
             parts[2] = str(moved[int(parts[2])])

@@ -73,7 +73,7 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
         memory_layers : int or list[int], optional
             How many memories to insert, evenly spread, or the places that they take in the new stack, as in
             `config.memory_layers`. Default: one recall memory at 0.8 of the depth, or as many Gated DeltaNet layers
-            as fit in 10 % of the parameters. Hybrids take none.
+            as fit in 10 % of the parameters.
         loop_span : tuple[int, int], optional
             Which layers of the new stack are passed N times, as in `config.loop_span`. Default: none with a recall
             memory, which writes each window N times; else all.
@@ -81,7 +81,8 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
             `"recall"` (the default): a memory that recalls before any training, and is taught in minutes by `python -m
             modeling_sleep.teach`. The folder, or name on the Hub, of a memory that was saved by itself
             (`save_pretrained(folder, memory_only=True)`): that memory, in its own base. `"gated_delta"`: Gated
-            DeltaNet layers, which change nothing until they have been trained (arXiv 2605.26099, section 4).
+            DeltaNet layers, which change nothing until they have been trained (arXiv 2605.26099, section 4). Hybrids
+            have those of their own, and get a recall memory beside them if asked for.
         calibration : list[str] or list[list[int]], optional
             Texts, or their tokens, from which a recall memory learns how the model's hidden states are spread.
             Default: Python's manual.

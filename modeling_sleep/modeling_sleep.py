@@ -114,7 +114,7 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
         config.validate()  # again: `from_pretrained(..., sleep_passes=4)` sets fields of one that was valid
         super().__init__(config)
         if config.base_config is not None:  # accelerate wants no name that is not there
-            self._no_split_modules = ["FamilyDecoderLayer"]
+            self._no_split_modules = ["FamilyDecoderLayer", *["RecallMemoryLayer"][: len(config.memory_layers)]]
 
     @torch.no_grad()
     def _init_weights(self, module):

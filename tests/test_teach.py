@@ -13,10 +13,16 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OlmoHybridConfig,
+    OlmoHybridForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 from modeling_sleep import SleepForCausalLM
@@ -32,11 +38,22 @@ from modeling_sleep.teach.teaching import teach
 
 
 L = 48
+MIXED = ["linear_attention", "full_attention"] * 2
+POSITIONS = {"rope_type": "default", "rope_theta": 1e4}
 ORIGINALS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 8}),
+    "olmo_hybrid": (OlmoHybridForCausalLM, OlmoHybridConfig, {"layer_types": MIXED, "rope_parameters": POSITIONS}),
+    "qwen3_5": (Qwen3_5ForCausalLM, Qwen3_5TextConfig, {"layer_types": MIXED, "head_dim": 8}),
+    "qwen3_next": (Qwen3NextForCausalLM, Qwen3NextConfig, {"layer_types": MIXED, "head_dim": 8, "num_experts": 0}),
+}
+SMALL_DELTA_NET = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
 }
 FEW_ALONE = dataclasses.replace(ALONE, steps=12, stories=3, windows=(2, 3))
 FEW_THROUGH = dataclasses.replace(THROUGH, steps=12, stories=2, windows=(2, 3))
@@ -64,6 +81,8 @@ def chat(tokenizer):
 def make_original(family, tokenizer):
     model_class, config_class, options = ORIGINALS[family]
     torch.manual_seed(0)
+    if "layer_types" in options:
+        options = {**options, **SMALL_DELTA_NET}
     config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -74,6 +93,7 @@ def make_original(family, tokenizer):
         max_position_embeddings=256,
         initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
         **options,
     )
     return model_class(config).eval()
@@ -81,7 +101,9 @@ def make_original(family, tokenizer):
 
 def make_model(tokenizer, family="llama", **options):
     original = make_original(family, tokenizer)
-    return SleepForCausalLM.from_causal_lm(original, window_size=L, sleep_passes=1, **options)
+    return SleepForCausalLM.from_causal_lm(
+        original, window_size=L, **{"sleep_passes": 1, "memory": "recall", **options}
+    )
 
 
 def the_lessons(model, chat, folder, count=4, split="train"):
