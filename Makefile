@@ -18,11 +18,13 @@ PYTEST := pytest -n $(WORKERS) --dist worksteal
 # The lower bound of our dependency on transformers, e.g. 5.14.0.
 OLDEST := $(shell sed -n 's/.*"transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 OVERLAY := .venv-oldest
+# The kernels of fla, out of the way of the environment; see tests/test_fla.py.
+FLA := .venv-fla
 # Transformers' own tests, which tests/test_transformers_suite.py runs on our classes.
 SUITE := .transformers_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo suite suite-if-online test slow test-oldest style check bench evidence evidence-quick clean
+.PHONY: help env demo suite suite-if-online test slow test-oldest test-fla style check bench gpu evidence evidence-quick clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -71,6 +73,17 @@ $(OVERLAY)/.stamp: pyproject.toml | $(VENV)/.stamp
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --target $(OVERLAY) transformers==$(OLDEST)
 	@touch $@
 
+test-fla: env $(FLA)/.stamp ## run the kernels of fla on a CPU, under Triton's interpreter
+	PYTHONPATH=$(CURDIR)/$(FLA) $(BIN)/pytest tests/test_fla.py
+
+# Without their dependencies, as torch and transformers are there.
+$(FLA)/.stamp: pyproject.toml | $(VENV)/.stamp
+	@echo "[env] flash-linear-attention and triton, beside $(VENV)"
+	@rm -rf $(FLA)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(FLA) \
+		'flash-linear-attention>=0.5.0' fla-core triton einops
+	@touch $@
+
 style: env ## format the code and fix what can be fixed
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
@@ -81,6 +94,9 @@ check: env ## lint without changing anything
 
 bench: env ## measure wake, sleep and training against other models (three quarters of an hour; resumable)
 	$(BIN)/python examples/benchmarks/run.py
+
+gpu: env ## check, measure and train what only a GPU shows, by what it is worth (hours; resumable, and it says so)
+	$(BIN)/python examples/benchmarks/gpu.py
 
 EVIDENCE := rule110-mini depo-mini gsm-mini recall-mini
 
@@ -96,5 +112,5 @@ evidence-quick: env ## N = 1 and N = 4 of two recipes, one seed, 2,000 steps of 
 	$(BIN)/python examples/report.py $(QUICK:%=runs/quick/%.jsonl)
 
 clean: ## remove the environments and everything built
-	rm -rf $(VENV) $(OVERLAY) $(SUITE) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OVERLAY) $(FLA) $(SUITE) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

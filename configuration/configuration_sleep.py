@@ -37,6 +37,8 @@ ROPE_PARAMETERS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
+    "longrope": ("factor", "original_max_position_embeddings"),
 }
 # Arguments that transformers and the libraries around it know, but that no class or signature of transformers names.
 ARGUMENTS_OF_OTHERS = (
@@ -178,8 +180,9 @@ class SleepConfig(PreTrainedConfig):
         attention_dropout (`float`, *optional*, defaults to 0.0):
             Dropout of the attention weights in training.
         rope_parameters (`dict`, *optional*):
-            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"`, `"linear"` or
-            `"llama3"`, with the parameters that these have elsewhere). Positions count from the start of the window.
+            Parameters of the rotary position embedding, `rope_theta` and `rope_type` (`"default"`, `"linear"`,
+            `"llama3"`, `"yarn"` or `"longrope"`, with the parameters that these have elsewhere). Positions count from
+            the start of the window.
             Defaults to theta = 10000.
         linear_num_key_heads (`int`, *optional*):
             Number of query and key heads of the Gated DeltaNet layers. Defaults to `num_attention_heads`.
@@ -577,12 +580,12 @@ class SleepConfig(PreTrainedConfig):
             "linear_key_head_dim",
             "linear_value_head_dim",
             "linear_conv_kernel_dim",
+            "n_positions",
             "recall_key_dim",
             "recall_value_dim",
             "recall_span",
             "recall_poolings",
             "recall_pooling_dim",
-            "n_positions",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -686,8 +689,8 @@ class SleepConfig(PreTrainedConfig):
         if start == end:
             if "recall_memory" not in self.layer_types:
                 raise ValueError(
-                    f"`loop_span` ({start}, {end}) is empty, so a sleep would rewrite nothing: a 'recall_memory' "
-                    f"alone needs no replay (`layer_types` is {self.layer_types})."
+                    f"`loop_span` ({start}, {end}) is empty, so a sleep would rewrite nothing: only a 'recall_memory' "
+                    f"needs no replay (`layer_types` is {self.layer_types})."
                 )
         elif not self._holds_memory(self.layer_types[start:]):
             raise ValueError(
@@ -741,6 +744,11 @@ class SleepConfig(PreTrainedConfig):
     def standardize_rope_params(self):
         """Old configurations say `type` instead of `rope_type`."""
         self.rope_parameters.setdefault("rope_type", self.rope_parameters.pop("type", "default"))
+
+    def _validate_yarn_rope_parameters(self, rope_parameters: dict, ignore_keys: set | None = None):
+        """`validate_rope_type` has looked at what is needed."""
+
+    _validate_longrope_rope_parameters = _validate_yarn_rope_parameters
 
     def _validate_llama3_rope_parameters(self, rope_parameters: dict, ignore_keys: set | None = None):
         """`validate_rope_type` has looked at their values."""

@@ -16,9 +16,10 @@ from .cache_sleep import FastWeightsLayer, SleepCache, SleepWindowLayer
 from .configuration_sleep import SleepConfig
 from .gated_delta_rule import gated_delta_rule
 from .heads_sleep import SleepForCausalLM, SleepForSequenceClassification, SleepForTokenClassification
-from .modeling_sleep import SleepModel, SleepPreTrainedModel
+from .modeling_sleep import SleepModel
 from .nap_sleep import Sleep, SleepEvent
 from .peft_sleep import memory_target_modules
+from .pretrained_sleep import SleepPreTrainedModel
 from .trainer_sleep import SleepCallback
 
 

@@ -202,6 +202,7 @@ def adopted_config(
             **ATTENTION_FAMILIES[original.model_type](original),
             "head_dim": getattr(original, "head_dim", None),
             **fields,
+            "rope_parameters": adopted_rope(original, window_size),
         }
     if memory_layers is None and recalls:
         memory_layers = [round(RECALL_DEPTH * num_layers)]
@@ -223,6 +224,31 @@ def adopted_config(
         fields["layer_types"] = [memory_type if i in memory_layers else "sleep_attention" for i in range(total)]
         fields["num_hidden_layers"] = total
     return SleepConfig(**fields)
+
+
+def adopted_rope(original: PreTrainedConfig, window_size: int) -> dict:
+    """
+    The rotary parameters of `original`, as they are within a window.
+
+    Raises
+    ------
+    ValueError
+        If its frequencies change with the length of the text, and a window is longer than what they begin with.
+    """
+    rope = dict(original.rope_parameters)
+    longest = original.max_position_embeddings
+    if rope.get("rope_type") == "dynamic":  # as they are in a short text
+        if window_size > longest:
+            raise ValueError(
+                f"The model's 'dynamic' rotary frequencies change beyond {longest} tokens: choose `window_size` <= "
+                f"{longest}, got {window_size}."
+            )
+        return {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+    if rope.get("rope_type") in ("yarn", "longrope"):
+        trained = rope.setdefault("original_max_position_embeddings", longest)
+        if rope.get("factor") is None:
+            rope["factor"] = longest / trained
+    return rope
 
 
 def default_number_of_memory_layers(num_layers: int, fields: dict) -> int:

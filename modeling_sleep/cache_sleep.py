@@ -20,6 +20,7 @@ from transformers.cache_utils import (
     DynamicLayer,
     EncoderDecoderCache,
     LinearAttentionLayer,
+    StaticLayer,
 )
 
 from .layers_sleep import DeltaNetState
@@ -44,6 +45,8 @@ class SleepState(NamedTuple):
         (batch, 1, hidden_size): what the model gave for each row's last token.
     columns : int
         Of the window's buffers: as many as the fullest row has tokens, or more.
+    kept_columns : int
+        Of the keys kept from before the window; see keep_sleep.py.
     stored : PerRow
         Tokens in the current window.
     kept : PerRow
@@ -68,6 +71,7 @@ class SleepState(NamedTuple):
     kept_inputs_embeds: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
     columns: int = 0
+    kept_columns: int = 0
     stored: PerRow = 0
     kept: PerRow = 0
     pinned: PerRow = 0
@@ -91,7 +95,8 @@ class SleepState(NamedTuple):
 
     def tensors(self) -> list[torch.Tensor]:
         """All of them."""
-        return [x for x in tree_leaves(tuple(self)) if isinstance(x, torch.Tensor)]
+        held = tuple(getattr(self, name) for name in TENSORS)
+        return [x for x in tree_leaves(held) if isinstance(x, torch.Tensor)]
 
     def nbytes(self) -> int:
         """Bytes of all tensors of the state."""
@@ -119,7 +124,12 @@ class SleepState(NamedTuple):
                 numbers[name][i] = number
         tensors = {name: _put(getattr(self, name), getattr(part, name), rows, batch) for name in TENSORS}
         numbers = {name: per_row(values) for name, values in numbers.items()}
-        return self._replace(**tensors, **numbers, columns=max(self.columns, part.columns))
+        return self._replace(
+            **tensors,
+            **numbers,
+            columns=max(self.columns, part.columns),
+            kept_columns=max(self.kept_columns, part.kept_columns),
+        )
 
 
 TENSORS = ("layers", "window_start", "kept_hidden_states", "kept_inputs_embeds", "last_hidden_state")
@@ -291,6 +301,18 @@ class SleepWindowLayer(StateLayer, DynamicLayer):
         self.cumulative_length = 0
 
 
+class NoStaticLayer(StaticLayer):
+    """What a `StaticCache(config=config)` finds for this model: the reason why there is none."""
+
+    _layer_type = "sleep_attention"
+
+    def __init__(self, *args, **kwargs):
+        raise ValueError(
+            "A static cache does not know how to sleep. Use `DynamicCache(config=model.config)`, or none: this "
+            "model's own cache never outgrows one window."
+        )
+
+
 class FastWeightsLayer(StateLayer, LinearAttentionLayer):
     """
     The cache of a memory: S, and what it needs of the current window.
@@ -388,7 +410,7 @@ def read_state(cache: Cache | None, config) -> SleepState:
     if cache is None:
         return SleepState.empty(config.num_hidden_layers)
     check_cache(cache, config)
-    if type(cache) is DynamicCache:
+    if type(cache) is DynamicCache and not torch.compiler.is_compiling():
         cache.__class__ = SleepCache  # which adds methods and no attributes
     for i, layer in enumerate(cache.layers):
         if _is_unused(layer):

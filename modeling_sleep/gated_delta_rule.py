@@ -9,19 +9,21 @@ transpose of the paper's:
 Notable:
 - two equal forms: `recurrent`, token by token, for one token; `chunked`, matrix products over chunks, for the rest;
 - functional: the state comes in and goes out, no input is written to, gradients flow through both;
-- float32 or better whatever the model's dtype: float64 stays float64;
+- in torch, float32 or better whatever the model's dtype: float64 stays float64;
 - queries and keys are L2-normalised here, queries scaled by key_dim^-1/2;
 - a token with beta = 0 and log(alpha) = 0 leaves S exactly as it was: that is how masked tokens pass;
-- on CUDA in half precision, the Triton kernels of `fla` run if it is installed (their state is float32).
+- on CUDA in half precision, the Triton kernels of `fla` run if it is installed: S stays float32, but chunks are
+  multiplied in half precision (`fla_sleep.py` says what that costs).
 """
 
 import contextlib
 import functools
-import importlib.util
 
 import torch
 import torch.nn.functional as F
 from transformers.utils import logging
+
+from .fla_sleep import fla_fits, fla_gated_delta_rule
 
 
 logger = logging.get_logger(__name__)
@@ -67,9 +69,9 @@ def gated_delta_rule(
     final_state : torch.Tensor
         S after the last token, (batch, value_heads, key_dim, value_dim), in float32 or better.
     """
-    if _fla_fits(value):
+    if fla_fits(query, key, value):
         _log_kernel("the Triton kernels of `fla`", value.device.type)
-        return _fla(query, key, value, log_decay, beta, initial_state)
+        return fla_gated_delta_rule(query, key, value, log_decay, beta, initial_state)
     _log_kernel("plain torch", value.device.type)
     rule = recurrent_gated_delta_rule if value.shape[1] == 1 else chunked_gated_delta_rule
     return rule(query, key, value, log_decay, beta, initial_state)
@@ -131,7 +133,9 @@ def chunked_gated_delta_rule(
     num_chunks = -(-seq_len // chunk_size)
     if padding := -seq_len % num_chunks:  # beta = 0 and log(alpha) = 0: no-ops
         inputs = [F.pad(x, (0, 0) * (x.ndim - 2) + (0, padding)) for x in inputs]
-    output, state = _ChunkedRule.apply(*inputs, state, num_chunks)
+    # What is exported with gradients on is a program without a backward, as the rule's own is none that can be traced.
+    with torch.no_grad() if torch.compiler.is_exporting() else contextlib.nullcontext():
+        output, state = _ChunkedRule.apply(*inputs, state, num_chunks)
     return output[:, :seq_len].to(dtype), state
 
 
@@ -283,36 +287,6 @@ def _decayed(reads, log_b, beta):
     b_reads = (reads.unflatten(1, (2, -1)) * log_b.exp().unsqueeze(1)).flatten(1, 2)
     b_writes = reads[:, log_b.shape[1] :] * (log_b[:, -1:] - log_b).exp_().mul_(beta)
     return b_reads, b_writes, log_b[:, -1:].exp()
-
-
-@functools.cache
-def _fla_is_installed() -> bool:
-    return importlib.util.find_spec("fla") is not None
-
-
-def _fla_fits(value: torch.Tensor) -> bool:
-    # Decided per call: a model on the CPU of a machine with fla must not end in its kernels. They are made for half
-    # precision; float32 and float64 stay exact in torch.
-    return value.is_cuda and value.dtype in (torch.bfloat16, torch.float16) and _fla_is_installed()
-
-
-def _fla(query, key, value, log_decay, beta, initial_state):
-    # No import statement, here neither: loading code from the Hub, transformers asks for all that stand in a file.
-    fla = importlib.import_module("fla.ops.gated_delta_rule")
-
-    # The fused recurrent kernel has no backward.
-    one_token_awake = value.shape[1] == 1 and not torch.is_grad_enabled()
-    rule = fla.fused_recurrent_gated_delta_rule if one_token_awake else fla.chunk_gated_delta_rule
-    return rule(
-        query,
-        key,
-        value,
-        g=log_decay.float(),
-        beta=beta.to(value.dtype),
-        initial_state=None if initial_state is None else initial_state.float(),
-        output_final_state=True,
-        use_qk_l2norm_in_kernel=True,
-    )
 
 
 @torch.compiler.assume_constant_result  # a compiled model says so while it is traced

@@ -154,11 +154,16 @@ class SleepGenerationMixin:
             value = vars(generation_config).pop(name, None)
             if value is not None:
                 model_kwargs[name] = value
-        generation_config._call = model_kwargs["generation_call"] = GenerationCall()
+        generation_config._call = GenerationCall()
         embeds, cache, mask = (model_kwargs.get(name) for name in ("inputs_embeds", CACHE, "attention_mask"))
         if embeds is not None and cache is not None and mask is not None:
             generation_config._call.embeds_are_new = mask.shape[1] == cache.get_seq_length() + embeds.shape[1]
         return generation_config, model_kwargs
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        """Here, as no argument is checked any more: PEFT's prompt learning puts a function of its own before ours."""
+        model_kwargs["generation_call"] = getattr(generation_config, "_call", None)
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def _get_stopping_criteria(self, generation_config, *args, **kwargs):
         criteria = super()._get_stopping_criteria(generation_config, *args, **kwargs)

@@ -16,9 +16,10 @@ from .adopt_sleep import adopt
 from .configuration_sleep import SleepConfig
 from .distributed_sleep import is_sharded, largest_of_all_processes
 from .generation_sleep import SleepGenerationMixin
-from .modeling_sleep import SleepModel, SleepPreTrainedModel
+from .modeling_sleep import SleepModel
 from .nap_sleep import Sleep, SleepEvent
 from .outputs_sleep import SleepCausalLMOutput, SleepSequenceClassifierOutput
+from .pretrained_sleep import SleepPreTrainedModel
 
 
 class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMixin):
@@ -274,6 +275,8 @@ class SleepForSequenceClassification(SleepPreTrainedModel):
         SleepSequenceClassifierOutput
             `logits` is (batch, num_labels), of the last token that is no padding.
         """
+        if attention_mask is None:
+            attention_mask = self._padding_mask(input_ids)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -285,9 +288,7 @@ class SleepForSequenceClassification(SleepPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
-        last = self._last_token(input_ids, attention_mask, hidden_states)
-        logits = self.score(hidden_states[torch.arange(len(last), device=last.device), last])
+        logits = self.score(outputs.last_hidden_state[:, -1])  # padding repeats the last token before it
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, pooled_logits=logits, config=self.config)
@@ -299,22 +300,16 @@ class SleepForSequenceClassification(SleepPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def _last_token(self, input_ids, attention_mask, hidden_states) -> torch.Tensor:
-        """Where each row's last token is among the new ones, (batch,): by the mask, or else by the padding token."""
-        batch, length = hidden_states.shape[:2]
-        if attention_mask is not None:
-            is_token = attention_mask[:, -length:] != 0
-        elif input_ids is not None and self.config.pad_token_id is not None:
-            is_token = input_ids != self.config.pad_token_id
-        elif input_ids is not None and batch > 1:
+    def _padding_mask(self, input_ids) -> torch.Tensor | None:
+        """Without an `attention_mask`, where padding is: (batch, length), 0 at the padding token."""
+        if input_ids is None or input_ids.shape[0] == 1 and self.config.pad_token_id is None:
+            return None
+        if self.config.pad_token_id is None:
             raise ValueError(
                 "Without an `attention_mask` or a `pad_token_id` in the config, where the texts of a batch end cannot "
                 "be told. Give an `attention_mask`, or set `model.config.pad_token_id`."
             )
-        else:
-            is_token = hidden_states.new_ones(batch, length, dtype=torch.bool)
-        positions = torch.arange(length, device=hidden_states.device)
-        return (positions * is_token.to(positions.device)).argmax(dim=-1)
+        return (input_ids != self.config.pad_token_id).long()
 
 
 class SleepForTokenClassification(SleepPreTrainedModel):

@@ -13,13 +13,8 @@ import torch
 
 from .cache_sleep import SleepState
 from .configuration_sleep import SleepConfig
-from .layers_sleep import rotary_embedding
+from .rotary_sleep import rotary_embedding
 from .window_sleep import Keep, of_rows, per_row
-
-
-def kept_columns(config: SleepConfig, state: SleepState) -> int:
-    """How many columns of keys stand before a window that follows a sleep."""
-    return config.window_overlap + state.pinned_tokens
 
 
 def kept_live(config: SleepConfig, state: SleepState, batch: int, device: torch.device) -> torch.Tensor | None:
@@ -65,9 +60,9 @@ def keys_to_keep(
         turns.append(turn)
         kept_of_rows.append(total)
         pinned_of_rows.append(pinned + new)
-    rotation = rotary_embedding(config, torch.tensor(turns, device=device), dtype)
+    rotation = rotary_embedding(config, torch.tensor(turns, device=device), dtype, is_shift=True)
     keep = Keep(torch.tensor(orders, device=device), rotation)
-    return keep, {"kept": per_row(kept_of_rows), "pinned": per_row(pinned_of_rows)}
+    return keep, {"kept_columns": w + p, "kept": per_row(kept_of_rows), "pinned": per_row(pinned_of_rows)}
 
 
 def _alike(state: SleepState) -> bool:

@@ -11,7 +11,6 @@ what becomes of it; nobody else asks what kind of layer it is:
 written in place, so that gradients flow through them under any way of calling (checkpointed, sharded, over windows).
 """
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -23,62 +22,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_sleep import SleepConfig
 from .gated_delta_rule import gated_delta_rule
+from .rotary_sleep import apply_rotary_embedding
 from .window_sleep import Window, select
-
-
-def rotary_embedding(
-    config: SleepConfig, positions: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """
-    Cosines and sines of `positions`, (...), in a window: each (..., rotated dimensions).
-
-    Stateless, so that no cast of the model can round the frequencies: float32 or better whatever its dtype. None for
-    a model whose attention knows no positions (`rope_theta` is None).
-    """
-    dtype = torch.promote_types(dtype, torch.float32)
-    parameters = config.rope_parameters
-    if parameters["rope_theta"] is None:
-        return None
-    rotated = int(config.head_dim * parameters.get("partial_rotary_factor", 1.0))
-    # rope_theta ** (-2 i / rotated) for i = 0, 1, ...; in one operation, as a token awake pays for their number.
-    base, last = parameters["rope_theta"], 2 / rotated - 1
-    frequencies = torch.logspace(0, last, rotated // 2, base=base, dtype=dtype, device=positions.device)
-    frequencies = scale_frequencies(frequencies, parameters)
-    angles = positions.to(dtype).unsqueeze(-1) * frequencies
-    angles = torch.cat([angles, angles], dim=-1)  # as `repeat`, in a fifth of the time
-    return angles.cos(), angles.sin()
-
-
-def scale_frequencies(frequencies: torch.Tensor, parameters: dict) -> torch.Tensor:
-    """
-    Rotary frequencies, in radians per token, as a model that was made for longer texts scales them.
-
-    "linear" divides all of them by `factor`. "llama3" (Llama 3.1) divides those whose period is long compared with the
-    original context and leaves those that turn fast; `turns` is how often each turns within that context.
-    """
-    if parameters["rope_type"] == "linear":
-        return frequencies / parameters["factor"]
-    if parameters["rope_type"] == "llama3":
-        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-        turns = parameters["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-        kept = ((turns - low) / (high - low)).clamp(0, 1)
-        return frequencies * (kept + (1 - kept) / parameters["factor"])
-    return frequencies
-
-
-def apply_rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """
-    Rotate `x`, (batch, heads, length, head_dim), by its positions' angles, (length, rotated) or (batch, length,
-    rotated). Dimensions behind the rotated ones stay as they are.
-    """
-    if cos.ndim == 3:
-        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    rest = x.shape[-1] - cos.shape[-1]
-    if rest:
-        x, kept = x.split([cos.shape[-1], rest], dim=-1)
-    first, second = x.chunk(2, dim=-1)
-    rotated = (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
-    return torch.cat([rotated, kept], dim=-1) if rest else rotated
 
 
 def eager_attention_forward(
@@ -125,8 +70,10 @@ class AttentionState(NamedTuple):
             return self.keys, self.values
         return torch.cat([self.kept_keys, self.keys], dim=2), torch.cat([self.kept_values, self.values], dim=2)
 
-    def begin(self) -> "AttentionState":
+    def begin(self) -> "AttentionState | None":
         """Kept keys are constants of a pass; the window's own are made anew from the refined hidden states."""
+        if self.kept_keys is None:
+            return None
         return AttentionState(kept_keys=self.kept_keys, kept_values=self.kept_values)
 
     def forget(self, window: Window) -> "AttentionState | None":

@@ -1,4 +1,4 @@
-"""Who sees whom within a window.
+"""Windows as a pass sees them: where each token stands, and who sees whom.
 
 Two masks have two names throughout. `padding_mask` is (batch, length) of bool: which tokens are none. `attention_mask`
 is what the attention function takes: (batch, 1, length, keys), or what stands for it. The one that a caller gives by
@@ -8,7 +8,93 @@ that name says where padding is, as everywhere in transformers; it becomes a `pa
 import torch
 from transformers.masking_utils import create_causal_mask
 
+from .cache_sleep import SleepState
 from .configuration_sleep import SleepConfig
+from .keep_sleep import kept_live
+from .rotary_sleep import rotary_embedding
+from .window_sleep import PerRow, Window, added, largest, of_rows
+
+
+def new_window(
+    config: SleepConfig, state: SleepState, inputs_embeds: torch.Tensor, lengths: PerRow, count: int, options: dict
+) -> Window:
+    """
+    New tokens, (batch, length, hidden_size), behind those that the window of each row holds.
+
+    Parameters
+    ----------
+    lengths : PerRow
+        How many of the columns are tokens; those behind them are padding.
+    count : int
+        The whole windows that stand side by side along `length`.
+    options : dict
+        What goes on to the attention function.
+    """
+    batch, length = inputs_embeds.shape[:2]
+    device, stored, columns = inputs_embeds.device, state.stored, state.columns
+    order = None
+    if not isinstance(stored, tuple) and stored == columns:
+        positions = torch.arange(stored, stored + length // count, device=device).unsqueeze(0)
+        columns = columns + length
+    else:
+        first = torch.tensor(of_rows(stored, batch), device=device).unsqueeze(1)
+        positions = first + torch.arange(length, device=device)
+        past, columns = columns, largest(added(stored, lengths))
+        column = torch.arange(columns, device=device)
+        order = torch.where(column < first, column, past + (column - first).clamp(max=length - 1))
+    window = Window(
+        inputs_embeds=inputs_embeds,
+        positions=positions,
+        padding_mask=live_columns(lengths, batch, length, device),
+        live=live_columns(added(stored, lengths), batch, columns, device),
+        order=order,
+        count=count,
+        options={name: x for name, x in options.items() if not name.startswith(("output_", "return_"))},
+    )
+    rows = inputs_embeds.view(batch * count, length // count, -1)
+    return _with_attention(config, window, state, rows, stored, columns, batch)
+
+
+def whole_window(config: SleepConfig, state: SleepState) -> Window:
+    """All that the window of each row holds, to be read anew."""
+    example = state.tensors()[0]
+    batch, device, columns = example.shape[0], example.device, state.columns
+    live = live_columns(state.stored, batch, columns, device)
+    window = Window(
+        inputs_embeds=state.kept_inputs_embeds,
+        positions=torch.arange(columns, device=device).unsqueeze(0),
+        padding_mask=live,
+        live=live,
+    )
+    if state.kept_hidden_states is None:  # nothing is replayed
+        return window
+    return _with_attention(config, window, state, state.kept_hidden_states, 0, columns, batch)
+
+
+def _with_attention(config, window: Window, state: SleepState, hidden_states, stored, columns: int, batch: int):
+    """`window` with its rotary positions and attention mask; kept keys stand before all others."""
+    device = hidden_states.device
+    kept = state.kept_columns
+    kept_mask = kept_live(config, state, batch, device) if kept else None
+    is_dense = window.order is not None or kept_mask is not None
+    if is_dense:
+        _check_dense(config)
+        if kept and kept_mask is None:
+            kept_mask = torch.ones(1, kept, dtype=torch.bool, device=device)
+        mask = dense_causal_mask(config, hidden_states.dtype, window.positions, columns, kept_mask)
+    else:
+        mask = causal_mask(config, hidden_states, kept + stored)
+    positions = window.positions[0] if len(window.positions) == 1 else window.positions
+    rotation = rotary_embedding(config, positions, hidden_states.dtype)
+    return window._replace(attention_mask=mask, position_embeddings=rotation, is_dense=is_dense)
+
+
+def _check_dense(config: SleepConfig) -> None:
+    if config.base_config is not None and config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"Rows whose windows do not begin together need a mask that {config._attn_implementation!r} does not "
+            'take. Load the model with `attn_implementation="sdpa"`, or give rows of one length.'
+        )
 
 
 class WindowSizes:

@@ -36,18 +36,14 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_utils import PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple, logging
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .adapter_sleep import save_memory
 from .cache_sleep import SleepCache, SleepState, read_state, write_state
 from .checks_sleep import (
-    check_batch,
+    check_fits,
     check_input_ids,
     check_options,
     check_pinned_tokens,
@@ -57,123 +53,30 @@ from .checks_sleep import (
 )
 from .configuration_sleep import SleepConfig
 from .distributed_sleep import InStepMixin, is_sharded
-from .family_layers_sleep import FamilyDecoderLayer, family_norm, is_zero_centred
-from .keep_sleep import kept_columns, kept_live, keys_to_keep
-from .layers_sleep import GatedDeltaNet, SleepDecoderLayer, SleepLayers, rotary_embedding
-from .masks_sleep import causal_mask, dense_causal_mask, live_columns
+from .family_layers_sleep import FamilyDecoderLayer, family_norm
+from .keep_sleep import keys_to_keep
+from .layers_sleep import SleepDecoderLayer, SleepLayers
+from .masks_sleep import live_columns, new_window, whole_window
 from .nap_sleep import (
     NOBODY,
     Recorder,
     Restless,
     Sleep,
     SleepEvent,
-    SleepMixin,
     check_sleep_passes,
     raise_if_not_finite,
 )
 from .outputs_sleep import SleepModelOutput, record_of_layers
 from .packed_sleep import PACKING, documents_of
-from .peft_sleep import register_target_modules
 from .plan_sleep import Tokens, Wave, plan
+from .pretrained_sleep import SleepPreTrainedModel
 from .recall_memory_sleep import RecallMemoryLayer
-from .window_sleep import PerRow, Window, largest, of_rows, per_row
+from .window_sleep import Window, added, largest, of_rows, scaled
 
-
-logger = logging.get_logger(__name__)
-
-register_target_modules()
-# With label smoothing, `Trainer` computes the loss itself, and shifts the labels of the classes that stand here.
-MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(SleepConfig.model_type, "SleepForCausalLM")
 
 # With N = 1, windows are read side by side, but not more: the memory of a long text is to stay bounded.
 TOKENS_AT_ONCE = 4096
 RECORDED = ("output_hidden_states", "output_attentions")
-
-
-class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
-    """Weights: how they are initialised, loaded and saved."""
-
-    config_class = SleepConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["SleepDecoderLayer", "RecallMemoryLayer"]
-    _skip_keys_device_placement = ["past_key_values", "cache"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _is_stateful = True  # S cannot be rewound: no assisted decoding
-    model_tags = ["sleep", "fast-weights"]  # on the Hub
-    # Attention by the name of its module, as it may be a family's.
-    _can_record_outputs = {
-        "hidden_states": [SleepDecoderLayer, FamilyDecoderLayer, RecallMemoryLayer],
-        "attentions": "self_attn",
-    }
-
-    def __init__(self, config: SleepConfig):
-        config.validate()  # again: `from_pretrained(..., sleep_passes=4)` sets fields of one that was valid
-        super().__init__(config)
-        if config.base_config is not None:  # accelerate wants no name that is not there
-            self._no_split_modules = ["FamilyDecoderLayer", *["RecallMemoryLayer"][: len(config.memory_layers)]]
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        config = self.config
-        if isinstance(module, GatedDeltaNet):
-            bound = config.linear_conv_kernel_dim**-0.5
-            init.uniform_(module.conv1d.weight, -bound, bound)
-            init.copy_(
-                module.A_log,
-                torch.empty_like(module.A_log).uniform_(config.linear_a_min, config.linear_a_max).log(),
-            )
-            log_dt = torch.tensor([config.linear_dt_min, config.linear_dt_max]).log().tolist()
-            dt = torch.empty_like(module.dt_bias).uniform_(*log_dt).exp()
-            init.copy_(module.dt_bias, dt + (-torch.expm1(-dt)).log())  # the inverse of softplus
-            if module.layer_idx in config.memory_layers:
-                init.zeros_(module.o_proj.weight)
-        elif isinstance(module, RecallMemoryLayer):
-            module.init_weights()
-        elif is_zero_centred(module):
-            init.zeros_(module.weight)
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
-        """
-        As [`PreTrainedModel.gradient_checkpointing_enable`], with `use_reentrant=False` whatever is asked for.
-
-        The layers are passed once per window and pass, each with the states that the one before left: reentrant
-        checkpoints take no such states, and DDP allows them one pass.
-        """
-        options = dict(gradient_checkpointing_kwargs or {})
-        if options.get("use_reentrant"):
-            logger.warning_once(
-                "`use_reentrant=True` is left aside: a sleep takes checkpoints that are not reentrant."
-            )
-        options["use_reentrant"] = False
-        return super().gradient_checkpointing_enable(options, **kwargs)
-
-    def save_pretrained(self, save_directory, *args, memory_only: bool = False, **kwargs):
-        """
-        Save the model with its code, so that the folder loads anywhere with `trust_remote_code=True`.
-
-        As [`PreTrainedModel.save_pretrained`]; the `auto_map` names all classes whichever of them is saved. With
-        `memory_only`, save its recall memories alone: `from_causal_lm(base, memory=save_directory)` puts them on.
-        """
-        if memory_only:
-            save_memory(self, save_directory)
-            return
-        self.config.auto_map = {
-            **(getattr(self.config, "auto_map", None) or {}),
-            "AutoConfig": "configuration_sleep.SleepConfig",
-            "AutoModel": "modeling_sleep.SleepModel",
-            "AutoModelForCausalLM": "heads_sleep.SleepForCausalLM",
-            "AutoModelForSequenceClassification": "heads_sleep.SleepForSequenceClassification",
-            "AutoModelForTokenClassification": "heads_sleep.SleepForTokenClassification",
-        }
-        # Whatever the weights were loaded from, the code that goes with them now is this.
-        self.config.modeling_sleep_version = self.config.code_version
-        self.config.transformers_range = self.config.tested_transformers
-        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 @dataclass
@@ -256,7 +159,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             (batch, length, hidden_size), instead of `input_ids`.
         use_cache : bool, optional
             Whether to return `past_key_values`, and to make them if none are given. Those that are given are always
-            carried on. Default: `config.use_cache`, but never under gradient checkpointing.
+            carried on. Default: `config.use_cache`, but never under gradient checkpointing or in `torch.export`.
         sleep_passes : int or Sleep, optional
             N, all passes over a window, the wake one included. Default: `config.sleep_passes`.
         sleep_callback : callable, optional
@@ -289,8 +192,9 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         sleep = check_sleep_passes(sleep_passes, self.config)
         inputs_embeds = self._embed(input_ids, inputs_embeds)
         batch, length = inputs_embeds.shape[:2]
-        if use_cache is None:
+        if use_cache is None:  # an exported program returns tensors
             use_cache = self.config.use_cache and not (self.gradient_checkpointing and self.training)
+            use_cache = use_cache and not torch.compiler.is_exporting()
         documents = documents_of(position_ids, attention_mask, past_key_values, (batch, length), kwargs)
         if documents is not None:
             return self._read_documents(documents, inputs_embeds, sleep, sleep_callback, kwargs)
@@ -298,7 +202,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             past_key_values = SleepCache(config=self.config)
 
         state = read_state(past_key_values, self.config)
-        check_batch(state, batch)
+        check_fits(state, inputs_embeds)
         state = self._pin(state, pinned_tokens)
         tokens = Tokens.of_mask(padding_mask_of(attention_mask, state, inputs_embeds), batch, length)
         last_hidden_state, waves, state = self._read(
@@ -331,9 +235,10 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             state = part if wave.rows is None else state.put(wave.rows, part, batch)
             read.append((wave, output))
         pieces = [output.last_hidden_state for _, output in read]
-        if not pieces:  # of padding alone
-            return (inputs_embeds * 0 if before is None else before.expand_as(inputs_embeds)), read, state
-        hidden_states = tokens.write(waves, pieces, before)
+        if pieces:
+            hidden_states = tokens.write(waves, pieces, before)
+        else:  # padding alone
+            hidden_states = inputs_embeds * 0 if before is None else before.expand_as(inputs_embeds)
         if schedule is not waves:
             hidden_states = schedule.attach(hidden_states)
         return hidden_states, read, self._count(state, tokens, hidden_states)
@@ -356,9 +261,12 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
 
     def _wake_window(self, inputs_embeds, wave: Wave, state: SleepState, **options):
         """Read tokens that fit into the current window of each row, or whole windows side by side."""
-        window = self._window(inputs_embeds, wave.lengths, state, wave.count, options)
+        if wave.count > 1 and state.columns > 0:  # of rows that have just slept beside others
+            begin = tuple(layer.begin(x, None) for layer, x in zip(self.layers, state.layers, strict=True))
+            state = state._replace(layers=begin, kept_hidden_states=None, columns=0)
+        window = new_window(self.config, state, inputs_embeds, wave.lengths, wave.count, options)
         output = self._wake(inputs_embeds, state, window, return_dict=True, **options)
-        stored = _add(state.stored, wave.lengths)
+        stored = added(state.stored, wave.lengths)
         if wave.count > 1:
             state = state._replace(layers=output.layers, stored=stored)
             return output, self._forget(state, window, sleeps=wave.count)
@@ -390,17 +298,20 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             return state
         batch = state.tensors()[0].shape[0]
         rows = tuple(i for i, stored in enumerate(of_rows(state.stored, batch)) if stored > 0)
-        return self._sleep_some(state, None if len(rows) == batch else rows, sleep, callback, batch)
+        return self._sleep_some(state, rows, sleep, callback, batch)
 
     def _sleep_rows(self, state: SleepState, wave: Wave, sleep: Sleep, callback, batch: int) -> SleepState:
-        """Sleep over the windows of the rows that a wave names; what `bptt_windows` cuts off needs no graph."""
+        """Sleep over the windows of the rows that a wave names, and end the gradient's way back where it is to end."""
         if self.config.bptt_windows is None or not torch.is_grad_enabled():
             return self._sleep_some(state, wave.sleepers, sleep, callback, batch)
         cut, uncut = self.cuts_of(wave, batch)
-        for rows in filter(None, (cut, uncut)):
-            with torch.set_grad_enabled(rows is uncut):
-                rows = None if len(rows) == batch else rows
-                state = self._sleep_some(state, rows, sleep, callback, batch)
+        if uncut:
+            state = self._sleep_some(state, uncut, sleep, callback, batch)
+        if cut:
+            with torch.no_grad():  # what is cut off needs no graph
+                part = state.select(cut, batch).map(torch.Tensor.detach)
+                part = self._sleep(part, sleep, NOBODY if callback is None else Recorder(callback, cut))
+            state = state.put(cut, part, batch)
         return state
 
     def cuts_of(self, wave: Wave, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -415,6 +326,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
 
     def _sleep_some(self, state: SleepState, rows, sleep: Sleep, callback, batch: int) -> SleepState:
         """Sleep over the windows of these `rows`, None for all; the others stay as they are."""
+        rows = None if rows is not None and len(rows) == batch else rows
         recorder = NOBODY if callback is None else Recorder(callback, rows)
         if rows is None:
             return self._sleep(state, sleep, recorder)
@@ -433,7 +345,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
                 replay = partial(self._gradient_checkpointing_func, replay)
             layers, passes = replay(state)
             state = state._replace(layers=layers)
-        state = self._forget(state, self._whole_window(state), sleep.passes)
+        state = self._forget(state, whole_window(self.config, state), sleep.passes)
         recorder.end(state, self.fast_weights(state), passes)
         return state
 
@@ -458,7 +370,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         start, end = self.config.looped_layers
         ends_early = last and not self.memories_behind
         stop = self.last_looped_memory + 1 if ends_early else end
-        window = self._whole_window(state)
+        window = whole_window(self.config, state)
         begin = [self.layers[i].begin(state.layers[i], window) for i in range(start, stop)]
         # Without gradients, as in the first run of a checkpoint, there is nothing to checkpoint.
         run = self.layers if torch.is_grad_enabled() else self.layers.run
@@ -469,7 +381,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         """The layers behind the looped span, once, as far as there is S to write."""
         if not self.memories_behind:
             return state
-        end, window = self.config.looped_layers[1], self._whole_window(state)
+        end, window = self.config.looped_layers[1], whole_window(self.config, state)
         begin = [self.layers[i].begin(state.window_start[i], window) for i in range(end, self.memories_behind[-1] + 1)]
         run = self.layers if torch.is_grad_enabled() else self.layers.run
         _, after = run(state.kept_hidden_states, begin, start=end, window=window, state_only=True)
@@ -500,7 +412,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             kept_inputs_embeds=None,
             columns=0,
             stored=0,
-            sleeps=_add(state.sleeps, sleeps),
+            sleeps=added(state.sleeps, sleeps),
             **kept,
         )
         if not torch.is_grad_enabled():
@@ -516,78 +428,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         span = slice(*self.config.looped_layers)
         return [x for x, layer in zip(self.fast_weights(state)[span], self.layers[span]) if layer.is_memory]
 
-    # What both share.
-
-    def _window(self, inputs_embeds, lengths: PerRow, state: SleepState, count: int, options: dict) -> Window:
-        """Positions and masks of new tokens, (batch, length, hidden_size), behind those that the window holds."""
-        batch, length = inputs_embeds.shape[:2]
-        device, stored, columns = inputs_embeds.device, state.stored, state.columns
-        options = {name: x for name, x in options.items() if name not in (*RECORDED, "return_dict")}
-        kept = kept_columns(self.config, state) if largest(state.sleeps) > 0 else 0
-        kept_mask = kept_live(self.config, state, batch, device) if kept else None
-        order, padding_mask = None, live_columns(lengths, batch, length, device)
-        if not isinstance(stored, tuple) and stored == columns:
-            positions = torch.arange(stored, stored + length // count, device=device).unsqueeze(0)
-            columns = columns + length
-        else:
-            first = torch.tensor(of_rows(stored, batch), device=device).unsqueeze(1)
-            positions = first + torch.arange(length, device=device)
-            past, columns = columns, largest(_add(stored, lengths))
-            column = torch.arange(columns, device=device)
-            order = torch.where(column < first, column, past + (column - first).clamp(max=length - 1))
-        is_dense = order is not None or kept_mask is not None
-        if is_dense:
-            mask = self._dense_mask(inputs_embeds, positions, columns, kept, kept_mask)
-        else:
-            mask = causal_mask(self.config, inputs_embeds.view(batch * count, length // count, -1), kept + stored)
-        return Window(
-            inputs_embeds=inputs_embeds,
-            positions=positions,
-            padding_mask=padding_mask,
-            live=live_columns(_add(stored, lengths), batch, columns, device),
-            order=order,
-            attention_mask=mask,
-            position_embeddings=rotary_embedding(
-                self.config, positions[0] if len(positions) == 1 else positions, inputs_embeds.dtype
-            ),
-            count=count,
-            options=options,
-            is_dense=is_dense,
-        )
-
-    def _whole_window(self, state: SleepState) -> Window:
-        """All that the window of each row holds, read anew."""
-        hidden_states, stored, columns = state.kept_hidden_states, state.stored, state.columns
-        example = state.tensors()[0]
-        batch, device = example.shape[0], example.device
-        live = live_columns(stored, batch, columns, device)
-        window = Window(
-            inputs_embeds=state.kept_inputs_embeds,
-            positions=torch.arange(columns, device=device).unsqueeze(0),
-            padding_mask=live,
-            live=live,
-        )
-        if hidden_states is None:  # nothing is replayed
-            return window
-        kept = kept_columns(self.config, state) if largest(state.sleeps) > 0 else 0
-        kept_mask = kept_live(self.config, state, batch, device) if kept else None
-        if kept_mask is None:
-            mask = causal_mask(self.config, hidden_states, kept)
-        else:
-            mask = self._dense_mask(hidden_states, window.positions, columns, kept, kept_mask)
-        rotation = rotary_embedding(self.config, window.positions[0], hidden_states.dtype)
-        return window._replace(attention_mask=mask, position_embeddings=rotation, is_dense=kept_mask is not None)
-
-    def _dense_mask(self, hidden_states, positions, columns: int, kept: int, kept_mask) -> torch.Tensor:
-        config = self.config
-        if config.base_config is not None and config._attn_implementation not in ("sdpa", "eager"):
-            raise ValueError(
-                f"Rows whose windows do not begin together need a mask that {config._attn_implementation!r} does not "
-                'take. Load the model with `attn_implementation="sdpa"`, or give rows of one length.'
-            )
-        if kept and kept_mask is None:
-            kept_mask = torch.ones(1, kept, dtype=torch.bool, device=positions.device)
-        return dense_causal_mask(config, hidden_states.dtype, positions, columns, kept_mask)
+    # What a call is given, and what is counted of it.
 
     def _embed(self, input_ids, inputs_embeds) -> torch.Tensor:
         """(batch, length, hidden_size) of what the call is given."""
@@ -614,13 +455,13 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
     def _count(state: SleepState, tokens: Tokens, hidden_states: torch.Tensor) -> SleepState:
         """With what a call has read: how many tokens of each row, in which columns, and what the last one gave."""
         last = hidden_states[:, -1:]
-        places = _add(tokens.places, _scale(tokens.counts, state.seen))
+        places = added(tokens.places, scaled(tokens.counts, state.seen))
         return state._replace(
             # A copy, as a view would keep the whole text alive.
             last_hidden_state=last.clone() if tokens.length > 1 else last,
             seen=state.seen + tokens.length,
-            read=_add(state.read, tokens.counts),
-            places=_add(state.places, places),
+            read=added(state.read, tokens.counts),
+            places=added(state.places, places),
         )
 
     def _windows_at_once(self, sleep: Sleep, callback, options: dict) -> int:
@@ -639,15 +480,4 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         return check_sleep_passes(sleep_passes, self.config)
 
 
-def _add(a: PerRow, b: PerRow) -> PerRow:
-    if not (isinstance(a, tuple) or isinstance(b, tuple)):
-        return a + b
-    batch = len(a if isinstance(a, tuple) else b)
-    return per_row([x + y for x, y in zip(of_rows(a, batch), of_rows(b, batch), strict=True)])
-
-
-def _scale(a: PerRow, factor: int) -> PerRow:
-    return tuple(x * factor for x in a) if isinstance(a, tuple) else a * factor
-
-
-__all__ = ["SleepModel", "SleepPreTrainedModel"]
+__all__ = ["SleepModel"]

@@ -81,7 +81,9 @@ class Recorder:
         self.window_index = state.sleeps if isinstance(state.sleeps, int) else state.sleeps[0]
 
     def passed(self, before: list, after: list) -> None:
-        """A pass has rewritten S of each memory, `before` into `after`."""
+        """A pass has rewritten S of each memory, `before` into `after`; of none if the span holds none."""
+        if not after:
+            return
         change, size = squared_change(before, after)
         self.changes.append(_ratio(change.sum(), size.sum()))
 

@@ -32,6 +32,19 @@ def largest(number: PerRow) -> int:
     return max(number) if isinstance(number, tuple) else number
 
 
+def added(first: PerRow, second: PerRow) -> PerRow:
+    """The sum, row by row."""
+    if not (isinstance(first, tuple) or isinstance(second, tuple)):
+        return first + second
+    batch = len(first if isinstance(first, tuple) else second)
+    return per_row([x + y for x, y in zip(of_rows(first, batch), of_rows(second, batch), strict=True)])
+
+
+def scaled(number: PerRow, factor: int) -> PerRow:
+    """`factor` times as much, row by row."""
+    return tuple(x * factor for x in number) if isinstance(number, tuple) else number * factor
+
+
 class Keep(NamedTuple):
     """
     Which keys and values outlive a sleep: see `keys_to_keep`.

@@ -1,7 +1,8 @@
 """Algorithm 1 of arXiv 2605.26099, transcribed naively: the reference that the package is tested against.
 
-It uses the package's weights and nothing else of it. Plain loops over windows, passes, layers, rows, heads and tokens;
-no cache, no masks, no chunks. It knows the whole text beforehand, as the paper's training does.
+It uses the package's weights and nothing else of it. Plain loops over windows, passes, layers, heads and tokens; no
+cache, no masks, no batch, no chunks. It knows the whole text beforehand, as the paper's training does. A row of any
+batch, however padded or packed, is to get what its text gets here.
 """
 
 import math
@@ -25,25 +26,33 @@ def rotate(x, position, theta):
     return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()])
 
 
-def attention(layer, config, h):
-    """`h` is (tokens of one window, hidden_size)."""
+def attention(layer, config, h, kept):
+    """
+    `h` is (tokens of one window, hidden_size). `kept` is what is left of earlier windows: keys and values, (tokens,
+    key_value_heads * head_dim) each, and the positions of the keys, which no rotation has turned yet. Returns the
+    output, and the window's keys and values likewise.
+    """
     mixer, dim = layer.self_attn, config.head_dim
     theta = config.rope_parameters["rope_theta"]
     query, key, value = mixer.q_proj(h), mixer.k_proj(h), mixer.v_proj(h)
+    kept_key, kept_value, kept_positions = kept
+    all_keys, all_values = torch.cat([kept_key, key]), torch.cat([kept_value, value])
+    positions = [*kept_positions, *range(h.shape[0])]
     heads = []
     for head in range(config.num_attention_heads):
         group = head // (config.num_attention_heads // config.num_key_value_heads)
-        q, k, v = query[:, head * dim :][:, :dim], key[:, group * dim :][:, :dim], value[:, group * dim :][:, :dim]
+        q, k, v = (x[:, i * dim :][:, :dim] for x, i in ((query, head), (all_keys, group), (all_values, group)))
         if config.qk_norm:
             q, k = rms_norm(q, mixer.q_norm), rms_norm(k, mixer.k_norm)
         q = torch.stack([rotate(x, t, theta) for t, x in enumerate(q)])
-        k = torch.stack([rotate(x, t, theta) for t, x in enumerate(k)])
+        k = torch.stack([rotate(x, t, theta) for t, x in zip(positions, k, strict=True)])
         rows = []
         for t in range(h.shape[0]):
-            weights = (k[: t + 1] @ q[t] / math.sqrt(dim)).softmax(0)
-            rows.append(weights @ v[: t + 1])
+            seen = len(kept_positions) + t + 1
+            weights = (k[:seen] @ q[t] / math.sqrt(dim)).softmax(0)
+            rows.append(weights @ v[:seen])
         heads.append(torch.stack(rows))
-    return mixer.o_proj(torch.cat(heads, dim=-1))
+    return mixer.o_proj(torch.cat(heads, dim=-1)), (key, value)
 
 
 def gated_delta_net(layer, config, h, S):
@@ -83,31 +92,55 @@ def gated_delta_net(layer, config, h, S):
     return mixer.o_proj(torch.stack(tokens)), S
 
 
-def blocks(model, h, S, layers):
-    """h, S <- Blocks(h, S) over the layers with these indices. `S` maps layer indices to matrices."""
-    S = dict(S)
+def blocks(model, h, S, kept, layers):
+    """
+    h, S <- Blocks(h, S) over the layers with these indices. `S` maps layer indices to matrices, `kept` to what is left
+    of earlier windows. Returns h, S, and the window's keys and values of each attention layer.
+    """
+    S, keys_and_values = dict(S), {}
     for i in layers:
         layer = model.model.layers[i]
         normed = rms_norm(h, layer.input_layernorm)
         if layer.layer_type == "linear_attention":
             mixed, S[i] = gated_delta_net(layer, model.config, normed, S[i])
         else:
-            mixed = attention(layer, model.config, normed)
+            mixed, keys_and_values[i] = attention(layer, model.config, normed, kept[i])
         h = h + mixed
         if layer.mlp is not None:
             x = rms_norm(h, layer.post_attention_layernorm)
             h = h + layer.mlp.down_proj(silu(layer.mlp.gate_proj(x)) * layer.mlp.up_proj(x))
-    return h, S
+    return h, S, keys_and_values
 
 
-def algorithm_1(model, tokens, passes):
+def cut_into_windows(tokens, window_size, naps):
+    """Windows of at most `window_size` tokens; one ends early where the text's tokens so far are in `naps`."""
+    windows, begin = [], 0
+    for end in range(1, len(tokens) + 1):
+        if end - begin == window_size or end in naps or end == len(tokens):
+            windows.append(tokens[begin:end])
+            begin = end
+    return windows
+
+
+def relative_change(before, after, layers):
+    """|S_j - S_{j-1}| / |S_{j-1}| over all matrices of these layers."""
+    matrices = [(old, new) for i in layers if i in before for old, new in zip(before[i], after[i], strict=True)]
+    change = sum((new - old).pow(2).sum() for old, new in matrices)
+    return (change / sum(old.pow(2).sum() for old, _ in matrices)).sqrt().item()
+
+
+def algorithm_1(model, tokens, passes, until=None, least=1, pinned_tokens=None, naps=(), taken=None):
     """
     Logits of one text, and the fast weights after its last token.
 
-    `tokens` is (length,). Every window but the last is slept over, also if it carries labels.
+    `tokens` is (length,). Every window but the last is slept over, also if it carries labels. With `until`, passes end
+    when one changes S by less, but not before the `least`-th. The last `window_overlap` keys before a window stay,
+    those of the first `pinned_tokens` for good. The model naps when it has read as many tokens as `naps` say. `taken`
+    is a list that hears how many passes each sleep took.
     """
     config = model.config
     start, end = config.loop_span or (0, config.num_hidden_layers)
+    overlap, pinned = config.window_overlap, config.pinned_tokens if pinned_tokens is None else pinned_tokens
     S = {
         i: [
             torch.zeros(config.linear_value_head_dim, config.linear_key_head_dim, dtype=model.dtype)
@@ -116,16 +149,35 @@ def algorithm_1(model, tokens, passes):
         for i, layer_type in enumerate(config.layer_types)
         if layer_type == "linear_attention"
     }
-    windows, logits = tokens.split(config.window_size), []
+    nothing = torch.zeros(0, config.num_key_value_heads * config.head_dim, dtype=model.dtype)
+    keys = {i: nothing for i in range(config.num_hidden_layers) if i not in S}  # of all windows, as the wake made them
+    values, kept, read = dict(keys), {i: (nothing, nothing, []) for i in keys}, 0
+    windows, logits = cut_into_windows(tokens, config.window_size, naps), []
     for number, window in enumerate(windows):
         prelude, span, coda = range(start), range(start, end), range(end, config.num_hidden_layers)
-        h, S = blocks(model, model.model.embed_tokens(window), S, prelude)
+        h, S, keys_1 = blocks(model, model.model.embed_tokens(window), S, kept, prelude)
         S_coda_before = {i: S[i] for i in S if i in coda}
-        h, S = blocks(model, h, S, span)
-        prediction, S = blocks(model, h, S, coda)
+        h, S, keys_2 = blocks(model, h, S, kept, span)
+        prediction, S, keys_3 = blocks(model, h, S, kept, coda)
         logits.append(model.lm_head(rms_norm(prediction, model.model.norm)))
-        if passes > 1 and number < len(windows) - 1:
-            for _ in range(passes - 1):
-                h, S = blocks(model, h, S, span)
-            _, S = blocks(model, h, {**S, **S_coda_before}, coda)
+        if number == len(windows) - 1:
+            break
+        n = 1
+        while n < passes and start < end:
+            S_before = S
+            h, S, _ = blocks(model, h, S, kept, span)
+            n += 1
+            if until is not None and n >= least and relative_change(S_before, S, span) < until:
+                break
+        if n > 1:
+            _, S, _ = blocks(model, h, {**S, **S_coda_before}, kept, coda)
+        if taken is not None:
+            taken.append(n)
+        read += len(window)
+        first = range(min(pinned, read))
+        last = range(max(len(first), read - overlap), read)
+        positions = [t - overlap - pinned for t in first] + [t - read for t in last]
+        for i, (key, value) in {**keys_1, **keys_2, **keys_3}.items():
+            keys[i], values[i] = torch.cat([keys[i], key]), torch.cat([values[i], value])
+            kept[i] = (keys[i][[*first, *last]], values[i][[*first, *last]], positions)
     return torch.cat(logits), S

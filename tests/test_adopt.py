@@ -24,7 +24,7 @@ from transformers import (
 
 from modeling_sleep import SleepConfig, SleepForCausalLM, from_causal_lm
 from modeling_sleep.adopt_sleep import spread
-from modeling_sleep.layers_sleep import rotary_embedding, scale_frequencies
+from modeling_sleep.rotary_sleep import rotary_embedding
 
 
 L = 8
@@ -90,9 +90,10 @@ def compute_exactly(model):
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = norm(module)
-    dim = 2 * model.model.rotary_emb.inv_freq.shape[0]
-    frequencies = 1e4 ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    frequencies = scale_frequencies(frequencies, model.config.rope_parameters)  # tested by itself
+    frequencies = model.model.rotary_emb.inv_freq.double()  # scaled ones are float32 in both
+    if model.config.rope_parameters["rope_type"] == "default":
+        dim = 2 * len(frequencies)
+        frequencies = 1e4 ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     model.model.rotary_emb.forward = rotary
     return model
 
@@ -232,12 +233,40 @@ def test_impossible_places_are_refused(memory_layers):
         SleepForCausalLM.from_causal_lm(make_original("llama"), L, memory_layers=memory_layers)
 
 
-def test_llama_3_frequencies_are_those_of_transformers():
-    original = make_original("llama 3")
-    model = SleepForCausalLM.from_causal_lm(original, window_size=L)
-    cos, _ = rotary_embedding(model.config, torch.arange(300), torch.float32)
-    expected, _ = original.model.rotary_emb(torch.zeros(1), torch.arange(300)[None])
-    torch.testing.assert_close(cos, expected[0], atol=1e-4, rtol=0)
+SCALED = {"factor": 4.0, "original_max_position_embeddings": 64}
+ROTATIONS = {
+    "default": {"rope_theta": 5e5},
+    "linear": {"factor": 2.0},
+    "llama3": {**SCALED, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": SCALED,
+    "longrope": {**SCALED, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]},
+    "dynamic": {"factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("rope_type", ROTATIONS)
+def test_frequencies_are_those_of_the_original_to_the_bit(rope_type):
+    rope = {"rope_type": rope_type, "rope_theta": 1e4, **ROTATIONS[rope_type]}
+    original = make_original("llama", rope_parameters=rope)
+    model = SleepForCausalLM.from_causal_lm(original, window_size=60)
+    for found, expected in zip(
+        rotary_embedding(model.config, torch.arange(60), torch.float32),
+        original.model.rotary_emb(torch.zeros(1), torch.arange(60)[None]),
+        strict=True,
+    ):
+        assert found.equal(expected[0])
+    with torch.no_grad():
+        assert model(make_ids(1, 60)).logits.equal(original(make_ids(1, 60)).logits)
+
+
+def test_frequencies_that_change_within_a_window_are_refused():
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    original = make_original("llama", rope_parameters=rope)
+    with pytest.raises(ValueError, match="'dynamic' rotary frequencies change beyond 256 tokens"):
+        SleepForCausalLM.from_causal_lm(original, window_size=300)
+
+
+def test_llama_3_frequencies_need_all_their_parameters():
     with pytest.raises(ValueError, match="of type 'llama3' lack low_freq_factor, high_freq_factor"):
         SleepConfig(rope_parameters={"rope_type": "llama3", "factor": 2.0, "original_max_position_embeddings": 64})
 
@@ -271,9 +300,9 @@ def test_attention_that_reaches_less_far_than_a_window_is_refused():
 
 
 def test_other_positions_are_refused():
-    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 128}
-    with pytest.raises(ValueError, match="must be one of .*'llama3'.*got 'yarn'"):
-        SleepForCausalLM.from_causal_lm(make_original("llama", rope_parameters=yarn), window_size=L)
+    other = {"rope_type": "proportional", "rope_theta": 1e4}
+    with pytest.raises(ValueError, match="must be one of .*'llama3'.*got 'proportional'"):
+        SleepForCausalLM.from_causal_lm(make_original("llama", rope_parameters=other), window_size=L)
 
 
 def test_a_quantised_model_an_adapter_and_a_headless_model_are_refused():

@@ -257,18 +257,3 @@ def test_says_once_which_kernel_runs(caplog):
             dispatched(**make_inputs(4))
     transformers_logging.disable_propagation()
     assert [record.message for record in caplog.records] == ["The gated delta rule on cpu runs in plain torch."]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels of fla run on CUDA")
-@pytest.mark.parametrize("seq_len", [1, 13, 200])
-def test_fla_kernels_agree(seq_len):
-    pytest.importorskip("fla")
-    inputs = {
-        n: x.detach().cuda() for n, x in make_inputs(seq_len, dtype=torch.bfloat16, key_dim=64, value_dim=64).items()
-    }
-    inputs["initial_state"] = inputs["initial_state"].float()
-    with torch.no_grad():
-        output, state = dispatched(**inputs)
-        expected, expected_state = recurrent_gated_delta_rule(**{n: x.double() for n, x in inputs.items()})
-    torch.testing.assert_close(output.double(), expected, atol=2e-2, rtol=2e-2)
-    torch.testing.assert_close(state.double(), expected_state, atol=2e-2, rtol=2e-2)

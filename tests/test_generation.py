@@ -6,13 +6,13 @@ from threading import Thread
 
 import pytest
 import torch
+from helpers import assert_same_memory, fast_weights, read, tensors_of, tensors_of_row
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast, TextIteratorStreamer, pipeline
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
-from modeling_sleep.generation_sleep import logger
 
 
 L = 5
@@ -31,46 +31,24 @@ def make_ids(batch=2, length=7, seed=1):
     return torch.randint(1, 64, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def read(model, ids, cache=None, **kwargs):
-    """Logits and the cache after `ids`."""
-    with torch.no_grad():
-        output = model(ids, past_key_values=cache, use_cache=True, **kwargs)
-    return output.logits, output.past_key_values
-
-
-def tensors_of(cache):
-    """All tensors of a cache, by a name that tells what they are."""
-    found = {}
-    for i, layer in enumerate(cache.layers):
-        if hasattr(layer, "recurrent_states"):
-            named = {"S": layer.recurrent_states[0], "conv": layer.conv_states[0], "start": layer.window_start_state}
-        else:
-            named = {"keys": layer.keys, "values": layer.values}
-            named |= {"kept": layer.kept_hidden_states, "mask": layer.kept_mask}
-        found |= {(i, name): tensor for name, tensor in named.items() if tensor is not None}
-    return found
-
-
-def fast_weights(cache):
-    return {i: tensor for (i, name), tensor in tensors_of(cache).items() if name == "S"}
-
-
 def nbytes(cache):
     return sum(tensor.nbytes for tensor in tensors_of(cache).values())
 
 
-def forced_sleep(model, cache, passes):
+def fast_weights_after(model, cache, passes):
+    """S of every memory after a nap of a copy of `cache`."""
+    return fast_weights(model.sleep(copy.deepcopy(cache), sleep_passes=passes))
+
+
+def read_after_forced_sleep(model, ids, cache, passes):
     """
-    Fast weights after a sleep over what `cache` holds, by another way than `model.sleep`: for a model of just that
-    window, one more token is one too many. The token is masked, so S stays as the sleep left it.
+    Logits and memory after a sleep over what `cache` holds and `ids` behind it, by another way than `model.sleep`: for
+    a model of just that window, the first token of `ids` is one too many.
     """
-    narrow = copy.deepcopy(model)
+    narrow, cache = copy.deepcopy(model), copy.deepcopy(cache)
     narrow.config.window_size = cache.layers[0].stored_length()
-    cache = copy.deepcopy(cache)
-    batch, seen = cache.batch_size, cache.get_seq_length()
-    mask = torch.ones(batch, seen + 1).index_fill(1, torch.tensor([seen]), 0)
-    read(narrow, torch.ones(batch, 1, dtype=torch.long), cache, attention_mask=mask, sleep_passes=passes)
-    return fast_weights(cache)
+    logits, cache = read(narrow, ids, cache, sleep_passes=passes)
+    return logits, tensors_of(cache)
 
 
 @pytest.fixture(scope="module")
@@ -133,17 +111,34 @@ def test_guidance_reads_with_the_passes_of_the_config(model):
 
 
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_windows_that_padding_cuts_are_warned_of(caplog, with_mask):
-    model = make_model(pad_token_id=0)
-    for padding, warnings in ((L, 0), (2, 1)):
-        ids = torch.cat([torch.zeros(1, padding, dtype=torch.long), make_ids(1)], dim=1)
-        mask = dict(attention_mask=(ids != 0).long()) if with_mask else {}
-        logger.warning_once.cache_clear()
-        transformers_logging.enable_propagation()
-        with caplog.at_level(logging.WARNING, logger=logger.name):
-            model.generate(ids, max_new_tokens=2, **mask)
-        transformers_logging.disable_propagation()
-        assert sum("Some rows begin inside a window" in record.message for record in caplog.records) == warnings
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("padding", [2, L])
+def test_padding_changes_nothing_and_nobody_warns_of_it(caplog, recwarn, padding, side, with_mask):
+    """Without a mask, transformers makes one of the tokens that are not the padding token."""
+    model, ids = make_model(pad_token_id=0), make_ids(1)
+    parts = [torch.zeros(1, padding, dtype=torch.long), ids][:: 1 if side == "left" else -1]
+    padded = torch.cat(parts, dim=1)
+    mask = dict(attention_mask=(padded != 0).long()) if with_mask else {}
+    expected = model.generate(ids, max_new_tokens=12)[:, 7:]
+    transformers_logging.enable_propagation()
+    with caplog.at_level(logging.WARNING):
+        output = model.generate(padded, max_new_tokens=12, **mask)
+    transformers_logging.disable_propagation()
+    assert output[:, 7 + padding :].equal(expected)
+    assert not caplog.records and not recwarn.list
+
+
+def test_rows_padded_on_any_side_equal_rows_alone(model):
+    lengths, width = (7, 4, 11, 1), 13
+    texts = [make_ids(1, length, seed=length) for length in lengths]
+    ids, mask = torch.zeros(4, width, dtype=torch.long), torch.zeros(4, width, dtype=torch.long)
+    for row, (text, begin) in enumerate(zip(texts, (0, 5, 2, 12), strict=True)):  # right, both, left by any number
+        ids[row, begin : begin + text.shape[1]] = text
+        mask[row, begin : begin + text.shape[1]] = 1
+    for options in (dict(), dict(use_cache=False), dict(prefill_chunk_size=4), dict(num_beams=3)):
+        output = model.generate(ids, attention_mask=mask, max_new_tokens=12, **options)[:, width:]
+        alone = [model.generate(x, max_new_tokens=12, num_beams=options.get("num_beams", 1)) for x in texts]
+        assert output.equal(torch.cat([new[:, -12:] for new in alone])), options
 
 
 @every_span
@@ -211,8 +206,8 @@ def test_embeddings_equal_ids(model):
     assert output.equal(model.generate(ids, max_new_tokens=9)[:, 12:])
 
 
-@pytest.mark.parametrize("padding", [L, 3 * L])
-def test_left_padding_of_whole_windows_changes_nothing(model, padding):
+@pytest.mark.parametrize("padding", [1, L - 1, L, 3 * L + 2])
+def test_left_padding_changes_nothing(model, padding):
     ids = make_ids()
     padded = torch.cat([torch.zeros(2, padding, dtype=torch.long), ids], dim=1)
     mask = (padded > 0).long()
@@ -220,11 +215,12 @@ def test_left_padding_of_whole_windows_changes_nothing(model, padding):
     assert output[:, padding:].equal(model.generate(ids, max_new_tokens=12))
 
 
-def test_rows_padded_by_whole_windows_equal_rows_alone(model):
-    short, long = make_ids(1, 7), make_ids(1, 7 + L, seed=2)
-    ids = torch.cat([torch.cat([torch.zeros(1, L, dtype=torch.long), short], dim=1), long])
+@pytest.mark.parametrize("padding", [3, L])
+def test_left_padded_rows_equal_rows_alone(model, padding):
+    short, long = make_ids(1, 7), make_ids(1, 7 + padding, seed=2)
+    ids = torch.cat([torch.cat([torch.zeros(1, padding, dtype=torch.long), short], dim=1), long])
     output = model.generate(ids, attention_mask=(ids > 0).long(), max_new_tokens=12)
-    assert output[:1, L:].equal(model.generate(short, max_new_tokens=12))
+    assert output[:1, padding:].equal(model.generate(short, max_new_tokens=12))
     assert output[1:].equal(model.generate(long, max_new_tokens=12))
 
 
@@ -245,7 +241,8 @@ def test_half_precision_gives_finite_logits(dtype, num_beams):
     assert output.sequences.shape == (2, 21)
     assert torch.stack(output.logits).isfinite().all()
     dtypes = {name: tensor.dtype for (_, name), tensor in tensors_of(output.past_key_values).items()}
-    assert dtypes == dict(keys=dtype, values=dtype, kept=dtype, S=torch.float32, conv=dtype)
+    assert dtypes.pop("recurrent_state") == torch.float32
+    assert dtypes == dict.fromkeys(["keys", "values", "conv_state", "kept_hidden_states", "last_hidden_state"], dtype)
 
 
 def test_inference_mode_changes_nothing(model):
@@ -309,14 +306,14 @@ def test_a_text_streamer_gives_the_text(model, tokenizer):
 def test_pipeline_equals_generate(model, tokenizer):
     generator = pipeline("text-generation", model=model, tokenizer=tokenizer)
     options = dict(max_new_tokens=12, do_sample=False, return_full_text=False)
-    short, long = (" ".join(f"w{i}" for i in make_ids(1, length)[0].tolist()) for length in (7, 7 + L))
+    short, long = (" ".join(f"w{i}" for i in make_ids(1, length)[0].tolist()) for length in (7, 7 + L + 2))
 
     expected = []
     for prompt in (short, long):
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         expected.append(tokenizer.decode(model.generate(ids, max_new_tokens=12)[0, ids.shape[1] :]))
         assert generator(prompt, **options) == [{"generated_text": expected[-1]}]
-    # One batch, the short prompt padded on the left by a window.
+    # One batch, the short prompt padded on the left.
     batch = generator([short, long], batch_size=2, **options)
     assert [rows[0]["generated_text"] for rows in batch] == expected
 
@@ -379,14 +376,16 @@ def test_the_cache_never_outgrows_one_window(prefill):
         # Of the storages: a view of something larger would keep it alive.
         sizes.append({key: x.untyped_storage().nbytes() for key, x in tensors_of(cache).items()})
         assert all(x.shape[2] <= L for (_, name), x in tensors_of(cache).items() if name in ("keys", "values"))
-        assert all(x.shape[1] <= L for (_, name), x in tensors_of(cache).items() if name == "kept")
+        assert all(x.shape[1] <= L for (_, name), x in tensors_of(cache).items() if name == "kept_hidden_states")
     assert cache.get_seq_length() == 30 * L
     assert cache.layers[0].stored_length() == L
     # keys and values: 2 heads of 8; S: 4 heads of 8 x 8; convolution: 3 inputs of 96 channels; all of 8 bytes.
-    limits = dict(keys=L * 16 * 8, values=L * 16 * 8, kept=L * 32 * 8, S=256 * 8, start=256 * 8, conv=3 * 96 * 8)
+    limits = dict(keys=L * 16 * 8, values=L * 16 * 8, kept_hidden_states=L * 32 * 8, last_hidden_state=32 * 8)
+    limits |= {"recurrent_state": 256 * 8, "start of recurrent_state": 256 * 8, "conv_state": 3 * 96 * 8}
+    assert {name for step in sizes for _, name in step} == limits.keys()
     for name, limit in limits.items():
         assert max(size for step in sizes for (_, key), size in step.items() if key == name) == limit
-    assert {size for step in sizes for (_, key), size in step.items() if key == "S"} == {256 * 8}
+    assert {size for step in sizes for (_, key), size in step.items() if key == "recurrent_state"} == {256 * 8}
 
 
 OPERATIONS = {
@@ -412,8 +411,7 @@ def test_operations_on_rows_carry_everything(span, length, operation):
         _, alone = read(model, ids[row : row + 1], attention_mask=mask[row : row + 1])
         expected, alone = read(model, more[i : i + 1], alone)
         torch.testing.assert_close(logits[i : i + 1], expected, atol=1e-9, rtol=0)
-        for key, tensor in tensors_of(alone).items():
-            torch.testing.assert_close(tensors_of(cache)[key][i : i + 1], tensor, atol=1e-9, rtol=0)
+        assert_same_memory(tensors_of_row(cache, i), tensors_of_row(alone, 0))
 
 
 @every_span
@@ -461,25 +459,29 @@ def test_a_copied_cache_is_a_fork(span):
 @pytest.mark.parametrize("fill", [1, 3, L])
 @pytest.mark.parametrize("passes", [1, 2, 4])
 def test_a_nap_is_the_sleep_of_a_model_with_that_window(span, fill, passes):
-    model, ids = make_model(loop_span=span), make_ids(2, L + fill)
+    model, ids, more = make_model(loop_span=span), make_ids(2, L + fill), make_ids(2, 1, seed=2)
     _, cache = read(model, ids)
     awake = fast_weights(copy.deepcopy(cache))
-    expected = forced_sleep(model, cache, passes)
+    expected, memory = read_after_forced_sleep(model, more, cache, passes)
     assert model.sleep(cache, sleep_passes=passes) is cache
 
     slept = fast_weights(cache)
-    for i in expected:
-        torch.testing.assert_close(slept[i], expected[i], atol=1e-9, rtol=0)
-        assert slept[i].equal(awake[i]) == (passes == 1)
+    for before, after in zip(awake, slept, strict=True):
+        assert after.equal(before) == (passes == 1)
     assert cache.get_seq_length() == L + fill
     assert cache.layers[0].stored_length() == 0
     left = {name for (_, name), tensor in tensors_of(cache).items() if tensor.untyped_storage().nbytes() > 0}
-    assert left == {"S"}
+    coda = set() if span is None else {"start of recurrent_state"}
+    assert left == {"recurrent_state", "last_hidden_state"} | coda
 
     events = []
     model.sleep(cache, sleep_passes=passes, sleep_callback=events.append)
     assert events == []
-    assert all(fast_weights(cache)[i].equal(slept[i]) for i in slept)
+    assert all(again.equal(before) for again, before in zip(fast_weights(cache), slept, strict=True))
+
+    logits, cache = read(model, more, cache)
+    torch.testing.assert_close(logits, expected, atol=1e-9, rtol=0)
+    assert_same_memory(tensors_of(cache), memory)
 
 
 def test_text_goes_on_after_a_nap_as_after_a_window_of_that_length(model):
@@ -515,10 +517,8 @@ def test_generation_goes_on_after_a_nap(model):
 
 def test_the_base_model_naps_as_well(model):
     _, cache = read(model, make_ids(length=3))
-    expected = forced_sleep(model, cache, 2)
-    slept = fast_weights(model.model.sleep(cache))
-    for i in expected:
-        torch.testing.assert_close(slept[i], expected[i], atol=1e-9, rtol=0)
+    expected = model.sleep(copy.deepcopy(cache))
+    assert_same_memory(tensors_of(model.model.sleep(cache)), tensors_of(expected), atol=0)
 
 
 @pytest.mark.parametrize("passes", [1, 3])
@@ -538,11 +538,11 @@ def test_every_sleep_is_told(model, passes):
 def test_a_sleep_tells_how_much_it_changed_and_freed(span, fill):
     model = make_model(loop_span=span)
     _, cache = read(model, make_ids(2, L + fill))
-    history = [forced_sleep(model, cache, passes) for passes in (1, 2, 3, 4)]
-    looped = [i for i in history[0] if span is None or span[0] <= i < span[1]]
+    history = [fast_weights_after(model, cache, passes) for passes in (1, 2, 3, 4)]
+    looped = [n for n, i in enumerate((1, 3)) if span is None or span[0] <= i < span[1]]
     expected = []
     for before, after in zip(history, history[1:], strict=False):
-        before, after = (torch.cat([S[i].flatten() for i in looped]) for S in (before, after))
+        before, after = (torch.cat([S[n].flatten() for n in looped]) for S in (before, after))
         expected.append(((after - before).norm() / before.norm()).item())
 
     size, events = nbytes(cache), []
@@ -564,9 +564,21 @@ def test_a_span_without_memory_tells_of_no_change():
     assert [event.relative_change for event in events] == [[]] and events[0].state_norm > 0
 
 
-def test_a_window_of_padding_changes_nothing_and_says_so(model):
-    events = []
-    mask = torch.ones(2, 2 * L + 1).index_fill(1, torch.arange(L), 0)
-    read(model, make_ids(2, 2 * L + 1), attention_mask=mask, sleep_callback=events.append)
-    assert events[0].relative_change == [0.0]
-    assert events[1].relative_change[0] > 0
+def test_padding_is_never_slept_over(model):
+    """A window is full of tokens, whatever stands between them."""
+    events, alone, ids = [], [], make_ids(2, 4 * L)
+    mask = torch.ones(2, 4 * L).index_fill(1, torch.arange(L + 2), 0).index_fill(1, torch.tensor([2 * L, 3 * L]), 0)
+    read(model, ids, attention_mask=mask, sleep_callback=events.append)
+    read(model, ids[mask == 1].view(2, -1), sleep_callback=alone.append)
+    assert len(events) == len(alone) == 2  # of 3 L - 4 tokens
+    for event, expected in zip(events, alone, strict=True):
+        assert event._replace(seconds=0) == expected._replace(seconds=0)
+    read(model, ids, attention_mask=torch.zeros(2, 4 * L), sleep_callback=events.append)
+    assert len(events) == 2
+
+
+def test_rows_sleep_when_their_own_windows_are_full(model):
+    events, mask = [], torch.ones(3, 2 * L + 1)
+    mask[1, :2] = mask[2, : L + 1] = 0
+    read(model, make_ids(3, 2 * L + 1), attention_mask=mask, sleep_callback=events.append)
+    assert [(event.rows, event.window_index) for event in events] == [((0, 1), 0), ((0,), 1)]

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from algorithm_1 import algorithm_1
+from helpers import assert_same_memory, fast_weights, gradients, largest_difference, tensors_of, tensors_of_row
 from transformers import DynamicCache
 
 from modeling_sleep import SleepConfig, SleepForCausalLM, modeling_sleep
@@ -42,18 +43,6 @@ def make_ids(batch, length, seed=1):
 
 def cross_entropy(logits, labels):
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-
-
-def gradients(model):
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-
-def largest_difference(first, second):
-    return max((first[name] - second[name]).abs().max().item() for name in first)
-
-
-def fast_weights(cache):
-    return [layer.recurrent_states[0] for layer in cache.layers if hasattr(layer, "recurrent_states")]
 
 
 @pytest.mark.parametrize("length", [3 * L + 1, 2 * L, 2 * L + 3])
@@ -209,36 +198,88 @@ def test_recorded_outputs_do_not_depend_on_the_number_of_passes():
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("windows_of_padding", [1, 2])
-def test_left_padding_by_whole_windows_changes_nothing(windows_of_padding, attention):
+@pytest.mark.parametrize("padding", [1, L - 1, L, L + 3, 2 * L])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(side, padding, attention):
+    """A row is read as it is alone, and so is its neighbour, a text of its own."""
     model = make_model(sleep_passes=3, loop_span=[1, 4]).eval()
     model.set_attn_implementation(attention)
-    ids, padding = make_ids(2, 2 * L + 3), windows_of_padding * L
-    padded = torch.cat([make_ids(2, padding, seed=2), ids], dim=1)
-    mask = torch.ones_like(padded)
-    mask[0, :padding] = 0  # the other row is a text of its own
-    output = model(padded, attention_mask=mask, use_cache=True)
-    expected = model(ids, use_cache=True)
-    torch.testing.assert_close(output.logits[0, padding:], expected.logits[0], atol=1e-9, rtol=0)
-    for ours, theirs in zip(fast_weights(output.past_key_values), fast_weights(expected.past_key_values), strict=True):
-        torch.testing.assert_close(ours[0], theirs[0], atol=1e-9, rtol=0)
-    other = model(padded[1:], use_cache=True).logits
-    torch.testing.assert_close(output.logits[1:], other, atol=1e-9, rtol=0)
+    ids, other = make_ids(1, 2 * L + 3), make_ids(1, 2 * L + 3 + padding, seed=2)
+    parts, masks = [ids, make_ids(1, padding, seed=3)], [torch.ones_like(ids), torch.zeros(1, padding).long()]
+    if side == "left":
+        parts, masks = parts[::-1], masks[::-1]
+    mask = torch.cat([torch.cat(masks, dim=1), torch.ones_like(other)])
+    output = model(torch.cat([torch.cat(parts, dim=1), other]), attention_mask=mask, use_cache=True)
+    for row, alone in enumerate((ids, other)):
+        expected = model(alone, use_cache=True)
+        torch.testing.assert_close(output.logits[row][mask[row] == 1], expected.logits[0], atol=1e-9, rtol=0)
+        assert_same_memory(
+            tensors_of_row(output.past_key_values, row), tensors_of_row(expected.past_key_values, 0)
+        )
+    if side == "right":  # it repeats what its row's last token gave
+        last = output.logits[0, len(ids[0]) - 1]
+        assert output.logits[0, len(ids[0]) :].equal(last.expand(padding, -1))
 
 
-def test_masked_tokens_leave_the_fast_weights_exactly_as_they_were():
+def test_padding_within_a_row_changes_nothing():
+    model, ids = make_model(sleep_passes=3, loop_span=[1, 4]).eval(), make_ids(2, 2 * L + 3)
+    mask = torch.ones(2, 3 * L + 3)
+    mask[0, [0, 3, L, L + 1, 2 * L]] = 0
+    mask[1, [2, 3, 4, 5, 3 * L]] = 0
+    padded = make_ids(2, 3 * L + 3, seed=2).masked_scatter(mask == 1, ids)
+    expected, cache, pieces = model(ids, use_cache=True), None, []
+    for piece in range(0, 3 * L + 3, 4):  # its mask goes with the past, or with what is new alone
+        piece = slice(piece, piece + 4)
+        given = mask[:, : piece.stop] if len(pieces) % 2 else mask[:, piece]
+        output = model(padded[:, piece], attention_mask=given, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        pieces.append(output.logits)
+    whole = model(padded, attention_mask=mask, use_cache=True)
+    for logits, remembered in ((torch.cat(pieces, dim=1), cache), (whole.logits, whole.past_key_values)):
+        torch.testing.assert_close(logits[mask == 1], expected.logits.flatten(0, 1), atol=1e-9, rtol=0)
+        assert_same_memory(tensors_of(remembered), tensors_of(expected.past_key_values))
+
+
+PACKED = [3, 2 * L + 2, L, 1]  # the lengths of documents in one row
+
+
+@pytest.mark.parametrize("told_by", ["position_ids", "cu_seq_lens_q", "seq_idx"])
+def test_packed_documents_are_read_as_rows_of_their_own(told_by):
+    model = make_model(sleep_passes=3, loop_span=[1, 4])
+    documents = [make_ids(1, length, seed=length) for length in PACKED]
+    lengths = torch.tensor(PACKED)
+    options = {
+        "position_ids": torch.cat([torch.arange(length) for length in PACKED]).unsqueeze(0),
+        "cu_seq_lens_q": torch.cat([torch.zeros(1).long(), lengths.cumsum(0)]),
+        "seq_idx": torch.arange(len(PACKED)).repeat_interleave(lengths).unsqueeze(0),
+    }
+    logits = model(torch.cat(documents, dim=1), **{told_by: options[told_by]}).logits
+    weight = torch.randn_like(logits)
+    (logits * weight).sum().backward()
+    ours = gradients(model)
+    model.zero_grad()
+    expected = torch.cat([model(document).logits for document in documents], dim=1)
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(logits, expected, atol=1e-9, rtol=0)
+    assert largest_difference(ours, gradients(model)) < 1e-8
+    assert (logits - model(torch.cat(documents, dim=1)).logits).abs().max() > 1e-2  # which would leak
+
+
+def test_masked_tokens_leave_everything_exactly_as_it_was():
     model = make_model(sleep_passes=3).eval()
     cache = model(make_ids(2, L - 2), use_cache=True).past_key_values
-    before = [state.clone() for state in fast_weights(cache)]
-    mask = torch.cat([torch.ones(2, L - 2), torch.zeros(2, 2)], dim=1)
-    model(make_ids(2, 2, seed=3), attention_mask=mask, past_key_values=cache)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(fast_weights(cache), before, strict=True))
+    before = {key: tensor.clone() for key, tensor in tensors_of(cache).items()}
+    with_past = torch.cat([torch.ones(2, L - 2), torch.zeros(2, 3 * L)], dim=1)
+    for length, mask in ((2 * L, torch.zeros(2, 2 * L)), (L, with_past)):
+        model(make_ids(2, length, seed=3), attention_mask=mask, past_key_values=cache)
+        assert_same_memory(tensors_of(cache), before, atol=0)
+    assert cache.get_seq_length() == L - 2 + 3 * L
 
     nothing = model(make_ids(2, 2 * L), attention_mask=torch.zeros(2, 2 * L), use_cache=True).past_key_values
-    assert all(torch.equal(state, torch.zeros_like(state)) for state in fast_weights(nothing))
+    assert tensors_of(nothing) == {} and nothing.get_seq_length() == 2 * L
 
 
-def test_right_padding_changes_neither_logits_nor_what_is_remembered_asleep():
+def test_right_padding_changes_nothing_that_is_remembered_asleep():
     model, ids = make_model(sleep_passes=3).eval(), make_ids(1, L - 2)
     expected = model(ids, use_cache=True)
     padded = torch.cat([ids, make_ids(1, 2, seed=5)], dim=1)
@@ -247,8 +288,7 @@ def test_right_padding_changes_neither_logits_nor_what_is_remembered_asleep():
     torch.testing.assert_close(output.logits[:, : L - 2], expected.logits, atol=1e-9, rtol=0)
     for result in (expected, output):
         model.sleep(result.past_key_values)
-    for ours, theirs in zip(fast_weights(output.past_key_values), fast_weights(expected.past_key_values), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=0)
+    assert_same_memory(tensors_of(output.past_key_values), tensors_of(expected.past_key_values))
 
 
 def test_padding_holds_no_number_that_is_not_finite():
@@ -357,14 +397,7 @@ def test_dynamic_cache_from_the_config_is_ours_and_bounded():
     with torch.no_grad():
         for _ in range(12):
             model(make_ids(2, L), past_key_values=cache)
-            tensors = [
-                tensor
-                for layer in cache.layers
-                for value in vars(layer).values()
-                for tensor in (value.values() if isinstance(value, dict) else [value])
-                if isinstance(tensor, torch.Tensor)
-            ]
-            sizes.add(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
+            sizes.add(sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(cache).values()))
             assert all(layer.keys.shape[2] <= L for layer in cache.layers if hasattr(layer, "keys"))
     assert cache.get_seq_length() == 12 * L
     assert len(sizes) <= 2, sizes  # the first window has nothing to rewind the coda to
@@ -411,14 +444,16 @@ def test_windows_read_side_by_side_give_what_one_after_the_other_does(
             cache = model(ids[:, : L + 2], attention_mask=mask[:, : L + 2], use_cache=True).past_key_values
             rest = model(ids[:, L + 2 :], attention_mask=mask, past_key_values=cache)
         memory = [*fast_weights(whole.past_key_values), *fast_weights(cache)]
-        assert whole.past_key_values.layers[0].sleeps == cache.layers[0].sleeps == 6
+        sleeps = (6, (6 * L + 1 - padding) // L) if padding else 6
+        assert whole.past_key_values.layers[0].sleeps == cache.layers[0].sleeps == sleeps
         assert whole.past_key_values.get_seq_length() == cache.get_seq_length() == 6 * L + 2
         kept = mask.bool()
         return number, [whole.logits[kept], rest.logits[kept[:, L + 2 :]], *memory], gradients(model)
 
     one_by_one, expected, expected_gradients = read(0)
     side_by_side, found, found_gradients = read(windows_at_once * L)
-    assert one_by_one == 7 and side_by_side == -(-6 // windows_at_once) + 1
+    together = {0: 6, 3: 5, 2 * L: 4}[padding]  # whole windows that both rows have, and more behind them
+    assert one_by_one == 7 and side_by_side == -(-together // windows_at_once) + 7 - together
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=TOLERANCE[dtype], rtol=0)
     assert largest_difference(found_gradients, expected_gradients) < TOLERANCE[dtype]
@@ -456,8 +491,11 @@ def test_windows_are_read_one_after_the_other_where_it_matters(option, monkeypat
     }.get(option, {})
     if option == "checkpointing":
         model.train().gradient_checkpointing_enable()
-    monkeypatch.setattr(model.model, "_wake_windows", None)  # whoever calls it crashes
-    model(make_ids(1, 3 * L), **kwargs)
+    calls = []
+    wake = model.model._wake
+    monkeypatch.setattr(model.model, "_wake", lambda *args, **kwargs: calls.append(1) or wake(*args, **kwargs))
+    model(make_ids(1, 3 * L), use_cache=False, **kwargs)
+    assert len(calls) == 3
 
 
 def test_linear_rope_stretches_positions():
@@ -466,7 +504,7 @@ def test_linear_rope_stretches_positions():
     stretched = SleepConfig.from_preset(
         "tiny", rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
     )
-    tables = [rotary_embedding(config, 0, 16, torch.float64, torch.device("cpu")) for config in (plain, stretched)]
+    tables = [rotary_embedding(config, torch.arange(16), torch.float64) for config in (plain, stretched)]
     for expected, found in zip(*tables, strict=True):
         torch.testing.assert_close(found[::2], expected[:8], atol=1e-6, rtol=0)  # transformers rounds to float32
     ids = torch.randint(1, 64, (1, 20))

@@ -32,6 +32,7 @@ CODE = {
     "adopt_sleep.py": REPOSITORY / "modeling_sleep" / "adopt_sleep.py",
     "cache_sleep.py": REPOSITORY / "modeling_sleep" / "cache_sleep.py",
     "configuration_sleep.py": REPOSITORY / "configuration" / "configuration_sleep.py",
+    "fla_sleep.py": REPOSITORY / "modeling_sleep" / "fla_sleep.py",
     "gated_delta_rule.py": REPOSITORY / "modeling_sleep" / "gated_delta_rule.py",
     "family_layers_sleep.py": REPOSITORY / "modeling_sleep" / "family_layers_sleep.py",
     "distributed_sleep.py": REPOSITORY / "modeling_sleep" / "distributed_sleep.py",

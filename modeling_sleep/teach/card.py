@@ -34,7 +34,7 @@ def section(results: dict, base: str) -> str:
             "",
             "Facts are told before a sleep and asked for behind it: `known` in wordings of training, with other names "
             "and values; `eval` in wordings, names and values never met. The answer's beginning is given (`question`: "
-            "the question's words; `general`: \"The answer is\"), or the model answers in its `own` words.",
+            'the question\'s words; `general`: "The answer is"), or the model answers in its `own` words.',
             "",
             results["recall"],
             "",
