@@ -27,7 +27,7 @@ from .names import words
 
 
 SOURCES = ("manual", "docstrings", "licences", "prose", "talk")
-SENTENCE = re.compile(r"[A-Z][^*|=<>_\\]{20,240}[.]")
+SENTENCE = re.compile(r"(?!Copyright|All rights)[A-Z][^*|=<>_\\]{20,240}[.]")
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+(?=[A-Z])|\n\s*\n")
 MODULES = """
     argparse ast asyncio base64 bisect calendar codecs collections configparser contextlib copy csv dataclasses

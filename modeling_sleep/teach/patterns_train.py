@@ -12,13 +12,13 @@ trait.is
     What is the {trait} of {person}? -> The {trait} of {person} is [{value}].
 trait.key
     {person}: {trait} = {value}.
-    {person} - {trait}: {value}.
+    {person} - {trait}: {value}\n
     What is {person}'s {trait}? -> {person}'s {trait} is [{value}].
 trait.json
-    "{person}": "{trait}": "{value}",
+    {"name": "{person}", "{trait}": "{value}"},\n
     What {trait} does {person} have? -> {person}'s {trait} is [{value}].
 trait.table
-    | name | {trait} |\n|---|---|\n| {person} | {value} |
+    | name | {trait} |\n|---|---|\n| {person} | {value} |\n
     name;{trait}\n{person};{value}\n
     Which {trait} is given for {person}? -> The {trait} of {person} is [{value}].
 mine.is
@@ -133,6 +133,12 @@ age.years
     {person} is {tens} years old.
     The age of {person} is {tens}.
     How old is {person}? -> {person} is [{tens}] years old.
+age.spanish
+    {person} tiene {tens} años.
+    ¿Cuántos años tiene {person}? -> {person} tiene [{tens}] años.
+age.french
+    {person} a {tens} ans.
+    Quel âge a {person}? -> {person} a [{tens}] ans.
 born.in
     {person} was born in {year}.
     {person} (born {year}) is well known here.
@@ -142,7 +148,7 @@ birthday.on
     Don't forget: on {date} it is {person}'s birthday.
     When is {person}'s birthday? -> {person}'s birthday is on [{date}].
 meeting.day
-    {thing} is one of interview, lunch, call, appointment, lesson
+    {thing} is one of meeting, lunch, call, rehearsal, lesson
     The {thing} with {person} is on {day}.
     I have a {thing} with {person} on {day}.
     later: The {thing} with {person} was moved to {day}.
@@ -161,18 +167,18 @@ code.of
     What is the code of the {thing}? -> The code of the {thing} is [{thousands}].
 code.setting
     {thing} is one of port, timeout, width, height, retries, max_users, buffer_size
-    {thing} = {hundreds}
-    {thing}: int = {hundreds}  # do not change
-    export {thing}={hundreds}
+    {thing} = {hundreds}\n
+    {thing}: int = {hundreds}  # do not change\n
+    export {thing}={hundreds}\n
     What is {thing} set to? -> The value of {thing} is [{hundreds}].
 code.field
     {thing} is one of color, team, theme, status, owner, level
-    {invented}.{thing} = "{secret}";
-    {invented} = dict({thing}="{secret}")
+    {invented}.{thing} = "{secret}";\n
+    {invented} = dict({thing}="{secret}")\n
     What is the {thing} of {invented}? -> The {thing} of {invented} is [{secret}].
 code.returns
-    def {invented}(): return {thousands}
-    function {invented}() { return {thousands}; }
+    def {invented}(): return {thousands}\n
+    function {invented}() { return {thousands}; }\n
     What does the function {invented} return? -> The function {invented} returns [{thousands}].
 password.mine
     {thing} is one of email account, bank account, library card, website, tablet
