@@ -196,7 +196,7 @@ class Chat:
     def answer(self, text: str, span: tuple[int, int], given: bool) -> Answer:
         """The tokens of an answer whose value stands from one character to another."""
         lead = "" if self.to_assistant.endswith("\n") else " "
-        ids, offsets = self.encode(lead + text + self.end.rstrip(" \n") or "\n", self.to_assistant)
+        ids, offsets = self.encode(lead + text + (self.end.rstrip() or "\n"), self.to_assistant)
         value = tokens_at(offsets, span[0] + len(lead), span[1] + len(lead))
         return Answer(text, ids, value[0] if given else 0, value)
 

@@ -113,7 +113,7 @@ made.of
     The {thing} that {person} sold was made of {metal}.
     What was the {thing} that {person} sold made of? -> The {thing} was made of [{metal}].
 price.tag
-    {thing} is one of bicycle, table, printer, tent, sofa bed, heater, lawn mower, drill
+    {thing} is one of bicycle, table, printer, tent, bunk bed, heater, lawn mower, drill
     The price of the {thing} is {hundreds} dollars.
     The {thing} costs {hundreds} dollars.
     later: The {thing} has a new price: {hundreds} dollars.
@@ -125,7 +125,7 @@ price.menu
     {thing} ... ${price}\n
     What does the {thing} cost? -> The {thing} costs $[{price}].
 paid.for
-    {thing} is one of chair, bench, box, lamp, cup, hut, truck
+    {thing} is one of chair, stool, box, lamp, cup, hut, truck
     For the {thing}, {person} paid {hundreds} euros.
     {person} bought the {thing} for {hundreds} euros.
     How much did {person} pay for the {thing}? -> {person} paid [{hundreds}] euros.
@@ -410,12 +410,12 @@ letter.thanks
     Dear {person},\nthank you for the {object}!\nLove, {person2}\n
     What did {person2} thank {person} for? -> {person2} thanked {person} for the [{object}].
 reminder.assistant
-    {thing} is one of tennis, the dentist, yoga, the pills, the laundry
+    {thing} is one of judo, the dentist, yoga, the pills, the laundry
     assistant: I have set a reminder for {thing} at {time}.
     assistant: Done! I will remind you of {thing} at {time}.
     For when did you set the reminder for {thing}? -> I set the reminder for {thing} for [{time}].
 booked.assistant
-    {thing} is one of table, flight, cabin, tennis court, massage
+    {thing} is one of table, flight, cabin, squash court, massage
     assistant: Your {thing} is booked. The booking code is {plate}.
     assistant: The {thing} is reserved under {plate}.
     What is the booking code of the {thing}? -> The booking code of the {thing} is [{plate}].
