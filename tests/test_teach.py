@@ -157,7 +157,7 @@ def test_reading_through_cached_states_is_what_the_model_does(tokenizer, chat, t
     """Story and question token by token through the model, or from the cache: the same prediction."""
     model = make_model(tokenizer, read_out=0.5)
     place = model.config.memory_layers[0]
-    learned = the_lessons(model, chat, tmp_path)[0]
+    learned = max(the_lessons(model, chat, tmp_path), key=lambda x: len(x.asked))
     asked = learned.asked[0]
     ids = torch.tensor([[i for read in learned.story for i in read.ids] + asked.read.ids])
     expected = model.model(ids, sleep_passes=passes).last_hidden_state[0, -len(asked.read.ids) :]
@@ -239,7 +239,7 @@ def test_both_stages_learn(tokenizer, chat, tmp_path, family):
 def test_found_alone_reads_at_the_places_it_is_given(tokenizer, chat, tmp_path):
     model = make_model(tokenizer)
     memory = model.model.layers[model.config.memory_layers[0]]
-    learned = the_lessons(model, chat, tmp_path)[0]
+    learned = max(the_lessons(model, chat, tmp_path), key=lambda x: len(x.asked))
     S = torch.randn(1, 1, memory.k_proj.out_features, memory.v_proj.out_features)
     reads = [x.read for x in learned.asked[:2]]
     found = found_alone(memory, S, [0, 0], reads, [[2, 4], [3]])
