@@ -37,7 +37,7 @@ from modeling_sleep.teach.states import StateCache
 from modeling_sleep.teach.teaching import teach
 
 
-L = 48
+L = 72
 MIXED = ["linear_attention", "full_attention"] * 2
 POSITIONS = {"rope_type": "default", "rope_theta": 1e4}
 ORIGINALS = {
