@@ -68,16 +68,19 @@ every_way_of_reading = pytest.mark.parametrize("call", [forward, generate])
         (dict(loop_span=[0, 1, 2]), r"`loop_span` is a pair \(start, end\) or None, got \[0, 1, 2\]"),
         (
             dict(loop_span=[2, 4], layer_types=[ATTENTION, LINEAR, ATTENTION, ATTENTION]),
-            r"`loop_span` \(2, 4\) leaves no memory in or behind it, .* would rewrite nothing",
+            r"`loop_span` \(2, 4\) leaves no memory .* would rewrite nothing",
         ),
-        (dict(layer_types=[ATTENTION] * 4), "at least one memory, 'linear_attention' .*: its fast weights are all that"),
+        (dict(layer_types=[ATTENTION] * 4), "at least one memory, 'linear_attention' or 'recall_memory': its fast"),
         (dict(layer_types=[LINEAR] * 4), "at least one 'sleep_attention' layer: without a cache that fills"),
         (
             dict(layer_types=[ATTENTION, LINEAR, "full_attention", LINEAR]),
-            r"`layer_types` may hold \('sleep_attention', 'linear_attention', .*\), got \['full_attention'\]",
+            r"`layer_types` may hold \('sleep_attention', .*, 'recall_memory'\), got \['full_attention'\]",
         ),
         (dict(layer_types=[ATTENTION, LINEAR]), "names 2 layers, but `num_hidden_layers` is 4. Make them equal"),
-        (dict(memory_layers=[0]), r"`memory_layers` must be indices of 'linear_attention' .* layers, but \[0\] are not"),
+        (
+            dict(memory_layers=[0]),
+            r"`memory_layers` must be indices of 'linear_attention' or 'recall_memory' layers, but",
+        ),
         (dict(memory_layers=[1, 4, -1]), r"`memory_layers` must be .*, but \[4, -1\] are not"),
         (dict(hidden_size=0, head_dim=8), "`hidden_size` must be at least 1, got 0"),
         (dict(num_attention_heads=0), "`num_attention_heads` must be at least 1, got 0"),

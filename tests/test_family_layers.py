@@ -114,6 +114,32 @@ def assert_close(ours, expected, atol=1e-9):
     torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
 
 
+# A recall memory inserted beside the family's own.
+
+
+@each_family
+@torch.no_grad()
+def test_a_recall_memory_is_inserted(family, tmp_path):
+    """Nothing changes in the first window; behind it, pieces equal the whole; the folder loads."""
+    original = make_original(family)
+    model = put_to_sleep(original, memory="recall", memory_layers=[1, 5], read_out=0.5, sleep_passes=2)
+    assert [i for i, x in enumerate(model.config.layer_types) if x == "recall_memory"] == [1, 5]
+    without, ids = put_to_sleep(original), make_ids(2, 3 * L + 2)
+    whole = model(ids).logits
+    assert torch.equal(whole[:, :L], without(ids[:, :L]).logits)
+    assert (whole - without(ids).logits)[:, L:].abs().max() > 1e-3
+    cache, pieces = DynamicCache(config=model.config), []
+    for piece in ids.split(4, dim=1):
+        pieces.append(model(piece, past_key_values=cache).logits)
+    assert_close(torch.cat(pieces, 1), whole, atol=1e-6)  # families' norms compute in float32
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert_close(again(ids).logits, whole, atol=1e-6)
+    model.save_pretrained(tmp_path / "memory", memory_only=True)
+    again = put_to_sleep(original, memory=str(tmp_path / "memory"), sleep_passes=2)
+    assert_close(again(ids).logits, whole, atol=1e-6)
+
+
 # Inside the first window.
 
 
@@ -397,7 +423,7 @@ def test_loads_as_remote_code_where_the_package_is_not_installed(tmp_path):
         ),
         (dict(SMALL, model_type="qwen3_next", num_experts=0, hidden_act="gelu"), {}, "knows 'silu' alone"),
         (dict(SMALL, model_type="qwen3_5_text"), dict(hidden_size=32), "`hidden_size` is 32, but .* makes it 16"),
-        (dict(SMALL, model_type="qwen3_5_text"), dict(memory_layers=[0]), "a hybrid .* has its own memory"),
+        (dict(SMALL, model_type="qwen3_5_text"), dict(memory_layers=[9]), r"but \[9\] are not"),
         (
             dict(
                 SMALL, model_type="olmo_hybrid", rope_parameters=dict(rope_theta=1e4, rope_type="dynamic", factor=2.0)
