@@ -20,7 +20,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.utils import logging
 
 from .cache_sleep import read_state, window_layer
-from .checks_sleep import check_input_ids, one_cache
+from .checks_sleep import check_input_ids, check_past, one_cache
 from .distributed_sleep import is_sharded
 from .nap_sleep import Sleep, SleepEvent, raise_if_not_finite
 from .outputs_sleep import CACHE
@@ -163,6 +163,11 @@ class SleepGenerationMixin:
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """Here, as no argument is checked any more: PEFT's prompt learning puts a function of its own before ours."""
         model_kwargs["generation_call"] = getattr(generation_config, "_call", None)
+        cache, config = model_kwargs.get(CACHE), getattr(self, self.base_model_prefix, self).config
+        if cache is not None and model_kwargs.get("attention_mask") is None:  # a mask of ones has been dropped
+            state = read_state(cache, config)
+            if state.read != state.seen:
+                check_past(torch.ones(state.last_hidden_state.shape[0], state.seen, device=self.device), state)
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def _get_stopping_criteria(self, generation_config, *args, **kwargs):

@@ -6,7 +6,6 @@ import sys
 import peft
 import pytest
 import torch
-import transformers
 from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.corda import preprocess_corda
