@@ -161,13 +161,15 @@ class SleepGenerationMixin:
         return generation_config, model_kwargs
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        """Here, as no argument is checked any more: PEFT's prompt learning puts a function of its own before ours."""
+        """Where transformers has dropped a mask of ones, it is held against what the cache has read."""
+        # Here no argument is checked any more: PEFT's prompt learning puts a function of its own before ours.
         model_kwargs["generation_call"] = getattr(generation_config, "_call", None)
-        cache, config = model_kwargs.get(CACHE), getattr(self, self.base_model_prefix, self).config
-        if cache is not None and model_kwargs.get("attention_mask") is None:  # a mask of ones has been dropped
-            state = read_state(cache, config)
+        cache = model_kwargs.get(CACHE)
+        if cache is not None and model_kwargs.get("attention_mask") is None:
+            state = read_state(cache, self.config)
             if state.read != state.seen:
-                check_past(torch.ones(state.last_hidden_state.shape[0], state.seen, device=self.device), state)
+                rows = state.last_hidden_state.shape[0]
+                check_past(torch.ones(rows, state.seen, dtype=torch.bool, device=self.device), state)
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def _get_stopping_criteria(self, generation_config, *args, **kwargs):
