@@ -157,6 +157,7 @@ def _first_of_peft(model: nn.Module) -> nn.Module | None:
     for module in model.layers.modules():
         if isinstance(module, tuners.BaseTunerLayer):
             return module
-        if any(isinstance(hook, eva.HashHook | eva.SVDHook) for hook in module._forward_hooks.values()):
+        hooks = module._forward_hooks
+        if hooks and any(isinstance(hook, eva.HashHook | eva.SVDHook) for hook in hooks.values()):
             return module
     return None
