@@ -6,9 +6,10 @@ from modeling_sleep import SleepForCausalLM, SleepModel
 class AmnesiacModel(SleepModel):
     """[`SleepModel`] whose fast weights, too, go back to zero at the end of a window: nothing crosses it."""
 
-    def _clear_window(self, *args):
-        state = super()._clear_window(*args)
-        return state._replace(layers=[(None, None)] * len(state.layers))
+    def _forget(self, *args, **kwargs):
+        state = super()._forget(*args, **kwargs)
+        nothing = (None,) * len(state.layers)
+        return state._replace(layers=nothing, window_start=nothing, kept=0, pinned=0)
 
     def _windows_at_once(self, *args):
         return 1  # read side by side, S would go from one window to the next

@@ -241,7 +241,8 @@ def test_a_mask_that_contradicts_the_cache_is_refused(model, ids, call, past):
     mask[1, :5] = torch.tensor(past)
     message = rf"says that {sum(past)} of the first 5 tokens of row 1 are no padding, but `past_key_values` has read 4"
     with pytest.raises(ValueError, match=message):
-        call(model, torch.cat([ids, ids], dim=1) if call is generate else ids, attention_mask=mask, past_key_values=cache)
+        given = torch.cat([ids, ids], dim=1) if call is generate else ids
+        call(model, given, attention_mask=mask, past_key_values=cache)
 
 
 def test_masks_that_are_more_than_padding_are_refused(model, ids):

@@ -9,7 +9,7 @@ import evaluate_run
 import pytest
 import torch
 import train as train_module
-from controls import AmnesiacForCausalLM
+from controls import AmnesiacForCausalLM, AmnesiacModel
 from evaluation import evaluate_by_depth, predict_answers
 from filelock import FileLock
 from flops import flops_per_example, training_flops
@@ -18,7 +18,7 @@ from tasks import Rule110, TaskStream, make_dataset
 from tasks.task import IGNORE
 from train import build_model, loss_curve, main, passes_at, train
 
-from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep import SleepConfig, SleepForCausalLM, SleepModel
 from modeling_sleep.hub_upload.__main__ import main as hub_upload
 from modeling_sleep.hub_upload.card import model_card, table
 
@@ -462,13 +462,18 @@ def test_controls_begin_with_the_weights_of_their_seed():
         torch.testing.assert_close(others, weights[0], rtol=0, atol=0)
 
 
-def test_amnesia_answers_without_memory():
+def test_amnesia_answers_without_memory(monkeypatch):
     torch.manual_seed(0)
+    forgotten, forget = [], AmnesiacModel._forget
+    monkeypatch.setattr(
+        AmnesiacModel, "_forget", lambda *args, **kwargs: forgotten.append(1) or forget(*args, **kwargs)
+    )
     config = SleepConfig.from_preset("tiny", window_size=8)
     model = AmnesiacForCausalLM(config).double().eval()
     ids = torch.randint(0, config.vocab_size, (2, 24))
     alone = torch.cat([model(window).logits for window in ids.split(8, dim=1)], dim=1)
     torch.testing.assert_close(model(ids, sleep_passes=3).logits, alone, rtol=0, atol=1e-12)
+    assert len(forgotten) == 2 and hasattr(SleepModel, "_forget")  # the model calls what amnesia overrides
     remembers = SleepForCausalLM(config).double().eval()
     remembers.load_state_dict(model.state_dict())
     torch.testing.assert_close(remembers(ids).logits[:, :8], alone[:, :8])

@@ -17,6 +17,8 @@ import transformers
 from transformers import DynamicCache
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep.cache_sleep import read_state, write_state
+from modeling_sleep.layers_sleep import AttentionState
 
 from .bench import Bench
 
@@ -135,9 +137,10 @@ def tensors(cache: DynamicCache) -> dict[str, list[torch.Tensor]]:
     for layer in cache.layers:
         kinds["keys"].append(getattr(layer, "keys", None))
         kinds["values"].append(getattr(layer, "values", None))
-        kinds["kept states"] += [getattr(layer, "kept_hidden_states", None), getattr(layer, "kept_mask", None)]
+        if (common := getattr(layer, "common", None)) is not None:
+            kinds["kept states"] += [common.kept_hidden_states, common.last_hidden_state]
         kinds["fast weights"] += [*getattr(layer, "recurrent_states", {}).values()]
-        kinds["fast weights"].append(getattr(layer, "window_start_state", None))
+        kinds["fast weights"].append(getattr(getattr(layer, "window_start_state", None), "recurrent_state", None))
         kinds["convolution"] += [*getattr(layer, "conv_states", {}).values()]
     return {kind: [x for x in found if x is not None] for kind, found in kinds.items()}
 
@@ -162,16 +165,32 @@ def filled(model, bench: Bench, context: int, passes: int = 2) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     ours = {"sleep_passes": passes} if model.config.model_type == "sleep" else {}
     model(bench.tokens(model.config.vocab_size, 1, length), past_key_values=cache, use_cache=True, **ours)
-    grows = not ours or model.config.window_size > context
+    if ours:
+        _lengthen(cache, model.config, context, repeats)
+        return cache
     for layer in cache.layers:
         if hasattr(layer, "cumulative_length"):
             layer.cumulative_length = context
-        if grows and getattr(layer, "keys", None) is not None:
+        if getattr(layer, "keys", None) is not None:
             kept = layer.sliding_window - 1 if getattr(layer, "is_sliding", False) else context
             times = min(repeats, -(-kept // layer.keys.shape[2]))
             layer.keys, layer.values = (
                 x.repeat(1, 1, times, 1)[:, :, -kept:].contiguous() for x in (layer.keys, layer.values)
             )
-        if grows and getattr(layer, "kept_hidden_states", None) is not None:
-            layer.kept_hidden_states = layer.kept_hidden_states.repeat(1, repeats, 1)
     return cache
+
+
+def _lengthen(cache: DynamicCache, config: SleepConfig, context: int, repeats: int) -> None:
+    """As `repeats` times the text that a cache of ours has read: `context` tokens."""
+    state = read_state(cache, config)
+    counts = {"seen": context, "read": context, "places": context * (context - 1) // 2}
+    if config.window_size > context:  # a cache that is kept
+        layers = [
+            x._replace(keys=x.keys.repeat(1, 1, repeats, 1), values=x.values.repeat(1, 1, repeats, 1))
+            if isinstance(x, AttentionState)
+            else x
+            for x in state.layers
+        ]
+        kept = state.kept_hidden_states.repeat(1, repeats, 1)
+        state = state._replace(layers=tuple(layers), kept_hidden_states=kept, columns=context, stored=context)
+    write_state(cache, state._replace(**counts, sleeps=(context - 1) // config.window_size), config)
