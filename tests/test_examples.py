@@ -1,4 +1,4 @@
-"""What we tell people to run, runs: the presets and the code of the README."""
+"""What we tell people to run, runs: the presets and the code of the pages."""
 
 import json
 import os
@@ -17,10 +17,12 @@ from modeling_sleep.hub_upload.card import model_card, read_metadata
 
 REPOSITORY = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (REPOSITORY / "configuration" / "presets").glob("*.json"))
-README = REPOSITORY / "README.md"
-BLOCKS = (
-    re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S) if README.exists() else []
-)
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+BLOCKS = [
+    block
+    for page in PAGES
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+]
 
 
 def count_parameters(config):
@@ -76,6 +78,13 @@ def test_presets_take_overrides():
 
 def test_the_readme_shows_code():
     assert len(BLOCKS) > 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_links_to_is_there(page):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(1, len(BLOCKS) + 1))
