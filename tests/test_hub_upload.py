@@ -374,11 +374,12 @@ def test_of_another_card_what_strangers_can_use_is_kept(copy, monkeypatch):
 @pytest.fixture
 def base(tmp_path):
     """A pretrained model as one downloads it, with the terms of who made it."""
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
     folder = tmp_path / "base"
     llama(folder)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(8)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
     metadata = {"license": "other", "license_name": "dawn", "license_link": "LICENSE", "base_model": "anna/ancestor"}
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(metadata)}tags: [chat]\n---\n\nA model.\n")
