@@ -91,6 +91,8 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
         As [`PreTrainedModel.save_pretrained`]; the `auto_map` names all classes whichever of them is saved. With
         `memory_only`, save its recall memories alone: `from_causal_lm(base, memory=save_directory)` puts them on.
         """
+        from .heads_sleep import SleepForCausalLM  # noqa: F401 (so that it is saved beside a model without a head, too)
+
         if memory_only:
             save_memory(self, save_directory)
             return
