@@ -67,8 +67,7 @@ def check_input_ids(input_ids: torch.Tensor, config: SleepConfig) -> None:
 def check_fits(state: SleepState, inputs_embeds: torch.Tensor) -> None:
     """Raise if the cache holds another number of rows than `inputs_embeds`, or was made in another dtype."""
     batch, made = inputs_embeds.shape[0], state.last_hidden_state
-    computes_in_one = not torch.is_autocast_enabled(inputs_embeds.device.type)
-    if made is not None and made.dtype != inputs_embeds.dtype and computes_in_one:
+    if made is not None and made.dtype != inputs_embeds.dtype and not _is_autocast(inputs_embeds.device.type):
         raise ValueError(
             f"`past_key_values` was made in {made.dtype}, and this model computes in {inputs_embeds.dtype}. Go on "
             "with a model of that dtype, or read the text anew."
@@ -78,6 +77,10 @@ def check_fits(state: SleepState, inputs_embeds: torch.Tensor) -> None:
             f"`past_key_values` holds {made.shape[0]} rows, the new tokens have {batch}. To continue each row "
             "several times, call `past_key_values.batch_repeat_interleave(times)` first."
         )
+
+
+def _is_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def padding_mask_of(attention_mask, state: SleepState, inputs_embeds: torch.Tensor) -> torch.Tensor | None:

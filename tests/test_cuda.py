@@ -71,9 +71,19 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 # The kernels of fla.
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 2e-2), (torch.float16, 4e-3)], ids=str)
-@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (64, 128), (256, 64)], ids=str)
-@pytest.mark.parametrize("heads", [(2, 2), (2, 4)], ids=["even heads", "grouped heads"])
+# Every combination is compiled and tuned for itself, which takes its time.
+@pytest.mark.parametrize(
+    "heads, dims, dtype, tolerance",
+    [
+        ((2, 2), (64, 64), torch.bfloat16, 2e-2),
+        ((2, 4), (64, 64), torch.bfloat16, 2e-2),
+        ((2, 4), (64, 64), torch.float16, 4e-3),
+        ((2, 4), (64, 128), torch.bfloat16, 2e-2),
+        ((2, 4), (128, 128), torch.bfloat16, 2e-2),
+        ((1, 2), (256, 64), torch.bfloat16, 2e-2),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("tokens", [1, 13, 64, 200])
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "backward"])
 def test_kernels_agree_with_the_definition(kernels, gradients, tokens, heads, dims, dtype, tolerance):
@@ -85,7 +95,7 @@ def test_kernels_agree_with_the_definition(kernels, gradients, tokens, heads, di
         assert relative(found[name], x) < tolerance, name
 
 
-def test_steps_of_full_strength_along_one_key_stay_finite(kernels):
+def test_kernels_stay_finite_at_full_strength_along_one_key(kernels):
     """The inverse within a chunk at its worst: one key over and over, written with beta near 2, nothing decays."""
     inputs = make_inputs(200)
     inputs["key"] = torch.ones_like(inputs["key"])

@@ -118,6 +118,7 @@ class Bench:
         self.quick, self.device, self.threads = quick, device, threads
         self.window_size = 16 if quick else 128
         self.width = 1  # times the hidden size and heads of the models
+        self.dtype = torch.float32  # of their parameters
         # At least so many rounds, and more until so many seconds are over.
         self.min_rounds, self.seconds = (3, 0.0) if quick else (5, 2.5)
 

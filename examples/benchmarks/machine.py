@@ -25,7 +25,7 @@ class Peak:
     def __init__(self, bench: Bench):
         size = (256 if bench.quick else 1024) if bench.device == "cpu" else 8192
         self.bench = bench
-        self.matrix = torch.randn(size, size, device=bench.device)
+        self.matrix = torch.randn(size, size, device=bench.device, dtype=bench.dtype)
         # Far more than the processor's caches hold.
         self.source = torch.randn((1 if bench.quick else 32) * 2**20, device=bench.device)
         self.target = torch.empty_like(self.source)

@@ -109,7 +109,7 @@ def build(name: str, bench: Bench, **overrides):
         Fields of our config that differ.
     """
     torch.manual_seed(0)
-    return _build(name, bench, overrides).eval().to(bench.device)
+    return _build(name, bench, overrides).eval().to(bench.device, bench.dtype)
 
 
 @functools.cache
