@@ -19,6 +19,7 @@ from .generation_sleep import SleepGenerationMixin
 from .modeling_sleep import SleepModel
 from .nap_sleep import Sleep, SleepEvent
 from .outputs_sleep import SleepCausalLMOutput, SleepSequenceClassifierOutput
+from .packed_sleep import first_tokens
 from .pretrained_sleep import SleepPreTrainedModel
 
 
@@ -144,7 +145,8 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
         Parameters
         ----------
         labels : torch.LongTensor, optional
-            (batch, length), aligned with `input_ids` and shifted inside; -100 is not predicted.
+            (batch, length), aligned with `input_ids` and shifted inside; -100 is not predicted, nor is the first token
+            of a row behind padding or of a packed document, as nothing of its text stands before it.
         logits_to_keep : int or torch.Tensor, optional
             Compute logits of the last so many tokens, or of these indices. 0: of all.
         skip_logits : bool, optional
@@ -162,6 +164,9 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
         keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
         if skip_logits and (labels is None or not keeps_all):
             raise ValueError("`skip_logits` returns the loss alone: it needs `labels`, and no `logits_to_keep`.")
+        first = None if labels is None else first_tokens(position_ids, attention_mask, labels.shape, kwargs)
+        if first is not None:
+            labels = labels.masked_fill(first.to(labels.device), kwargs.get("ignore_index", -100))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -40,6 +40,10 @@ class Documents(NamedTuple):
         flat = inputs.flatten(0, 1)
         return flat[column.clamp(max=flat.shape[0] - 1)]
 
+    def rows(self) -> tuple[int, ...]:
+        """The row of the call in which each document stands."""
+        return tuple((self.begin.squeeze(1) // self.document.shape[1]).tolist())
+
     def pack(self, rows: torch.Tensor) -> torch.Tensor:
         """The inverse of `unpack`, zeros at padding."""
         packed = rows[self.document.clamp(min=0), self.number.clamp(min=0)]
@@ -96,6 +100,19 @@ def documents_of(position_ids, attention_mask, past_key_values, shape: tuple[int
         document=document.masked_fill(outside, -1).view(batch, length),
         number=number.masked_fill(outside, -1).view(batch, length),
     )
+
+
+def first_tokens(position_ids, attention_mask, shape: tuple[int, int], options: dict) -> torch.Tensor | None:
+    """
+    (batch, length) of bool: the tokens that no token of their text stands before, which hence are not predicted; None
+    if these are the first column alone. Parameters are those of `documents_of`.
+    """
+    first = _begins(position_ids, attention_mask, shape, options)
+    if attention_mask is not None:
+        is_token = attention_mask[:, -shape[1] :] != 0
+        behind_padding = is_token & (is_token.cumsum(1) == 1)
+        first = behind_padding if first is None else first.to(is_token.device) | behind_padding
+    return first
 
 
 def _begins(position_ids, attention_mask, shape, options: dict) -> torch.Tensor | None:

@@ -4,7 +4,6 @@ import importlib
 import json
 import re
 
-import fresh_process
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from packaging.version import Version
 from safetensors.torch import save_file
-from test_save_load import run
+from test_save_load import outputs, run_as_stranger
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
@@ -398,10 +397,9 @@ def test_loads_as_remote_code_where_the_package_is_not_installed(tmp_path):
         each.save_pretrained(tmp_path / "saved" / kind)
     ids = make_ids(2, 2 * L + 1).clamp_min(1)
     save_file({"ids": ids}, tmp_path / "saved" / "ids.safetensors")
-    (tmp_path / "home").mkdir()
     (tmp_path / "out").mkdir()
-    found = run("hidden", tmp_path / "saved", tmp_path / "out", tmp_path / "home")
-    expected = fresh_process.outputs({**models, "head taken off": model.model}, ids)
+    found = run_as_stranger(tmp_path / "saved", tmp_path / "out")
+    expected = outputs({**models, "head taken off": model.model}, ids)
     assert found.keys() == expected.keys()
     for name in expected:
         assert_close(found[name], expected[name], 1e-5)
