@@ -1,8 +1,8 @@
 """PEFT finds its way in our models: default target modules, the memory's projections, and adapters row by row.
 
-Our linear layers carry Llama's names, so what PEFT targets in Llama, it may target here. Attention and Gated DeltaNet
-layers share these names: `LoraConfig(task_type="CAUSAL_LM")` adapts queries and values of both. What belongs to the
-latter alone is named by `memory_target_modules`.
+Our linear layers carry Llama's names, so what PEFT targets in Llama, it may target here. Attention and memories share
+these names: `LoraConfig(task_type="CAUSAL_LM")` adapts queries and values of both. What belongs to memories alone is
+named by `memory_target_modules`.
 
 PEFT also tells its layers, by hooks, what it knows of the whole batch: an adapter for each row, a number for each
 token. A layer here reads a window of some rows. What is told row by row is cut to these (`adapters_of`); what is told
@@ -22,6 +22,7 @@ from .plan_sleep import Tokens, Wave
 
 # Every `nn.Linear` of a Gated DeltaNet layer: ours, and those of families (`base_config`).
 MEMORY_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "a_proj", "b_proj", "g_proj", "o_proj")
+RECALL_PROJECTIONS = ("pool_q_proj", "pool_k_proj", "q_proj", "k_proj", "v_proj", "b_proj", "g_proj", "o_proj")
 FAMILY_MEMORY_PROJECTIONS = {
     "olmo_hybrid": MEMORY_PROJECTIONS,
     "qwen3_5_text": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
@@ -39,7 +40,7 @@ TOLD_BY_TOKEN = {
 
 def memory_target_modules(config: SleepConfig) -> list[str]:
     """
-    Name the linear projections of the Gated DeltaNet layers, which write and read the fast weights.
+    Name the linear projections of Gated DeltaNet layers and recall memories, which write and read the fast weights.
 
     Parameters
     ----------
@@ -56,12 +57,16 @@ def memory_target_modules(config: SleepConfig) -> list[str]:
     ValueError
         If the model has no such layer.
     """
+    memories = [i for i, layer_type in enumerate(config.layer_types) if layer_type == "recall_memory"]
+    recall = [f"layers.{i}.{name}" for i in memories for name in RECALL_PROJECTIONS]
     if "linear_attention" not in config.layer_types:
+        if recall:
+            return recall
         raise ValueError("A model of attention layers alone has no memory to adapt: choose other `target_modules`.")
     names = MEMORY_PROJECTIONS
     if config.base_config is not None:
         names = FAMILY_MEMORY_PROJECTIONS[config.base_config["model_type"]]
-    return [f"linear_attn.{name}" for name in names]
+    return [*(f"linear_attn.{name}" for name in names), *recall]
 
 
 def register_target_modules() -> None:

@@ -5,9 +5,11 @@ import recall_reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import DynamicCache
+from peft import LoraConfig, get_peft_model
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, DynamicCache
 
-from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep import SleepConfig, SleepForCausalLM, memory_target_modules
 from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, RecallState
 from modeling_sleep.window_sleep import Window
 
@@ -262,6 +264,53 @@ def test_half_precision_computes_the_rule_in_float32():
     output = model(torch.randint(40, (1, TEXT)))
     assert output.past_key_values.layers[2].recurrent_states[0].dtype == torch.float32
     assert output.logits.isfinite().all()
+
+
+def test_peft_adapts_the_memory_and_nothing_else():
+    model = make_model().float()
+    names = memory_target_modules(model.config)
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=names, init_lora_weights=False, r=2)
+    ids = torch.randint(40, (1, TEXT))
+    before = model(ids).logits.detach()
+    adapted = get_peft_model(model, config)
+    assert {name.split(".lora_")[0] for name, p in adapted.named_parameters() if p.requires_grad} == {
+        f"base_model.model.model.{name}" for name in names
+    }
+    logits = adapted(ids).logits
+    assert torch.equal(logits[:, :L], before[:, :L]) and not torch.allclose(logits[:, L:], before[:, L:])
+    logits.square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in adapted.parameters() if p.requires_grad)
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_compiled_layers_run_few_graphs_whatever_the_text(fresh_dynamo):
+    """Of attention; of the memory without S, and with it."""
+    model = make_model()
+    ids = torch.randint(40, (2, 4 * L))
+    expected = model(ids, sleep_passes=2).logits
+    for layer in model.model.layers:
+        layer.compile(backend="eager", fullgraph=True, dynamic=False)
+    torch.testing.assert_close(model(ids, sleep_passes=2).logits, expected)
+    assert counters["stats"]["unique_graphs"] == 3
+    model(ids[:, : 2 * L], sleep_passes=3)
+    assert counters["stats"]["unique_graphs"] == 3
+
+
+def test_generation_compiles_single_tokens(fresh_dynamo):
+    model = make_model()
+    prompt = torch.randint(3, 40, (1, 2 * L + 1))
+    options = dict(min_new_tokens=2 * L, max_new_tokens=2 * L, do_sample=False, sleep_passes=2)
+    compiled = dict(compile_config=CompileConfig(backend="eager", mode="default", fullgraph=True))
+    expected = model.generate(prompt, **options)
+    torch.testing.assert_close(model.generate(prompt, **options, **compiled), expected)
 
 
 @pytest.mark.parametrize(

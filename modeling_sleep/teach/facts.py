@@ -195,7 +195,7 @@ class Chat:
 
     def answer(self, text: str, span: tuple[int, int], given: bool) -> Answer:
         """The tokens of an answer whose value stands from one character to another."""
-        lead = "" if self.to_assistant.endswith("\n") else " "
+        lead = gap(self.to_assistant)
         ids, offsets = self.encode(lead + text + (self.end.rstrip() or "\n"), self.to_assistant)
         value = tokens_at(offsets, span[0] + len(lead), span[1] + len(lead))
         return Answer(text, ids, value[0] if given else 0, value)
@@ -345,6 +345,11 @@ def render(sentence: str, slots: dict[str, str]) -> tuple[str, dict[str, tuple[i
     return text + sentence[place:], spans
 
 
+def gap(ended: str) -> str:
+    """What stands between a text that ended so and the next word."""
+    return " " if ended and not ended[-1].isspace() else ""
+
+
 def question_of(question: str, slots: dict[str, str]) -> str:
     return render(question, slots)[0]
 
@@ -415,7 +420,9 @@ class Story:
             before = ("Go on." if ended in self.starts else "") + self.chat.to_assistant
             behind = self.chat.to_user
         ended = before or ended
-        lead = "" if ended[-1:] in ("", "\n") else "\n" if "\n" in telling.text else " "  # lines begin on a new one
+        lead = gap(ended)
+        if lead and "\n" in telling.text:
+            lead = "\n"  # lines begin on a line of their own
         ids, offsets = self.chat.encode(lead + telling.text, ended[-1:] or "\n")
         offsets = [(first - len(lead), last - len(lead)) for first, last in offsets]
         before, behind = self.chat.ids(before), self.chat.ids(behind)
@@ -445,7 +452,7 @@ class Story:
         misses = 0
         while len(ids) < size and (cut or misses < 3):
             user, _, assistant = next(self.filler).partition(" | ")
-            lead = "" if self.ended[-1:] in ("", "\n") else " "
+            lead = gap(self.ended)
             text = lead + user + (self.chat.to_assistant + assistant + self.chat.to_user if assistant else "")
             piece = self.chat.encode(text, self.ended[-1:] or "\n")[0]
             room = size - len(ids)
@@ -474,10 +481,9 @@ def ask(
             "general": chat.answer(general, (len(GENERAL) + 1, len(GENERAL) + 1 + len(value)), True),
             "own": chat.answer(sentence, spans[slot], False),
         }
-        lead = "" if chat.asks.endswith("\n") else " "
-        turn = chat.asks + lead + text + chat.to_assistant
-        after = chat.to_user + ("" if chat.to_user.endswith("\n") else " ") + text + chat.to_assistant
-        reply = chat.to_assistant + lead + rng.choice(NOTED) + after
+        turn = chat.asks + gap(chat.asks) + text + chat.to_assistant
+        after = chat.to_user + gap(chat.to_user) + text + chat.to_assistant
+        reply = chat.to_assistant + gap(chat.to_assistant) + rng.choice(NOTED) + after
         longest = max(len(answer.ids) for answer in answers.values())
         prompts = [chat.ids(reply), chat.ids(turn)][rng.random() < 0.6 :] + [chat.ids(turn)]
         prompt = next((ids for ids in prompts if len(ids) + longest <= window_size), None)
