@@ -19,7 +19,6 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from modeling_sleep import SleepConfig, SleepForCausalLM, SleepForSequenceClassification
-from modeling_sleep.generation_sleep import logger
 
 
 trl = pytest.importorskip("trl")
@@ -313,12 +312,30 @@ def test_sft_of_an_adapter_learns_and_reloads(tmp_path):
     ],
     ids=str,
 )
-def test_packing_is_refused_before_a_step(options, tmp_path):
-    trainer = sft(tmp_path, **options)
-    before = parameters(trainer.model)
-    with pytest.raises(ValueError, match="the fast weights of one document would leak into the next"):
-        trainer.train()
-    assert trainer.state.global_step == 0 and not changed(trainer.model, before)
+def test_packed_documents_are_learned_as_rows_of_their_own(options, tmp_path):
+    """The loss and gradients of a step are those of each document read by itself."""
+    trainer, first = sft(tmp_path, max_grad_norm=1e9, **options), FirstGradients()
+    calls, plain = record(trainer.model), plain_model_of(trainer)
+    trainer.add_callback(first)
+    trainer.train()
+    call = calls[0][0]
+    documents, losses, predicted = 0, [], 0
+    for ids, positions, labels in zip(call["input_ids"], call["position_ids"], call["labels"], strict=True):
+        lengths = torch.diff((positions == 0).nonzero().flatten(), append=torch.tensor([len(ids)])).tolist()
+        for document, wanted in zip(ids.split(lengths), labels.split(lengths), strict=True):
+            number = (wanted[1:] != -100).sum().item()
+            losses.append(plain(document[None], labels=wanted[None]).loss * number)
+            predicted += number
+            documents += len(document) > L
+    in_pieces = options.get("packing_strategy") == "wrapped" or options.get("per_device_train_batch_size") == 1
+    assert documents >= (1 if in_pieces else len(CHATS))
+    loss = sum(losses) / predicted
+    loss.backward()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    expected = gradients(plain)
+    assert first.gradients.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(first.gradients[name], expected[name], **TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -399,8 +416,7 @@ def test_reward_is_that_of_each_text_alone(tmp_path):
 
 @pytest.mark.parametrize("lengths", [(19, 19 + L), (1, 4)], ids=["padded by a window", "padded within a window"])
 def test_grpo_scores_what_it_has_sampled(lengths, tmp_path, caplog):
-    """Left padding is exact by whole windows. Otherwise windows are cut, with a warning, and the same for both."""
-    type(logger).warning_once.cache_clear()
+    """However much a row is padded on the left, and without a word about it."""
     prompts = [{"prompt": [say("user", length, seed=length)]} for length in lengths]
     model, plain = make_model(), make_model()
     calls, before = record(model), parameters(model)
@@ -433,14 +449,8 @@ def test_grpo_scores_what_it_has_sampled(lengths, tmp_path, caplog):
     torch.testing.assert_close(output.log_probs[scored], sampled[scored[:, -len(generation) :]], **TOLERANCE)
     torch.testing.assert_close(output.log_probs[scored], log_probabilities(plain, ids, mask)[scored], **TOLERANCE)
 
-    warnings = [entry.message for entry in caplog.records if "sleep at other places" in entry.message]
-    if lengths[1] - lengths[0] == L:
-        assert not mask.all() and not warnings
-        assert_scored_as_alone(plain, call, output)
-    else:
-        assert len(warnings) == 1
-        with pytest.raises(AssertionError, match="not close"):
-            assert_scored_as_alone(plain, call, output)
+    assert not mask.all() and not any("padding" in entry.message for entry in caplog.records)
+    assert_scored_as_alone(plain, call, output)
 
 
 def different_words(completions, **kwargs):
