@@ -8,7 +8,7 @@ from helpers import assert_same_memory, fast_weights, gradients, largest_differe
 from transformers import DynamicCache
 
 from modeling_sleep import SleepConfig, SleepForCausalLM, modeling_sleep
-from modeling_sleep.layers_sleep import rotary_embedding
+from modeling_sleep.rotary_sleep import rotary_embedding
 
 
 L = 5
