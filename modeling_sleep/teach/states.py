@@ -18,9 +18,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..cache_sleep import SleepCache, read_state
+from ..cache_sleep import SleepState
 from ..heads_sleep import SleepForCausalLM
 from ..layers_sleep import AttentionState
+from ..masks_sleep import new_window
+from ..window_sleep import per_row
 
 
 AT_ONCE = 2_048  # tokens that the model reads at once
@@ -93,27 +95,24 @@ class StateCache:
 
     @torch.no_grad()
     def _run(self, windows: Sequence[list[int]], kind: str, asks: bool, tensors: dict[str, torch.Tensor]) -> None:
-        model, device = self.model.model, self.model.device
-        seen = []
-        hook = model.layers[self.place].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        try:
-            for indices in batches(windows):
-                ids, mask = padded([windows[i] for i in indices])
-                cache = SleepCache(config=model.config)
-                outputs = model(ids.to(device), attention_mask=mask.to(device), past_key_values=cache)
-                layers = read_state(cache, model.config).layers[self.place + 1 :]
-                for row, i in enumerate(indices):
-                    length = len(windows[i])
-                    tensors[f"{kind}.{i}.hidden_states"] = small(seen[-1][row, :length])
-                    if not asks:
-                        continue
-                    tensors[f"{kind}.{i}.last_hidden_state"] = small(outputs.last_hidden_state[row, :length])
-                    if self.keeps_keys:
-                        for name in ("keys", "values"):
-                            both = torch.stack([getattr(state, name)[row, :, :length] for state in layers])
-                            tensors[f"{kind}.{i}.{name}"] = small(both)
-        finally:
-            hook.remove()
+        model, place = self.model.model, self.place
+        behind = len(model.layers) - place - 1
+        for indices in batches(windows):
+            embeds = model.embed_tokens(padded([windows[i] for i in indices]).to(model.device))
+            lengths = per_row([len(windows[i]) for i in indices])
+            window = new_window(model.config, SleepState.empty(len(model.layers)), embeds, lengths, 1, {})
+            hidden_states, _ = model.layers.run(embeds, [None] * place, start=0, window=window)
+            if asks:
+                last, states = model.layers.run(hidden_states, [None] * behind, start=place + 1, window=window)
+                last = model.norm(last)
+            for row, i in enumerate(indices):
+                length = len(windows[i])
+                tensors[f"{kind}.{i}.hidden_states"] = small(hidden_states[row, :length])
+                if asks:
+                    tensors[f"{kind}.{i}.last_hidden_state"] = small(last[row, :length])
+                for name in ("keys", "values") if asks and self.keeps_keys else ():
+                    both = torch.stack([getattr(state, name)[row, :, :length] for state in states])
+                    tensors[f"{kind}.{i}.{name}"] = small(both)
 
     def _make_room(self) -> None:
         files = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.safetensors")]
@@ -148,12 +147,10 @@ def batches(windows: Sequence[list[int]]) -> list[list[int]]:
     return parts
 
 
-def padded(windows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask, (windows, longest) each, padding behind."""
+def padded(windows: Sequence[list[int]]) -> torch.Tensor:
+    """Token ids, (windows, longest), padding behind."""
     longest = max(map(len, windows))
-    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in windows])
-    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in windows])
-    return ids, mask
+    return torch.tensor([ids + [0] * (longest - len(ids)) for ids in windows])
 
 
 def small(tensor: torch.Tensor) -> torch.Tensor:
