@@ -1,6 +1,7 @@
 """A memory without its model: what was taught is some megabytes, the base that it was taught in hundreds.
 
-    model.save_pretrained("ada", memory_only=True)                      memory_config.json, memory_model.safetensors
+    model.save_pretrained("ada", memory_only=True)                      writes memory_config.json,
+                                                                        memory_model.safetensors and a card
     SleepForCausalLM.from_causal_lm("HuggingFaceTB/...", memory="ada")  the base, with that memory in its place
 
 A memory serves the base in which it was taught, and no other: what it finds is where that model's hidden states are.
@@ -157,6 +158,18 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
     tensors[SKETCH] = sketch(model)
     (folder / CONFIG_NAME).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    if not (folder / "README.md").exists():
+        (folder / "README.md").write_text(card(config.adopted_from), encoding="utf-8")
+
+
+def card(base: str | None) -> str:
+    """What the Hub shows of a memory. It claims no licence: that is for its author to say, within the base's terms."""
+    known = f"base_model: {base}\nbase_model_relation: adapter\n" if base else ""
+    return (
+        f"---\n{known}tags:\n- sleep\n- fast-weights\n---\n\n# A memory for {base or 'a language model'}\n\n"
+        "```python\nfrom modeling_sleep import SleepForCausalLM\n\n"
+        f'model = SleepForCausalLM.from_causal_lm("{base or "its base"}", memory="this folder or repository")\n```\n'
+    )
 
 
 @torch.no_grad()

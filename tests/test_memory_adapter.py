@@ -24,7 +24,7 @@ def taught(original, tmp_path):
 
 def test_a_memory_is_put_on_its_base(original, taught, tmp_path):
     folder = tmp_path / "memory"
-    assert {path.name for path in folder.iterdir()} == {"memory_config.json", "memory_model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {"README.md", "memory_config.json", "memory_model.safetensors"}
     assert sum(path.stat().st_size for path in folder.iterdir()) < sum(p.nbytes for p in original.parameters())
     again = SleepForCausalLM.from_causal_lm(original, memory=str(folder))
     assert (again.config.window_size, again.config.sleep_passes) == (L, 3)
@@ -68,3 +68,8 @@ def test_no_name_of_a_folder_is_given_away(original, tmp_path):
     model = SleepForCausalLM.from_causal_lm(str(tmp_path / "base"), window_size=L)
     model.save_pretrained(tmp_path / "memory", memory_only=True)
     assert json.loads((tmp_path / "memory" / "memory_config.json").read_text())["base_model_name_or_path"] is None
+    assert str(tmp_path) not in (tmp_path / "memory" / "README.md").read_text()
+    model.config.adopted_from = "somebody/some-model"
+    (tmp_path / "memory" / "README.md").unlink()
+    model.save_pretrained(tmp_path / "memory", memory_only=True)
+    assert "base_model: somebody/some-model\n" in (tmp_path / "memory" / "README.md").read_text()

@@ -319,6 +319,14 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     assert model.config.sleep_passes == 2 and model.config.window_size == L
     assert model.model.layers[model.config.memory_layers[0]].o_proj.weight.abs().max() > 0
 
+    assert (
+        command.main([str(tmp_path / "pretrained"), *options, "--memory-only", "--output", str(tmp_path / "small")])
+        == 0
+    )
+    assert "## Memory" in (tmp_path / "small" / "README.md").read_text()
+    again = SleepForCausalLM.from_causal_lm(str(tmp_path / "pretrained"), memory=str(tmp_path / "small"))
+    assert again.config.sleep_passes == 2
+
     assert command.main([str(tmp_path / "nowhere"), "--output", str(out)]) == 1
     assert "error:" in capsys.readouterr().err
 

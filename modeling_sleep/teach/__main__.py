@@ -43,6 +43,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="in which the frozen layers compute")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to teach on")
+    parser.add_argument("--memory-only", action="store_true", help="write the memory without the model")
     parser.add_argument("--cache", type=Path, default=None, help="folder of what frozen layers know, shared by runs")
     parser.add_argument("--cache-gigabytes", type=float, default=4.0, help="that it may hold")
     return parser.parse_args(arguments)
@@ -82,8 +83,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, StrictDataclassError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    model.save_pretrained(options.output)
-    tokenizer.save_pretrained(options.output)
+    model.save_pretrained(options.output, memory_only=options.memory_only)
+    if not options.memory_only:
+        tokenizer.save_pretrained(options.output)
     write_card(options.output, results, str(options.model))
     print(f"{options.output}: taught in {(time.process_time() - began) / 60:.1f} core minutes; see README.md there.")
     return 0
