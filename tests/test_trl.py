@@ -335,7 +335,8 @@ def test_packed_documents_are_learned_as_rows_of_their_own(options, tmp_path):
     expected = gradients(plain)
     assert first.gradients.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(first.gradients[name], expected[name], **TOLERANCE)
+        largest = max(1, expected[name].abs().max().item())  # in float32, through eight sleeps and more
+        torch.testing.assert_close(first.gradients[name], expected[name], atol=1e-5 * largest, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
