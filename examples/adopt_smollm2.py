@@ -149,7 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     options = ["--model", str(base), "--output", str(args.output / "sleep"), *recipe, *more]
     settings = finetune_adopted.parse_args(options)
     original = AutoModelForCausalLM.from_pretrained(base).to(finetune_adopted.DEVICE).eval()
-    model = SleepForCausalLM.from_causal_lm(original, settings.window_size, max(settings.train_passes))
+    model = SleepForCausalLM.from_causal_lm(
+        original, settings.window_size, max(settings.train_passes), memory="gated_delta"
+    )
     before = reply(original, tokenizer, QUESTION)
     print(f"   {QUESTION[0]['content']}\n   original           {before}")
     print(f"   given sleep        {reply(model, tokenizer, QUESTION)}", flush=True)

@@ -32,6 +32,7 @@ from train import SleepTrainer, StopAfter
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
 
 from modeling_sleep import SleepForCausalLM
+from modeling_sleep.adopt_sleep import ATTENTION_FAMILIES
 from modeling_sleep.from_causal_lm import number_or_places
 
 
@@ -181,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         memory_layers=number_or_places(args.memory_layers),
         loop_span=args.loop_span,
         sleep_passes=max(args.train_passes),
+        memory="gated_delta" if original.config.model_type in ATTENTION_FAMILIES else None,
     )
     if not Path(args.model).exists():
         model.config.adopted_from = args.model

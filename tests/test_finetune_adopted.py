@@ -201,9 +201,8 @@ def test_every_family_goes_through_both_stages_in_slices(family, tokenizer, tmp_
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     assert not any("lora" in name or "modules_to_save" in name for name, _ in model.named_parameters())
-    before = SleepForCausalLM.from_causal_lm(
-        original, window_size=L, memory_layers=None if "layer_types" in FAMILIES[family] else 1
-    )
+    inserted = {} if "layer_types" in FAMILIES[family] else dict(memory_layers=1, memory="gated_delta")
+    before = SleepForCausalLM.from_causal_lm(original, window_size=L, **inserted)
     changed = {
         name
         for name, parameter in model.named_parameters()
