@@ -53,7 +53,8 @@ def cut(data, length, pieces=6):
 @st.composite
 def masks(draw, batch=None, length=None):
     """(batch, length) of bool, False at padding: on the left, on the right, in holes, everywhere, anywhere."""
-    batch, length = draw(batch or st.integers(1, 4)), draw(length or st.integers(1, 32))
+    batch = draw(st.integers(1, 4) if batch is None else batch)
+    length = draw(st.integers(1, 32) if length is None else length)
     mask = torch.ones(batch, length, dtype=torch.bool)
     for row in mask:
         kind = draw(st.sampled_from(["none", "left", "right", "both", "hole", "all", "any"]))
