@@ -91,6 +91,8 @@ def documents_of(position_ids, attention_mask, past_key_values, shape: tuple[int
     begins = is_token & (begins | ~torch.nn.functional.pad(is_token, (1, -1)))
     document = begins.flatten().cumsum(0) - 1
     begin = begins.flatten().nonzero()  # (documents, 1)
+    if len(begin) == 0:  # padding alone
+        return None
     counts = torch.bincount(document[is_token.flatten()], minlength=len(begin))
     number = torch.arange(batch * length, device=begins.device) - begin.squeeze(1)[document.clamp(min=0)]
     outside = ~is_token.flatten()
