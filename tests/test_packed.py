@@ -83,7 +83,7 @@ def test_documents_in_one_row(lengths, way, options, passes, until, checkpointed
 @st.composite
 def padded_packings(draw):
     """Documents of several rows: their lengths, where the first of each row begins, and columns in all."""
-    rows = draw(st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=3).filter(any))
+    rows = draw(st.lists(st.lists(st.integers(1, 9), max_size=4), min_size=1, max_size=3))
     begins = [draw(st.integers(0, 4)) for _ in rows]
     return rows, begins, max(1, max(sum(x) + b for x, b in zip(rows, begins, strict=True))) + draw(st.integers(0, 3))
 
