@@ -434,6 +434,9 @@ class SleepConfig(PreTrainedConfig):
         values["layer_types"] = [
             "sleep_attention" if layer_type == "full_attention" else layer_type for layer_type in base.layer_types
         ]
+        for i in sorted(self.memory_layers or []):
+            values["layer_types"].insert(i, "recall_memory")
+        values["num_hidden_layers"] = len(values["layer_types"])
         # Multimodal positions along three axes are one and the same for text.
         values["rope_parameters"] = {
             name: value for name, value in base.rope_parameters.items() if not name.startswith("mrope")
@@ -538,11 +541,6 @@ class SleepConfig(PreTrainedConfig):
             raise ValueError(
                 "A model that sleeps needs at least one 'sleep_attention' layer: without a cache that fills, it has "
                 "no reason to sleep."
-            )
-        if self.memory_layers and self.base_config is not None:
-            raise ValueError(
-                "`memory_layers` are inserted into models of attention alone; a hybrid "
-                f"({self.base_config['model_type']}) has its own memory. Leave them out."
             )
         if misplaced := [i for i in self.memory_layers if not self._is_memory(i)]:
             raise ValueError(

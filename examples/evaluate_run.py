@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from evaluation import evaluate_by_depth
+from plot_results import plot_results
 from recipe import Evaluation, build_task
 
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.hub_upload.card import table
-from modeling_sleep.hub_upload.plot import plot_results
 
 
 def main(argv: Sequence[str] | None = None):

@@ -34,6 +34,7 @@ from evaluation import evaluate_by_depth
 from filelock import FileLock, Timeout
 from flops import training_flops
 from muon import MuonAdamW
+from plot_results import plot_results
 from progress import use_loss_bar
 from recipe import Recipe, Training, has_results, load_recipe, ramp, train_arguments, what_differs, write_at_once
 from resume import last_checkpoint, remove_torn_checkpoints, step_of
@@ -411,6 +412,7 @@ def _run(args: argparse.Namespace, recipe: Recipe, run: dict, deadline: float | 
         recipe.task.tokenizer().save_pretrained(args.output)
     write_at_once(args.output / "results.json", json.dumps(results, indent=1) + "\n")
     if not training.amnesia:
+        plot_results(results, args.output / "results.png")
         write_card(args.output)
     for checkpoint in args.output.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)

@@ -9,7 +9,6 @@ python -m modeling_sleep.hub_upload pull user/rule110 somewhere-else
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import get_token
@@ -18,9 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from .export import export
-from .hub import NO_TOKEN, HubError
-from .pull import pull
-from .push import push
+from .push import NO_TOKEN, HubError, pull, push
 from .verify import verify
 
 
@@ -35,34 +32,22 @@ def repo_name(name: str) -> str:
     """Refuse a name that the Hub would, before anything else is done."""
     try:
         validate_repo_id(name)
+        if "/" in name:
+            return name
+        reason = f"{name!r} does not say whose it is."
     except HFValidationError as error:
-        raise argparse.ArgumentTypeError(f"{error} A name looks like USER/NAME, without https://.") from None
-    return name
+        reason = str(error)
+    raise argparse.ArgumentTypeError(f"{reason} A name looks like USER/NAME, without https://.")
 
 
-@contextmanager
-def quiet_transformers():
-    """Without what loading says of weights: that a head is left out is no news."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()  # the Hub's as well, which uploads need
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@quiet_transformers()
 def run_export(args) -> int:
+    print(f"loading {args.folder}")
     for note in export(args.folder, args.out, overwrite=args.overwrite, license=args.license):
         print(f"note    {note}")
     print(f"wrote   {args.out}\nnext    python -m modeling_sleep.hub_upload verify {args.out}")
     return OK
 
 
-@quiet_transformers()
 def run_verify(args) -> int:
     return OK if verify(args.out) else FAILED
 
@@ -70,19 +55,16 @@ def run_verify(args) -> int:
 def run_push(args) -> int:
     if not (args.dry_run or args.token or get_token()):
         raise HubError(NO_TOKEN)  # the checks may take a while
-    if run_verify(args) != OK:
-        print("nothing was sent", file=sys.stderr)
+    chosen = {name: getattr(args, name) for name in ("private", "revision", "message", "force_card", "token")}
+    if args.dry_run:
+        push(args.out, args.repo, dry_run=True, **chosen)
+    if not verify(args.out):
+        print("nothing would be sent" if args.dry_run else "nothing was sent", file=sys.stderr)
         return FAILED
-    push(
-        args.out,
-        args.repo,
-        private=args.private,
-        revision=args.revision,
-        dry_run=args.dry_run,
-        message=args.message,
-        force_card=args.force_card,
-        token=args.token,
-    )
+    if args.dry_run:
+        print("dry run: this would go up; nothing was written")
+    else:
+        push(args.out, args.repo, **chosen)
     return OK
 
 
@@ -92,11 +74,8 @@ def run_pull(args) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_sleep.hub_upload",
-        description="From a trained model to a repository on the Hub, and back.",
-        epilog=EXIT_CODES,
-    )
+    about = "From a trained model to a repository on the Hub, and back."
+    parser = argparse.ArgumentParser(prog="python -m modeling_sleep.hub_upload", description=about, epilog=EXIT_CODES)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name, run, text):
@@ -104,42 +83,41 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    def add_token(command):
-        command.add_argument(
-            "--token", help="of the Hub; better HF_TOKEN or `hf auth login`, as others can see command lines"
-        )
-
     command = add("export", run_export, "write a folder that loads anywhere, with code, card and nothing else")
     command.add_argument("folder", type=Path, metavar="FOLDER", help="what save_pretrained or a Trainer wrote")
     command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet, or empty")
     command.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
     command.add_argument(
-        "--license", metavar="ID", help="default: what FOLDER's card says, or else apache-2.0 (adopted models: none)"
+        "--license",
+        metavar="ID",
+        help="as the Hub names it (apache-2.0, ...); default: what FOLDER's card says, or none",
     )
 
     command = add("verify", run_verify, "check an exported folder, in a process without this package too")
     command.add_argument("out", type=Path, metavar="OUT", help="what export wrote")
 
-    command = add("push", run_push, "verify a folder and send it to the Hub in one commit")
-    command.add_argument("out", type=Path, metavar="OUT", help="what export wrote")
+    command = add("push", run_push, "verify a folder and send it to the Hub")
+    command.add_argument("out", type=Path, metavar="OUT", help="what export wrote; its card is given the name REPO")
     command.add_argument("repo", type=repo_name, metavar="REPO", help="USER/NAME; it is made if it is not there")
     command.add_argument("--private", action="store_true", help="make it private; refused if it is there and public")
     command.add_argument("--revision", metavar="BRANCH", help="made from main if it is not there (default: main)")
     command.add_argument("--dry-run", action="store_true", help="print what would go up, and write nothing")
     command.add_argument("--message", metavar="TEXT", help="of the commit")
     command.add_argument("--force-card", action="store_true", help="overwrite a card that was edited on the Hub")
-    add_token(command)
 
-    command = add("pull", run_pull, "fetch a repository of the Hub into a folder, and verify it")
-    command.add_argument("repo", type=repo_name, metavar="REPO", help="USER/NAME")
-    command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet, or empty")
-    command.add_argument("--revision", help="a branch, a tag or a commit (default: main)")
-    add_token(command)
+    pull_command = add("pull", run_pull, "fetch a repository of the Hub into a folder, and verify it")
+    pull_command.add_argument("repo", type=repo_name, metavar="REPO", help="USER/NAME")
+    pull_command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet, or empty")
+    pull_command.add_argument("--revision", help="a branch, a tag or a commit (default: main)")
+    for each in (command, pull_command):
+        each.add_argument("--token", help="better HF_TOKEN or `hf auth login`, as others can see command lines")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that a head is left out in loading, say, is no news
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -151,6 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 if __name__ == "__main__":

@@ -1,137 +1,176 @@
-"""The model card, rendered from the run's `results.json` and the configuration; no number in it is typed by hand."""
+"""What stands on a model card. No number on it is typed by hand, and no licence is made up.
+
+The text is card_template.md. The numbers come from `config.json`, and from `results.json` as `examples/train.py`
+writes it; licence, base model, data sets and languages from a card that is there already.
+"""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import safe_open
 
-from .contents import CARD, CODE_FIELD, TRANSFORMERS_FIELD, read_json
-from .plot import NAME as PLOT
-from .plot import plot_results
+from .contents import AUTO_CLASS_OF, CARD, read_json
 
 
+TEMPLATE = Path(__file__).with_name("card_template.md")
 # What the code of a card loads; `push` puts the repository's name there.
 PLACE = "path/to/this/folder"
 PIPELINES = {
-    "SleepForCausalLM": "text-generation",
-    "SleepForSequenceClassification": "text-classification",
-    "SleepForTokenClassification": "token-classification",
-    "SleepModel": "feature-extraction",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModel": "feature-extraction",
 }
-PAPER = """```bibtex
-@article{lee2026sleep,
-  title   = {Do Language Models Need Sleep? Offline Recurrence for Improved Online Inference},
-  author  = {Lee and McLeish and Goldstein and Fanti},
-  journal = {arXiv:2605.26099},
-  year    = {2026}
-}
-```"""
 
 
 def write_card(folder: Path, known: ModelCardData | None = None, license: str | None = None) -> list[str]:
     """
-    Put the card of a saved model beside it, and the plot of its results.
+    Put the card of a saved model beside it.
 
     Parameters
     ----------
     folder : Path
-        With `config.json` and, if the model was evaluated, `results.json` as `examples/train.py` writes it.
+        With `config.json`, and `results.json` and plots of it if the model was evaluated.
     known : ModelCardData, optional
         What another card of the model says of licence, base model, data sets, languages and tags. It is kept.
     license : str, optional
-        As the Hub names it; goes before that of `known`. Without either it is the code's, apache-2.0, unless the
-        weights come from another model.
+        As the Hub names it; goes before that of `known`.
 
     Returns
     -------
     list[str]
         What is missing, a sentence each.
     """
-    results = read_results(folder)
-    notes = []
-    if results.get("counts") and not plot_results(results, folder / PLOT):
-        notes.append("no plot of the results, as matplotlib is not installed: `pip install matplotlib`")
     card = model_card(folder, known, license)
-    data = ModelCard(card).data
-    if data.license is None:
-        notes.append(f"the card names no license, which is that of {data.base_model} as a rule: `--license ID`")
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")  # on Windows too
-    return notes
-
-
-def read_metadata(card: Path) -> ModelCardData | None:
-    """
-    What a card says of its model, if there is one.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read.
-    """
-    if not card.exists():
-        return None
-    try:
-        return ModelCard.load(card).data
-    except Exception as error:  # YAML's own, decoding, or a field of the wrong kind
-        raise ValueError(f"The metadata of {card} cannot be read: {error}. Mend it, or remove the file.") from None
-
-
-def read_results(folder: Path) -> dict:
-    return read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    data = ModelCard(card).data
+    if data.license is not None:
+        return []
+    theirs = f" That of {data.base_model} binds: look there." if data.base_model else ""
+    return [
+        f"the card names no licence, as none is known, and without one nobody may use the model.{theirs} Give it to "
+        "`export` by `--license ID`, as the Hub names it: apache-2.0, mit, llama3.2, ..."
+    ]
 
 
 def model_card(folder: Path, known: ModelCardData | None = None, license: str | None = None) -> str:
     """Render the card. See [`write_card`] for the arguments."""
     config, results = read_json(folder / "config.json"), read_results(folder)
     known = known or ModelCardData()
-    name = results.get("recipe") or known.model_name or f"{config['model_type']}-model"
-    if results.get("variant"):
-        name += f", {results['variant']}"
-    kind = config["architectures"][0]
+    auto_class = AUTO_CLASS_OF[config["architectures"][0]]
+    name = results.get("recipe") or known.model_name or "sleep-model"
+    name += f", {results['variant']}" if results.get("variant") else ""
+    counts, trained = results.get("counts", []), sorted(set(results.get("training", {}).get("passes", [])))
+    totals = sorted({row["total"] for row in counts})
     tags = ["sleep", "fast-weights", *([results["task"]["name"]] if "task" in results else []), *(known.tags or [])]
-    base_model = on_the_hub(results.get("base_model") or config.get("adopted_from") or known.base_model)
     data = ModelCardData(
         library_name="transformers",
-        license=license or known.license or (None if base_model else "apache-2.0"),
+        license=license or known.license,
         license_name=None if license else known.license_name,
         license_link=None if license else known.license_link,
         language=known.language,
         datasets=results.get("datasets") or known.datasets,
-        base_model=base_model,
-        pipeline_tag=PIPELINES[kind],
+        base_model=on_the_hub(results.get("base_model") or config.get("adopted_from") or known.base_model),
+        pipeline_tag=PIPELINES[auto_class],
         tags=list(dict.fromkeys(tags)),
-        model_name=name,
-        eval_results=eval_results(results, PIPELINES[kind]) or None,
+        model_name=name if counts else None,  # without results it would be a field that the Hub does not know
+        eval_results=eval_results(results, PIPELINES[auto_class]) or None,
     )
-    if data.eval_results is None:
-        data.model_name = None  # without results it would be a field that the Hub does not know
-    sections = [
-        f"# {name}",
-        introduction(config, results),
-        "## Use\n\n" + usage(folder, config, results),
-        "## How it sleeps\n\n" + how_it_sleeps(config, results),
-        "## Results\n\n" + results_section(folder, results),
-        "## Training\n\n" + training_section(config, results),
-        "## Limits\n\n" + limits(config, results),
-        "## Citation\n\n" + PAPER,
-    ]
-    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        config=config,
+        results=results,
+        auto_class=auto_class,
+        place=PLACE,
+        has_code=(folder / "modeling_sleep.py").exists(),
+        has_tokenizer=(folder / "tokenizer_config.json").exists(),
+        problem=json.dumps(results.get("example", {}).get("problem", "A model that sleeps"), ensure_ascii=False),
+        untrained=has_untrained_memory(folder, config.get("memory_layers") or []),
+        passes_trained=trained,
+        answers=" to ".join(f"{total:,}" for total in dict.fromkeys(totals[:1] + totals[-1:])),
+        table=table(counts, results["depth_name"], trained) if counts else None,
+        plots=sorted(folder.glob("*.png")),
+    )
+    return str(card).rstrip("\n") + "\n"
+
+
+def read_results(folder: Path) -> dict:
+    return read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+
+
+def read_metadata(card: Path) -> ModelCardData:
+    """What a card says of its model, nothing if it is not there; a `ValueError` if it cannot be read."""
+    try:
+        return ModelCard.load(card).data if card.exists() else ModelCardData()
+    except Exception as error:  # YAML's own, decoding, or a field of the wrong kind
+        raise ValueError(f"The metadata of {card} cannot be read: {error}. Mend it, or remove the file.") from None
+
+
+def metadata_of_base(model: str, revision: str | None = None) -> ModelCardData:
+    """
+    What binds whoever gives sleep to a pretrained model: its licence, and which model on the Hub it is.
+
+    Parameters
+    ----------
+    model : str
+        A folder, or a name on the Hub.
+    revision : str, optional
+        Of the model on the Hub.
+
+    Returns
+    -------
+    ModelCardData
+        As far as it is known. The base model of a folder is the one that its `config.json` says it was loaded from, or
+        else the one that its card names: an ancestor, if not the model itself.
+    """
+    folder, named = Path(model), model
+    if folder.is_dir():
+        origin = read_json(folder / "config.json").get("_name_or_path") if (folder / "config.json").exists() else None
+        known, named = read_metadata(folder / CARD), on_the_hub(origin) if "/" in (origin or "") else None
+    else:
+        try:
+            known = read_metadata(Path(hf_hub_download(model, CARD, revision=revision)))
+        except (OSError, ValueError):  # no card, or no Hub
+            known = ModelCardData()
+    link = known.license_link
+    if link and "://" not in link and named == model:  # a file beside the card
+        link = f"https://huggingface.co/{model}/blob/{revision or 'main'}/{link}"
+    base_model = named or on_the_hub(known.base_model)
+    return ModelCardData(
+        license=known.license, license_name=known.license_name, license_link=link, base_model=base_model
+    )
+
+
+def has_untrained_memory(folder: Path, memory_layers: list[int]) -> bool:
+    """Whether nothing is read of what a sleep writes: all output projections of inserted memories are still zero."""
+    found = False
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                place = re.search(r"\blayers\.(\d+)\.(?:\w+\.)?o_proj\.weight$", name)
+                if place and int(place[1]) in memory_layers:
+                    if file.get_tensor(name).any():
+                        return False
+                    found = True
+    return found
 
 
 def on_the_hub(models: str | list[str] | None) -> list[str] | str | None:
     """Those that a stranger can look up. Trainers also write folders here, at which the Hub refuses the card."""
-
-    def is_there(model):
+    kept = []
+    for model in [models] if isinstance(models, str) else models or []:
         try:
             validate_repo_id(model)
         except HFValidationError:
-            return False
-        return not Path(model).exists()
-
-    kept = [model for model in ([models] if isinstance(models, str) else models or []) if is_there(model)]
+            continue
+        kept += [] if Path(model).exists() else [model]
     return kept[0] if len(kept) == 1 else kept or None
 
 
@@ -152,84 +191,6 @@ def eval_results(results: dict, pipeline: str) -> list[EvalResult]:
     ]
 
 
-def introduction(config: dict, results: dict) -> str:
-    text = (
-        f"A language model that sleeps ([arXiv 2605.26099](https://arxiv.org/abs/2605.26099)). It reads in windows of "
-        f"L = {config['window_size']} tokens. When a window is full, the model replays it N - 1 more times into the "
-        "fast weights of its Gated DeltaNet layers, then forgets it."
-    )
-    return "\n\n".join(filter(None, [text, results.get("description")]))
-
-
-def usage(folder: Path, config: dict, results: dict) -> str:
-    """Five lines that run as they stand."""
-    kind = config["architectures"][0]
-    auto_class = next(name for name, target in config["auto_map"].items() if target.endswith(f".{kind}"))
-    example = results.get("example", {})
-    passes = config["sleep_passes"]
-    lines = [f'model = {auto_class}.from_pretrained("{PLACE}", trust_remote_code=True)']
-    if (folder / "tokenizer_config.json").exists():
-        lines.insert(0, f"from transformers import {auto_class}, AutoTokenizer")
-        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{PLACE}", trust_remote_code=True)')
-        problem = json.dumps(example.get("problem", "A model that sleeps"), ensure_ascii=False)
-        inputs, decoded = f'tokenizer({problem}, return_tensors="pt")', "tokenizer.decode(output[0])"
-    else:
-        lines.insert(0, f"import torch; from transformers import {auto_class}")
-        inputs, decoded = '{"input_ids": torch.tensor([[1, 2, 3]])}', "output[0].tolist()"
-    if kind == "SleepForCausalLM":
-        tokens = example.get("answer_tokens", 2 * config["window_size"])
-        lines.append(f"output = model.generate(**{inputs}, max_new_tokens={tokens}, sleep_passes={passes})")
-    else:
-        lines.append(f"output = model(**{inputs}, sleep_passes={passes})")
-        decoded = "output.last_hidden_state" if kind == "SleepModel" else "output.logits"
-    lines.append(f"print({decoded})")
-    code = "\n".join(lines)
-    return (
-        f"```python\n{code}\n```\n\n`trust_remote_code=True` runs the Python files of this repository on your "
-        "machine. Read them, and pin them: `revision=` takes a commit."
-    )
-
-
-def how_it_sleeps(config: dict, results: dict) -> str:
-    window, passes = config["window_size"], config["sleep_passes"]
-    trained = trained_passes(results)
-    lines = [f"- L = {window}: the attention cache holds so many tokens. Texts may be longer; memory does not grow."]
-    lines.append(
-        f"- N = {passes} passes over a window in all, unless a call says otherwise: "
-        f"`generate(..., sleep_passes=N)`. N = 1 reads once and forgets."
-    )
-    if config.get("loop_span"):
-        start, end = config["loop_span"]
-        lines.append(f"- Layers {start} to {end - 1} are passed N times, those before and behind them once.")
-    if trained:
-        lines.append(
-            f"- **Trained with N = {', '.join(map(str, trained))}** and no other. Beyond N = {trained[-1]}, and with "
-            "another L, nothing is promised: measure before you rely on it."
-        )
-    else:
-        lines.append("- **What N it was trained for is not recorded.** Keep to the N and the L above, or measure.")
-    return "\n".join(lines)
-
-
-def results_section(folder: Path, results: dict) -> str:
-    plots = "".join(f"\n\n![{path.stem.replace('_', ' ')}]({path.name})" for path in sorted(folder.glob("*.png")))
-    if not results.get("counts"):
-        return "None are recorded: measure before you rely on it." + plots
-    totals = {row["total"] for row in results["counts"]}
-    total = f"{totals.pop():,}" if len(totals) == 1 else f"{min(totals):,} to {max(totals):,}"
-    return (
-        f"Share of answers that are right as a whole, by {results['depth_name']}; {total} answers per figure, none of "
-        f"them from training; one seed ({results['seed']}).\n\n"
-        f"{table(results['counts'], results['depth_name'], trained_passes(results))}{plots}\n\n"
-        "`results.json` holds all numbers, with 95 % intervals."
-    )
-
-
-def trained_passes(results: dict) -> list[int]:
-    """Every N that was trained, if it is known."""
-    return sorted(set(results.get("training", {}).get("passes", [])))
-
-
 def table(counts: list[dict], depth_name: str, trained: Sequence[int] = ()) -> str:
     """The shares of right answers in Markdown: a row per N, a column per depth."""
     share = {(row["passes"], row["depth"]): row["exact_match"] for row in counts}
@@ -239,37 +200,4 @@ def table(counts: list[dict], depth_name: str, trained: Sequence[int] = ()) -> s
     for n in dict.fromkeys(n for n, _ in share):
         label = f"{n}, never trained" if trained and n not in trained else n
         lines.append(f"| {label} | " + " | ".join(f"{100 * share[n, depth]:.1f} %" for depth in depths) + " |")
-    return "\n".join(lines)
-
-
-def training_section(config: dict, results: dict) -> str:
-    made = (
-        f"The code in this repository is that of modeling_sleep {config[CODE_FIELD]}, which is tested with "
-        f"transformers{config[TRANSFORMERS_FIELD]}."
-    )
-    if "command" not in results:
-        return f"The command that trained it is not recorded. {made}"
-    training, versions = results["training"], results["versions"]
-    steps = training.get("max_steps")
-    took = f"{steps:,} steps of {training['batch_size']:,} examples, " if steps and "batch_size" in training else ""
-    threads = results.get("threads", 1)
-    device = results["device"] + (f", {threads} thread{'s' * (threads > 1)}" if results["device"] == "cpu" else "")
-    return (
-        f"```\n{results['command']}\n```\n\nat commit {results.get('commit') or 'unknown'}, with torch "
-        f"{versions['torch']} and transformers {versions['transformers']}: {results['parameters']:,} parameters, "
-        f"{took}{results['tokens']:,} tokens, {results['flops']:.2g} floating point operations, "
-        f"{results['seconds'] / 60:.0f} minutes ({device}).\n\n{made}"
-    )
-
-
-def limits(config: dict, results: dict) -> str:
-    lines = []
-    if "task" in results:
-        lines.append(f"- It was trained on one task ({results['task']['name']}) and knows nothing else.")
-    lines += [
-        "- What it has read lives in fast weights of a fixed size: details of long texts get lost.",
-        f"- In a batch, left padding is exact if it is a multiple of L = {config['window_size']}; right padding in "
-        "generation, packed sequences, assisted decoding and static or quantised caches are refused.",
-        "- An independent implementation of the paper, not its authors' code or model.",
-    ]
     return "\n".join(lines)

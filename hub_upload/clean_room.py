@@ -1,14 +1,24 @@
-"""What a saved model gives, as [`verify`] sees it with the package and as a stranger sees it without.
+"""A process that has never heard of this package, and what a saved model gives there.
 
-    python -I clean_room.py FOLDER OUT SITE THREADS
+    run("print(sys.argv)", "an argument")
 
-loads FOLDER with its own code only, in a process in which this package cannot be found, and writes to OUT. SITE is
-where transformers is to be found. Run by its path, as nothing here may import `modeling_sleep`.
+runs a program where `import modeling_sleep` fails, as on a stranger's machine. As it cannot import the package, it
+finds the functions of this file in `room`.
 """
 
-import json
+import os
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+
+ENTRANCE = """
+import runpy, sys
+room = runpy.run_path({room!r})
+room["enter"]({site!r}, {threads})
+"""
 
 
 class HidePackage:
@@ -20,89 +30,122 @@ class HidePackage:
             raise ModuleNotFoundError(name)
 
 
-def outputs(folder: Path, **kwargs) -> tuple[dict, dict]:
+def enter(site: str, threads: int) -> None:
+    """Hide the package from this process, which finds transformers in the folder `site`."""
+    sys.path.insert(0, site)
+    sys.meta_path.insert(0, HidePackage)
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    transformers.utils.logging.disable_progress_bar()
+
+
+def run(program: str, *arguments, say: Callable[[str], None] | None = None, **environment: str) -> None:
     """
-    What must not depend on how the folder was loaded.
+    Run a program in the clean room, with an empty cache and, unless `environment` has it otherwise, no network.
 
     Parameters
     ----------
-    folder : Path
+    program : str
+        Its code. `sys` and `room` are there.
+    *arguments
+        What it finds in `sys.argv`.
+    say : callable, optional
+        Takes every line that it prints, at once.
+    **environment : str
+        Variables that it finds. Others of the Hub, of transformers and of Python are taken away.
+
+    Raises
+    ------
+    RuntimeError
+        If it failed; the message is what it said last.
+    """
+    import torch
+    import transformers
+
+    site = str(Path(transformers.__file__).parents[1])
+    code = ENTRANCE.format(room=str(Path(__file__).resolve()), site=site, threads=torch.get_num_threads()) + program
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING", "TRANSFORMERS_", "PYTHON"))}
+        with subprocess.Popen(
+            [sys.executable, "-I", "-u", "-c", code, *map(str, arguments)],
+            cwd=home,
+            env={**kept, "HF_HOME": home, "HF_HUB_OFFLINE": "1", **environment},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process:
+            for line in process.stdout:
+                if say is not None:
+                    say(line.rstrip("\n"))
+        errors.seek(0)
+        *_, last = errors.read().strip().splitlines() or ["it said nothing"]
+    if process.returncode < 0:  # the system's signal, mostly
+        last = f"the process was killed (signal {-process.returncode}). If memory ran out, use a larger machine"
+    if process.returncode:
+        raise RuntimeError(last)
+
+
+def outputs_of_folder(folder: str | Path, say: Callable[[str], None] = print, **kwargs) -> dict:
+    """
+    What must not depend on how a folder was loaded: [`outputs`] of its model, and the tokens of a text.
+
+    Parameters
+    ----------
+    folder : str | Path
+    say : callable
+        Takes a line on what is done.
     **kwargs
         For `from_pretrained`.
 
     Returns
     -------
-    tuple[dict[str, torch.Tensor], dict[str, str]]
-        Tensors over more than two windows, greedy tokens across a window's end among them, and texts.
+    dict[str, torch.Tensor]
     """
     import torch
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, **kwargs)
-    window = config.window_size
-    # An N that sleeps; a model of attention layers alone has only one.
-    passes = max(2, config.sleep_passes) if "linear_attention" in config.layer_types else 1
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, config.vocab_size, (1, 2 * window + 3), generator=generator)
-    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "sleep_passes": passes}
-    tensors, texts = {}, {}
-
-    tokenizer = None
-    if (folder / "tokenizer_config.json").exists():
+    tensors = {}
+    if (Path(folder) / "tokenizer_config.json").exists():
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **kwargs)
-        text = tokenizer.decode(ids[0, : window + 1] % len(tokenizer)) or "a"  # words of its own: not all know others
-        texts["tokenizer"] = json.dumps(tokenizer(text)["input_ids"])
-    with torch.no_grad():
-        base = transformers.AutoModel.from_pretrained(folder, **kwargs)
-        tensors["hidden states"] = base(**whole).last_hidden_state.contiguous()
-        del base  # a large model need not be in memory twice
-        if auto_class(config) == "AutoModel":
-            return tensors, texts
-        model = getattr(transformers, auto_class(config)).from_pretrained(folder, **kwargs)
-        tensors["logits"] = model(**whole).logits.contiguous()
-    if not model.can_generate():
-        return tensors, texts
-    beginning = {name: tensor[:, : max(1, 2 * window - 2)] for name, tensor in whole.items() if name != "sleep_passes"}
-    how = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "sleep_passes": passes}
-    tensors["greedy tokens"] = model.generate(**beginning, **how)
-    del model
-    if tokenizer is not None:
-        write = transformers.pipeline("text-generation", model=str(folder), tokenizer=str(folder), **kwargs)
-        texts["pipeline"] = write(text, **how)[0]["generated_text"]
-    return tensors, texts
+        text = tokenizer.decode(list(range(min(len(tokenizer), 100)))) or "a"  # words of its own
+        tensors["tokens of a text"] = torch.tensor(tokenizer(text)["input_ids"])
+    (name,) = (name for name, target in config.auto_map.items() if target.endswith(f".{config.architectures[0]}"))
+    say(f"loading it by {name}")
+    model = getattr(transformers, name).from_pretrained(folder, **kwargs)
+    if kwargs.get("trust_remote_code") and not type(model).__module__.startswith("transformers_modules."):
+        raise AssertionError(f"{type(model)} is not the folder's own class.")
+    # An N that sleeps; a model of attention layers alone has only one.
+    passes = 1 if set(config.layer_types) == {"sleep_attention"} else max(2, config.sleep_passes)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (1, 2 * config.window_size + 3), generator=generator)
+    say(f"reading {ids.shape[1]:,} tokens in windows of {config.window_size:,}, N = {passes}")
+    return {**tensors, **outputs(model, ids, passes)}
 
 
-def auto_class(config) -> str:
-    """The name of the Auto class that loads the model with its head."""
-    (name,) = (
-        name for name, reference in config.auto_map.items() if reference.endswith(f".{config.architectures[0]}")
-    )
-    return name
+def outputs(model, ids, passes: int) -> dict:
+    """
+    What a model gives of `ids`, (batch, length) of several windows, with N = `passes`.
 
-
-def main(folder: str, out: str, site: str, threads: str) -> None:
-    sys.path.insert(0, site)
-    sys.meta_path.insert(0, HidePackage)
-    try:
-        import modeling_sleep  # noqa: F401
-    except ModuleNotFoundError:
-        pass
-    else:
-        raise AssertionError("The package is not hidden.")
-
+    Returns
+    -------
+    dict[str, torch.Tensor]
+        Logits or hidden states; of a model that generates, also logits behind a nap and greedy tokens across a
+        window's end.
+    """
     import torch
-    import transformers
-    from safetensors.torch import save_file
 
-    torch.set_num_threads(int(threads))
-    transformers.utils.logging.disable_progress_bar()
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    if not type(config).__module__.startswith("transformers_modules."):
-        raise AssertionError(f"{type(config)} is not the folder's own class.")
-    tensors, texts = outputs(Path(folder), trust_remote_code=True)
-    save_file(tensors, Path(out) / "tensors.safetensors")
-    (Path(out) / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    with torch.no_grad():
+        read = model(input_ids=ids, attention_mask=torch.ones_like(ids), sleep_passes=passes)
+        tensors = {name: read[name].contiguous() for name in ("logits", "last_hidden_state") if name in read}
+        if not model.can_generate():
+            return tensors
+        if passes > 1:
+            cache = model.sleep(read.past_key_values, sleep_passes=passes)
+            tensors["logits behind a nap"] = model(ids[:, :3], past_key_values=cache).logits.contiguous()
+        prompt = ids[:, : max(1, model.config.window_size - 2)]
+        options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "sleep_passes": passes}
+        tensors["greedy tokens"] = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    return tensors

@@ -5,6 +5,7 @@ layers. Within the first window nothing changes: not a logit.
 
     "recall"        one recall memory at 0.8 of the depth (recall_memory_sleep.py), calibrated so that it recalls
                     before any training (calibrate_sleep.py); `python -m modeling_sleep.teach` makes it good at that
+    a folder        one that was taught before: the name of a memory saved by itself (adapter_sleep.py)
     "gated_delta"   Gated DeltaNet layers without an MLP, spread over the stack, as the paper did with Ouro (arXiv
                     2605.26099, section 4). Their output projections are zero: what a sleep writes is read by nobody
                     until they have been trained
@@ -22,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import logging
 
+from .adapter_sleep import FIELDS, MemoryAdapter
 from .calibrate_sleep import calibrate, calibration_windows, weight_of
 from .configuration_sleep import SleepConfig
 from .family_layers_sleep import MODULES, family_base_config, family_state_dict
@@ -55,6 +57,7 @@ SHARED_FIELDS = (
     "eos_token_id",
 )
 MEMORIES = ("recall", "gated_delta")
+DEFAULTS = {"window_size": 512, "sleep_passes": 2}
 # Where a recall memory is inserted: late enough that little is left to be run through in teaching, early enough that
 # the layers behind it can use what it recalls.
 RECALL_DEPTH = 0.8
@@ -65,8 +68,8 @@ MEMORY_SHARE = 0.1
 def adopt(
     model_class: type[PreTrainedModel],
     model_or_path: PreTrainedModel | str,
-    window_size: int,
-    sleep_passes: int,
+    window_size: int | None,
+    sleep_passes: int | None,
     memory_layers: int | list[int] | None,
     loop_span: tuple[int, int] | None,
     memory: str | None = None,
@@ -75,8 +78,10 @@ def adopt(
     **kwargs,
 ) -> PreTrainedModel:
     """What [`SleepForCausalLM.from_causal_lm`] does and documents, for the class `model_class`."""
+    adapter = None
     if memory is not None and memory not in MEMORIES:
-        raise ValueError(f"`memory` must be one of {MEMORIES}, got {memory!r}.")
+        hub = ("token", "cache_dir", "local_files_only")
+        adapter = MemoryAdapter.from_pretrained(memory, **{k: kwargs[k] for k in hub if k in kwargs})
     fields = {name: kwargs.pop(name) for name in list(kwargs) if name in SleepConfig.__annotations__}
     if isinstance(model_or_path, PreTrainedModel):
         if kwargs:
@@ -94,20 +99,26 @@ def adopt(
         if not os.path.exists(model_or_path):
             fields.setdefault("adopted_from", str(model_or_path))
 
-    config = adopted_config(
-        original.config,
-        window_size=window_size,
-        sleep_passes=sleep_passes,
-        memory_layers=memory_layers,
-        loop_span=loop_span,
-        memory=memory,
-        **fields,
-    )
-    if windows := "recall_memory" in config.layer_types:  # say what is wrong with them before anything is built
+    chosen = {
+        "window_size": window_size,
+        "sleep_passes": sleep_passes,
+        "memory_layers": memory_layers,
+        "loop_span": loop_span,
+    }
+    chosen = fields | {name: value for name, value in chosen.items() if value is not None}
+    if adapter is not None:
+        adapter.check_config(original.config)
+        if fixed := [name for name in chosen if name == "memory_layers" or name.startswith("recall_")]:
+            raise ValueError(f"The memory {memory!r} says what {fixed} are: leave them out.")
+        chosen = {name: adapter.config[name] for name in FIELDS} | chosen
+        memory = "recall"
+    config = adopted_config(original.config, memory=memory, **{**DEFAULTS, **chosen})
+    windows = None
+    if adapter is None and "recall_memory" in config.layer_types:  # say what is wrong before anything is built
         tokenizer = tokenizer_of(original, kwargs)
         windows = calibration_windows(calibration, tokenizer, config.window_size, config.vocab_size)
     elif calibration is not None:
-        raise ValueError("`calibration` is what a recall memory begins with, and there is none: leave it out.")
+        raise ValueError("`calibration` is what a new recall memory begins with, and there is none: leave it out.")
     with torch.device("meta"):
         model = model_class(config)
     parameters = adopted_state_dict(original, config)
@@ -126,14 +137,16 @@ def adopt(
     model.generation_config = copy.deepcopy(original.generation_config)
     model.set_attn_implementation(original.config._attn_implementation)
     model.eval()
-    if "recall_memory" in config.layer_types:
+    if adapter is not None:
+        adapter.put_on(model)
+    elif windows is not None:
         for i in config.memory_layers:
             copy_norm(model.model.layers, i)
         calibrate(model.model, windows, read_out)
     elif config.memory_layers:
         logger.warning_once(
             f"Layers {config.memory_layers} are new, and what they remember is not read yet: train them before "
-            f"expecting anything from a text of more than {window_size} tokens."
+            f"expecting anything from a text of more than {config.window_size} tokens."
         )
     return model
 
@@ -148,7 +161,7 @@ def adopted_config(
     **fields,
 ) -> SleepConfig:
     """
-    The configuration of a pretrained model: a hybrid as it is, one of attention layers with memory layers inserted.
+    The configuration of a pretrained model: one of attention layers with a memory inserted, a hybrid with or without.
 
     Parameters
     ----------
@@ -169,25 +182,31 @@ def adopted_config(
     """
     check_family(original)
     fields = {"window_size": window_size, "sleep_passes": sleep_passes, "loop_span": loop_span, **fields}
-    if original.model_type not in ATTENTION_FAMILIES:
-        if memory_layers is not None or memory is not None:
-            raise ValueError(
-                f"A {original.model_type!r} has a memory of its own: leave `memory` and `memory_layers` out."
-            )
-        return SleepConfig(base_config=family_base_config(original), **fields)
-    check_attention(original, window_size)
-    num_layers = original.num_hidden_layers
-    fields = {
-        **{name: copy.deepcopy(getattr(original, name)) for name in SHARED_FIELDS},
-        **ATTENTION_FAMILIES[original.model_type](original),
-        "head_dim": getattr(original, "head_dim", None),
-        **fields,
-    }
-    fields["rope_parameters"] = adopted_rope(original, window_size)
-    recalls = memory != "gated_delta"
-    if memory_layers is None:
-        memory_layers = [round(RECALL_DEPTH * num_layers)] if recalls else None
-    if memory_layers is None:
+    is_hybrid = original.model_type not in ATTENTION_FAMILIES
+    recalls = memory == "recall" or (memory is None and not is_hybrid)
+    if is_hybrid:
+        base_config = family_base_config(original)
+        num_layers, fields = base_config["num_hidden_layers"], {"base_config": base_config, **fields}
+        if not recalls:
+            if memory_layers is not None or memory is not None:
+                raise ValueError(
+                    f"A {original.model_type!r} has Gated DeltaNet layers of its own: leave `memory` and "
+                    '`memory_layers` out, or insert a recall memory beside them with `memory="recall"`.'
+                )
+            return SleepConfig(**fields)
+    else:
+        check_attention(original, window_size)
+        num_layers = original.num_hidden_layers
+        fields = {
+            **{name: copy.deepcopy(getattr(original, name)) for name in SHARED_FIELDS},
+            **ATTENTION_FAMILIES[original.model_type](original),
+            "head_dim": getattr(original, "head_dim", None),
+            **fields,
+            "rope_parameters": adopted_rope(original, window_size),
+        }
+    if memory_layers is None and recalls:
+        memory_layers = [round(RECALL_DEPTH * num_layers)]
+    elif memory_layers is None:
         memory_layers = default_number_of_memory_layers(num_layers, fields)
     if isinstance(memory_layers, int):
         memory_layers = spread(memory_layers, num_layers)
@@ -197,11 +216,14 @@ def adopted_config(
             f"`memory_layers` are places in the new stack of {num_layers} + {len(memory_layers)} layers: different "
             f"numbers from 0 to {total - 1}, got {memory_layers}."
         )
-    memory_type = "recall_memory" if recalls else "linear_attention"
-    layer_types = [memory_type if i in memory_layers else "sleep_attention" for i in range(total)]
+    fields["memory_layers"] = sorted(memory_layers)
     if recalls and loop_span is None:
         fields["loop_span"] = (total, total)  # a layer that was not made for it is not fed its own features
-    return SleepConfig(**fields, num_hidden_layers=total, layer_types=layer_types, memory_layers=sorted(memory_layers))
+    if not is_hybrid:
+        memory_type = "recall_memory" if recalls else "linear_attention"
+        fields["layer_types"] = [memory_type if i in memory_layers else "sleep_attention" for i in range(total)]
+        fields["num_hidden_layers"] = total
+    return SleepConfig(**fields)
 
 
 def adopted_rope(original: PreTrainedConfig, window_size: int) -> dict:
@@ -258,12 +280,11 @@ def spread(number: int, num_layers: int) -> list[int]:
 
 def adopted_state_dict(original: PreTrainedModel, config: SleepConfig) -> dict[str, torch.Tensor]:
     """The parameters of `original` under our names. Within a layer they are the same; the layers move apart."""
-    if config.base_config is not None:
-        return family_state_dict(original)
+    own = original.state_dict() if config.base_config is None else family_state_dict(original)
     places = iter(i for i in range(config.num_hidden_layers) if i not in config.memory_layers)
     moved = dict(enumerate(places))
     parameters = {}
-    for name, parameter in original.state_dict().items():
+    for name, parameter in own.items():
         parts = name.split(".")
         if parts[:2] == ["model", "layers"]:
             parts[2] = str(moved[int(parts[2])])

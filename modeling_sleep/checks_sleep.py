@@ -108,12 +108,12 @@ def padding_mask_of(attention_mask, state: SleepState, inputs_embeds: torch.Tens
     if is_torchdynamo_compiling():
         return mask[:, -length:]
     if shape[1] > length:
-        _check_past(mask[:, : state.seen], state)
+        check_past(mask[:, : state.seen], state)
     mask = mask[:, -length:]
     return None if mask.all() else mask
 
 
-def _check_past(mask: torch.Tensor, state: SleepState) -> None:
+def check_past(mask: torch.Tensor, state: SleepState) -> None:
     """Raise if `mask`, (batch, seen), is not what was read: told by the number and the sum of a row's columns."""
     column = torch.arange(mask.shape[1], device=mask.device)
     read, places = mask.sum(1).tolist(), (mask * column).sum(1).tolist()

@@ -134,7 +134,8 @@ class FamilyDecoderLayer(StateMixin, nn.Module):
         name = "DecoderLayer"
         if model_type == "olmo_hybrid":
             name = ("Linear" if self.layer_type == "linear_attention" else "") + "AttentionDecoderLayer"
-        layer = family_class(config, name)(config.family_config(), layer_idx)
+        before = sum(i < layer_idx for i in config.memory_layers)  # which the family does not know of
+        layer = family_class(config, name)(config.family_config(), layer_idx - before)
         for name, child in layer.named_children():
             self.add_module(name, child)
         if self.layer_type == "linear_attention":

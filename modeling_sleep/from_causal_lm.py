@@ -2,12 +2,13 @@
 
     python -m modeling_sleep.from_causal_lm HuggingFaceTB/SmolLM2-135M-Instruct smollm2-sleep --window-size 256
 
-reads a model from the Hub or a folder, and writes one that sleeps: weights, code, tokenizer, chat template and
-generation config. It answers as before within a window; what lies behind one, it remembers once it has been taught
-(`python -m modeling_sleep.teach`).
+reads a model from the Hub or a folder, and writes one that sleeps: weights, code, tokenizer, chat template, generation
+config, and a card with the licence that the model's own names. It answers as before within a window; what lies behind
+one, it remembers once it has been taught (`python -m modeling_sleep.teach`).
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,11 @@ from transformers import AutoTokenizer
 
 from .adopt_sleep import MEMORIES
 from .heads_sleep import SleepForCausalLM
+from .hub_upload.card import metadata_of_base, write_card
+
+
+# The terms of a model, which go along with its weights.
+TERMS = ("LICENSE*", "NOTICE*")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -68,6 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.gguf_file:
         loading |= dequantised()
     try:
+        known = metadata_of_base(options.model, options.revision)
         model = SleepForCausalLM.from_causal_lm(
             options.model,
             window_size=options.window_size,
@@ -84,11 +91,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
+    for path in (path for pattern in TERMS for path in Path(options.model).glob(pattern) if path.is_file()):
+        shutil.copyfile(path, options.output / path.name)
+    notes = write_card(options.output, known)
     added = sum(p.numel() for i in model.config.memory_layers for p in model.model.layers[i].parameters())
     print(
         f"{options.output}: {model.config.num_hidden_layers} layers, {len(model.config.memory_layers)} of them new "
         f"({', '.join(map(str, model.config.memory_layers))}), with {added / 1e6:.1f} of "
-        f"{model.num_parameters() / 1e6:.1f} million parameters."
+        f"{model.num_parameters() / 1e6:.1f} million parameters.",
+        *(f"note: {note}" for note in notes),
+        sep="\n",
     )
     return 0
 

@@ -20,7 +20,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.utils import logging
 
 from .cache_sleep import read_state, window_layer
-from .checks_sleep import check_input_ids, one_cache
+from .checks_sleep import check_input_ids, check_past, one_cache
 from .distributed_sleep import is_sharded
 from .memory_sleep import MemoryTurn, SleepMemory
 from .nap_sleep import Sleep, SleepEvent, raise_if_not_finite
@@ -193,7 +193,7 @@ class SleepGenerationMixin:
         return turn
 
     def _end_turn(self, turn: MemoryTurn, call: GenerationCall, output, kwargs: dict, option) -> SleepMemory:
-        """The memory that has read the new texts, of which generation leaves the last token, or whole beams, unread."""
+        """The memory that has read the new texts to their ends: generation leaves the last token unread, or all beams."""
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         model, beams = getattr(self, self.base_model_prefix, self), option("num_beams") or 1
         options = {name: option(name) for name in ("sleep_passes", "pinned_tokens")}
@@ -239,12 +239,19 @@ class SleepGenerationMixin:
         return generation_config, model_kwargs
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        """Here, as no argument is checked any more: PEFT's prompt learning puts a function of its own before ours."""
+        """Where transformers has dropped a mask of ones, it is held against what the cache has read."""
+        # Here no argument is checked any more: PEFT's prompt learning puts a function of its own before ours.
         model_kwargs["generation_call"] = call = getattr(generation_config, "_call", None)
         if call is not None:
             call.mask = model_kwargs.get("attention_mask")
             call.pad_token = getattr(generation_config, "_pad_token_tensor", None)
             call.eos_tokens = getattr(generation_config, "_eos_token_tensor", None)
+        cache = model_kwargs.get(CACHE)
+        if cache is not None and model_kwargs.get("attention_mask") is None:
+            state = read_state(cache, self.config)
+            if state.read != state.seen:
+                rows = state.last_hidden_state.shape[0]
+                check_past(torch.ones(rows, state.seen, dtype=torch.bool, device=self.device), state)
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     def _get_stopping_criteria(self, generation_config, *args, **kwargs):
@@ -292,6 +299,7 @@ class SleepGenerationMixin:
         self._release_is_checked = True
         ids = torch.tensor([[0, min(1, self.config.vocab_size - 1)]], device=self.device)
         options = dict(do_sample=False, max_new_tokens=2, min_new_tokens=2, output_logits=True, num_beams=1)
+        options["attention_mask"] = torch.ones_like(ids)  # neither is padding
         mode = self.training
         self.eval()
         try:

@@ -47,8 +47,8 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
     def from_causal_lm(
         cls,
         model_or_path: PreTrainedModel | str,
-        window_size: int = 512,
-        sleep_passes: int = 2,
+        window_size: int | None = None,
+        sleep_passes: int | None = None,
         memory_layers: int | list[int] | None = None,
         loop_span: tuple[int, int] | None = None,
         memory: str | None = None,
@@ -69,20 +69,22 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
             olmo_hybrid, qwen3_5 and dense qwen3_next; or a name or folder of one. A model is left as it is, and its
             parameters are copied.
         window_size : int, optional
-            L, the number of tokens after which the model sleeps.
+            L, the number of tokens after which the model sleeps. Default: 512, or that of the memory which is put on.
         sleep_passes : int, optional
-            N, all passes over a window, the one awake included.
+            N, all passes over a window, the one awake included. Default: 2, or the memory's.
         memory_layers : int or list[int], optional
             How many memories to insert, evenly spread, or the places that they take in the new stack, as in
             `config.memory_layers`. Default: one recall memory at 0.8 of the depth, or as many Gated DeltaNet layers
-            as fit in 10 % of the parameters. Hybrids take none.
+            as fit in 10 % of the parameters.
         loop_span : tuple[int, int], optional
             Which layers of the new stack are passed N times, as in `config.loop_span`. Default: none with a recall
             memory, which writes each window N times; else all.
         memory : str, optional
             `"recall"` (the default): a memory that recalls before any training, and is taught in minutes by `python -m
-            modeling_sleep.teach`. `"gated_delta"`: Gated DeltaNet layers, which change nothing until they have been
-            trained (arXiv 2605.26099, section 4).
+            modeling_sleep.teach`. The folder, or name on the Hub, of a memory that was saved by itself
+            (`save_pretrained(folder, memory_only=True)`): that memory, in its own base. `"gated_delta"`: Gated
+            DeltaNet layers, which change nothing until they have been trained (arXiv 2605.26099, section 4). Hybrids
+            have those of their own, and get a recall memory beside them if asked for.
         calibration : list[str] or list[list[int]], optional
             Texts, or their tokens, from which a recall memory learns how the model's hidden states are spread.
             Default: Python's manual.
@@ -103,8 +105,8 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
         Raises
         ------
         ValueError
-            If the model's family is not supported, it is quantised or spread over devices, or its own attention does
-            not reach over a window.
+            If the model's family is not supported, it is quantised or spread over devices, its own attention does not
+            reach over a window, or a saved memory belongs to another base.
         """
         return adopt(
             cls,

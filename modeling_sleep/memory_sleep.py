@@ -268,8 +268,8 @@ class MemoryTurn:
     def __init__(self, memory: SleepMemory, batch: int, times: int, given: int):
         if memory.rows not in (0, 1, batch):
             raise ValueError(
-                f"The memory holds {memory.rows} rows, and the new tokens have {batch}. Give as many rows of tokens, or "
-                "a memory of one row, which serves any number of them."
+                f"The memory holds {memory.rows} rows, and the new tokens have {batch}. Give as many rows of "
+                "tokens, or a memory of one row, which serves any number of them."
             )
         self.times, self.given = times, given
         self.memory = memory.fork(batch if memory.rows == 1 else 1)
@@ -323,20 +323,14 @@ def _from_named(tensors: dict[str, torch.Tensor], numbers: dict, layer_types: li
 
 def _placed(state: SleepState, core) -> SleepState:
     """On the model's devices and in its dtype, S in float32 or better."""
-    dtype = core.dtype
+    dtype, S_dtype = core.dtype, torch.promote_types(core.dtype, torch.float32)
     layers = {"layers": [], "window_start": []}
     for name, placed in layers.items():
         for layer, layer_state in zip(core.layers, getattr(state, name), strict=True):
             if layer_state is not None:
                 device, S = next(layer.parameters()).device, layer.fast_weights(layer_state)
-                layer_state = type(layer_state)(
-                    *(
-                        x
-                        if x is None
-                        else x.to(device, torch.promote_types(dtype, torch.float32) if x is S else dtype)
-                        for x in layer_state
-                    )
-                )
+                tensors = (x if x is None else x.to(device, S_dtype if x is S else dtype) for x in layer_state)
+                layer_state = type(layer_state)(*tensors)
             placed.append(layer_state)
     state = state.map(lambda x: x.to(core.device, dtype))
     return state._replace(**{name: tuple(placed) for name, placed in layers.items()})

@@ -68,6 +68,7 @@ from .nap_sleep import (
 )
 from .outputs_sleep import SleepModelOutput, record_of_layers
 from .packed_sleep import PACKING, documents_of
+from .peft_sleep import adapters_of, check_adapters
 from .plan_sleep import Tokens, Wave, plan
 from .pretrained_sleep import SleepPreTrainedModel
 from .recall_memory_sleep import RecallMemoryLayer
@@ -225,13 +226,15 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         batch, config = inputs_embeds.shape[0], self.config
         at_once = self._windows_at_once(sleep, callback, options)
         waves = plan(tokens.counts, state.stored, batch, config.window_size, at_once, cache is not None)
+        check_adapters(self, state.seen == 0, waves, tokens)
         schedule = self.in_step(waves, state, sleep, inputs_embeds) if is_sharded(self.layers[0]) else waves
         read, before = [], state.last_hidden_state
         for wave in schedule:
             if wave.sleepers != ():
                 state = self._sleep_rows(state, wave, sleep, callback, batch)
             part = state if wave.rows is None else state.select(wave.rows, batch)
-            output, part = self._wake_window(tokens.read(wave, inputs_embeds), wave, part, **options)
+            with adapters_of(self, wave.rows):
+                output, part = self._wake_window(tokens.read(wave, inputs_embeds), wave, part, **options)
             state = part if wave.rows is None else state.put(wave.rows, part, batch)
             read.append((wave, output))
         pieces = [output.last_hidden_state for _, output in read]
@@ -250,7 +253,8 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         batch, length = rows.shape[:2]
         tokens = Tokens.of_mask(live_columns(documents.counts, batch, length, rows.device), batch, length)
         state = self._pin(SleepState.empty(len(self.layers)), None)
-        hidden_states, read, _ = self._read(rows, tokens, state, sleep, callback, None, options)
+        with adapters_of(self, documents.rows()):
+            hidden_states, read, _ = self._read(rows, tokens, state, sleep, callback, None, options)
         recorded = record_of_layers(tokens, read).get("hidden_states")
         return SleepModelOutput(
             last_hidden_state=documents.pack(hidden_states),
@@ -330,7 +334,8 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         recorder = NOBODY if callback is None else Recorder(callback, rows)
         if rows is None:
             return self._sleep(state, sleep, recorder)
-        return state.put(rows, self._sleep(state.select(rows, batch), sleep, recorder), batch)
+        with adapters_of(self, rows):
+            return state.put(rows, self._sleep(state.select(rows, batch), sleep, recorder), batch)
 
     def _sleep(self, state: SleepState, sleep: Sleep, recorder=NOBODY) -> SleepState:
         """Consolidate the window of every row, and forget it."""
@@ -358,7 +363,8 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         """
         rest = Restless(state, sleep)
         for number in range(2, sleep.passes + 1):
-            before, state = state, self._pass_again(state, last=number == sleep.passes and sleep.until is None)
+            with adapters_of(self, rest.rows):
+                before, state = state, self._pass_again(state, last=number == sleep.passes and sleep.until is None)
             recorder.passed(*(self._looped_fast_weights(x) for x in (before, state)))
             state = rest.after(number, state, *(self._looped_fast_weights(x) for x in (before, state)))
             if state is None:

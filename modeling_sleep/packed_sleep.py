@@ -40,6 +40,10 @@ class Documents(NamedTuple):
         flat = inputs.flatten(0, 1)
         return flat[column.clamp(max=flat.shape[0] - 1)]
 
+    def rows(self) -> tuple[int, ...]:
+        """The row of the call in which each document stands."""
+        return tuple((self.begin.squeeze(1) // self.document.shape[1]).tolist())
+
     def pack(self, rows: torch.Tensor) -> torch.Tensor:
         """The inverse of `unpack`, zeros at padding."""
         packed = rows[self.document.clamp(min=0), self.number.clamp(min=0)]

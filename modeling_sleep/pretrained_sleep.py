@@ -6,6 +6,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from .adapter_sleep import save_memory
 from .configuration_sleep import SleepConfig
 from .family_layers_sleep import FamilyDecoderLayer, is_zero_centred
 from .layers_sleep import GatedDeltaNet, SleepDecoderLayer
@@ -46,7 +47,7 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin, ReadingMixin):
         config.validate()  # again: `from_pretrained(..., sleep_passes=4)` sets fields of one that was valid
         super().__init__(config)
         if config.base_config is not None:  # accelerate wants no name that is not there
-            self._no_split_modules = ["FamilyDecoderLayer"]
+            self._no_split_modules = ["FamilyDecoderLayer", *["RecallMemoryLayer"][: len(config.memory_layers)]]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -84,12 +85,16 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin, ReadingMixin):
         options["use_reentrant"] = False
         return super().gradient_checkpointing_enable(options, **kwargs)
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory, *args, memory_only: bool = False, **kwargs):
         """
         Save the model with its code, so that the folder loads anywhere with `trust_remote_code=True`.
 
-        As [`PreTrainedModel.save_pretrained`]; the `auto_map` names all classes whichever of them is saved.
+        As [`PreTrainedModel.save_pretrained`]; the `auto_map` names all classes whichever of them is saved. With
+        `memory_only`, save its recall memories alone: `from_causal_lm(base, memory=save_directory)` puts them on.
         """
+        if memory_only:
+            save_memory(self, save_directory)
+            return
         self.config.auto_map = {
             **(getattr(self.config, "auto_map", None) or {}),
             "AutoConfig": "configuration_sleep.SleepConfig",

@@ -6,11 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same_memory, tensors_of
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LlamaConfig, StaticCache, cache_utils
 from transformers.cache_utils import QuantizedCache
 
-from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep import Sleep, SleepConfig, SleepForCausalLM
 
 
 LLAMA = LlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=4, vocab_size=64)
@@ -59,24 +60,27 @@ every_way_of_reading = pytest.mark.parametrize("call", [forward, generate])
         (dict(window_size=-3), r"`window_size` \(L\) must be at least 1 token, got -3"),
         (dict(sleep_passes=0), r"`sleep_passes` \(N\) counts all passes .* must be at least 1, got 0"),
         (dict(bptt_windows=0), r"`bptt_windows` must be at least 1, or None .* got 0"),
-        (dict(loop_span=[0, 5]), r"`loop_span` .* 0 <= start < end <= 4, got \(0, 5\)"),
-        (dict(loop_span=[-1, 2]), r"`loop_span` .* 0 <= start < end <= 4, got \(-1, 2\)"),
-        (dict(loop_span=[2, 2]), r"`loop_span` must hold at least one of the 4 layers.*got \(2, 2\)"),
+        (dict(loop_span=[0, 5]), r"`loop_span` .* 0 <= start <= end <= 4 layers, got \(0, 5\)"),
+        (dict(loop_span=[-1, 2]), r"`loop_span` .* 0 <= start <= end <= 4 layers, got \(-1, 2\)"),
+        (dict(loop_span=[2, 2]), r"`loop_span` \(2, 2\) is empty, so a sleep would rewrite nothing"),
         (dict(loop_span=[3, 1]), r"`loop_span` .* got \(3, 1\)"),
         (dict(loop_span=[1]), r"`loop_span` is a pair \(start, end\) or None, got \[1\]"),
         (dict(loop_span=[0, 1, 2]), r"`loop_span` is a pair \(start, end\) or None, got \[0, 1, 2\]"),
         (
             dict(loop_span=[2, 4], layer_types=[ATTENTION, LINEAR, ATTENTION, ATTENTION]),
-            r"`loop_span` \(2, 4\) leaves no 'linear_attention' layer .* would rewrite nothing",
+            r"`loop_span` \(2, 4\) leaves no memory .* would rewrite nothing",
         ),
-        (dict(layer_types=[ATTENTION] * 4), "at least one 'linear_attention' layer: its fast weights are all that"),
+        (dict(layer_types=[ATTENTION] * 4), "at least one memory, 'linear_attention' or 'recall_memory': its fast"),
         (dict(layer_types=[LINEAR] * 4), "at least one 'sleep_attention' layer: without a cache that fills"),
         (
             dict(layer_types=[ATTENTION, LINEAR, "full_attention", LINEAR]),
-            r"`layer_types` may hold \('sleep_attention', 'linear_attention'\), got \['full_attention'\]",
+            r"`layer_types` may hold \('sleep_attention', .*, 'recall_memory'\), got \['full_attention'\]",
         ),
         (dict(layer_types=[ATTENTION, LINEAR]), "names 2 layers, but `num_hidden_layers` is 4. Make them equal"),
-        (dict(memory_layers=[0]), r"`memory_layers` must be indices of 'linear_attention' layers, but \[0\] are not"),
+        (
+            dict(memory_layers=[0]),
+            r"`memory_layers` must be indices of 'linear_attention' or 'recall_memory' layers, but",
+        ),
         (dict(memory_layers=[1, 4, -1]), r"`memory_layers` must be .*, but \[4, -1\] are not"),
         (dict(hidden_size=0, head_dim=8), "`hidden_size` must be at least 1, got 0"),
         (dict(num_attention_heads=0), "`num_attention_heads` must be at least 1, got 0"),
@@ -117,12 +121,20 @@ def test_a_field_of_the_wrong_type_is_refused(overrides):
         SleepConfig.from_preset("tiny", **overrides)
 
 
-@pytest.mark.parametrize("rope_type", ["dynamic", "longrope", "yarn", "proportional", "nonsense"])
+@pytest.mark.parametrize("rope_type", ["dynamic", "proportional", "nonsense"])
 @pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
 @pytest.mark.parametrize("key", ["rope_type", "type"])
 def test_rope_that_depends_on_the_length_of_the_text_is_refused(rope_type, name, key):
-    message = rf"must be one of \('default', 'linear', 'llama3'\), got '{rope_type}'"
+    message = rf"must be one of \('default', 'linear', 'llama3', 'yarn', 'longrope'\), got '{rope_type}'"
     with pytest.raises(ValueError, match=message):
+        SleepConfig(**{name: {key: rope_type, "rope_theta": 1e4, "factor": 2.0}})
+
+
+@pytest.mark.parametrize("rope_type", ["yarn", "longrope"])
+@pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("key", ["rope_type", "type"])
+def test_rope_that_lacks_what_it_is_made_of_is_refused(rope_type, name, key):
+    with pytest.raises(ValueError, match=f"of type '{rope_type}' lack original_max_position_embeddings"):
         SleepConfig(**{name: {key: rope_type, "rope_theta": 1e4, "factor": 2.0}})
 
 
@@ -175,7 +187,8 @@ def test_keys_and_values_alone_are_refused(model):
 
 @pytest.mark.parametrize("passes", [np.int64(3), torch.tensor(3).numpy()[()]])
 def test_numpy_may_have_drawn_n(model, ids, passes):
-    assert model.model.check_sleep_passes(passes) == 3 and type(model.model.check_sleep_passes(passes)) is int
+    sleep = model.model.check_sleep_passes(passes)
+    assert sleep == Sleep(3) and type(sleep.passes) is int
     for wrong in (np.float64(3), np.int64(0), np.bool_(True), True):
         with pytest.raises(ValueError, match="must be an integer of at least 1"):
             model(ids, sleep_passes=wrong)
@@ -198,16 +211,37 @@ def test_ids_and_embeddings_exclude_each_other(model, ids):
 @pytest.mark.parametrize("shape", [(2, 4), (2, 6), (1, 5)])
 def test_a_mask_of_another_shape_is_refused(model, ids, call, shape):
     message = (
-        rf"`attention_mask` must have shape \(batch, past \+ new tokens\) = \(2, 5\), got {re.escape(str(shape))}"
+        rf"`attention_mask` must have shape \(batch, past \+ new tokens\) = \(2, 5\),.* got {re.escape(str(shape))}"
     )
     with pytest.raises(ValueError, match=message):
         call(model, ids, attention_mask=torch.ones(shape))
 
 
-def test_a_mask_of_new_tokens_alone_is_refused_behind_a_past(model, ids):
-    cache = model(ids).past_key_values
-    with pytest.raises(ValueError, match=r"= \(2, 10\), got \(2, 5\)"):
-        model(ids, past_key_values=cache, attention_mask=torch.ones(2, 5))
+def test_a_mask_may_be_of_new_tokens_alone_and_of_no_other_length(model, ids):
+    with torch.no_grad():
+        cache = model(ids).past_key_values
+    with pytest.raises(ValueError, match=r"= \(2, 10\), or \(2, 5\) for the new ones alone, got \(2, 7\)"):
+        model(ids, past_key_values=cache, attention_mask=torch.ones(2, 7))
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
+    expected = model(
+        ids, past_key_values=copy.deepcopy(cache), attention_mask=torch.cat([torch.ones(2, 5), mask], dim=1)
+    )
+    assert model(ids, past_key_values=cache, attention_mask=mask).logits.equal(expected.logits)
+
+
+@every_way_of_reading
+@pytest.mark.parametrize("past", [[1, 1, 1, 1, 0], [1, 1, 1, 0, 1], [1, 1, 1, 1, 1]], ids=str)
+def test_a_mask_that_contradicts_the_cache_is_refused(model, ids, call, past):
+    """By the number of tokens that were read, or by their places."""
+    read = torch.ones(2, 5, dtype=torch.long)
+    read[1] = torch.tensor([0, 1, 1, 1, 1])
+    with torch.no_grad():
+        cache = model(ids, attention_mask=read).past_key_values
+    mask = torch.cat([read, torch.ones(2, 5, dtype=torch.long)], dim=1)
+    mask[1, :5] = torch.tensor(past)
+    message = rf"says that {sum(past)} of the first 5 tokens of row 1 are no padding, but `past_key_values` has read 4"
+    with pytest.raises(ValueError, match=message):
+        call(model, torch.cat([ids, ids], dim=1) if call is generate else ids, attention_mask=mask, past_key_values=cache)
 
 
 def test_masks_that_are_more_than_padding_are_refused(model, ids):
@@ -218,16 +252,81 @@ def test_masks_that_are_more_than_padding_are_refused(model, ids):
         model.generate(ids, attention_mask=mask)
 
 
-@pytest.mark.parametrize("positions", [[0, 1, 2, 0, 1], [0, 1, 1, 2, 3], [4, 3, 2, 1, 0]])
-def test_packed_texts_are_refused(model, ids, positions):
-    with pytest.raises(ValueError, match="packed .* would leak .* Give every document a row of its own, padded"):
+@pytest.mark.parametrize("positions", [[0, 1, 1, 2, 3], [4, 3, 2, 1, 0], [0, 2, 4, 6, 8], [0, 1, 2, 1, 2]], ids=str)
+def test_positions_that_neither_run_on_nor_begin_anew_are_refused(model, ids, positions):
+    message = "`position_ids` neither run on by one nor begin anew at 0.* Leave them out"
+    with pytest.raises(ValueError, match=message):
         model(ids, position_ids=torch.tensor([positions]))
 
 
-@pytest.mark.parametrize("name", ["cu_seq_lens_q", "cu_seq_lens_k", "seq_idx"])
-def test_packing_told_by_lengths_is_refused(model, ids, name):
-    with pytest.raises(ValueError, match=rf"Packed sequences \({name}\) .* Turn packing \(`padding_free`\) off"):
-        model(ids, **{name: torch.tensor([0, 3, 5])})
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("cu_seq_lens_q", [0, 3, 5], r"`cu_seq_lens_q` must rise from 0 to batch \* length = 10, got \[0, 3, 5\]"),
+        ("cu_seq_lens_q", [1, 3, 10], r"`cu_seq_lens_q` must rise from 0 .* got \[1, 3, 10\]"),
+        ("cu_seq_lens_q", [0, 7, 3, 10], r"`cu_seq_lens_q` must rise from 0 .* got \[0, 7, 3, 10\]"),
+        ("seq_idx", [0, 3, 5], r"`seq_idx` must have shape \(2, 5\), got \(3,\)"),
+        ("seq_idx", [[0, 0, 1, 1]], r"`seq_idx` must have shape \(2, 5\), got \(1, 4\)"),
+    ],
+)
+def test_packing_that_does_not_fit_the_tokens_is_refused(model, ids, name, value, message):
+    with pytest.raises(ValueError, match=message):
+        model(ids, **{name: torch.tensor(value)})
+
+
+@pytest.mark.parametrize("told_by", ["position_ids", "cu_seq_lens_q", "seq_idx"])
+def test_packed_rows_cannot_go_on_from_a_cache_nor_show_attention(model, ids, told_by):
+    options = {
+        "position_ids": torch.tensor([[0, 1, 2, 0, 1]]),
+        "cu_seq_lens_q": torch.tensor([0, 3, 5, 10]),
+        "seq_idx": torch.tensor([[0, 0, 0, 1, 1]]),
+    }
+    packed = {told_by: options[told_by]}
+    with pytest.raises(ValueError, match="Packed rows cannot go on from `past_key_values`.* rows of their own"):
+        model(ids, past_key_values=model(ids).past_key_values, **packed)
+    with pytest.raises(ValueError, match="`output_attentions` is not given for packed rows"):
+        model(ids, output_attentions=True, **packed)
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [("sleep_pases", "sleep_passes"), ("past_key_value", "past_key_values"), ("sleep_calback", "sleep_callback")],
+)
+def test_arguments_that_would_be_dropped_are_refused(model, ids, given, meant):
+    message = f"does not know the argument `{given}`, and would have to drop it. Did you mean `{meant}`"
+    with pytest.raises(TypeError, match=message):
+        model(ids, **{given: 3})
+    model(ids, **{given: None})
+
+
+@every_way_of_reading
+def test_two_caches_are_refused(model, ids, call):
+    cache = DynamicCache(config=model.config)
+    with pytest.raises(ValueError, match="Give one of `past_key_values` and `cache`, which are two names of the same"):
+        call(model, ids, past_key_values=cache, cache=copy.deepcopy(cache))
+
+
+@every_way_of_reading
+@pytest.mark.parametrize(
+    "pinned, message",
+    [
+        (-1, "is a number of tokens, at least 0, got -1"),
+        (1.0, "is a number of tokens, at least 0, got 1.0"),
+        (True, "is a number of tokens, at least 0, got True"),
+        (9, "is 9, more than the window of 8"),
+    ],
+    ids=str,
+)
+def test_pinned_tokens_that_cannot_be_are_refused(model, ids, call, pinned, message):
+    with pytest.raises(ValueError, match=f"`pinned_tokens` {message}"):
+        call(model, ids, pinned_tokens=pinned)
+
+
+def test_pinned_tokens_cannot_be_chosen_later(model, ids):
+    cache = model(ids, pinned_tokens=2).past_key_values
+    with pytest.raises(ValueError, match="`pinned_tokens` is 3, but the text of `past_key_values` began with 2"):
+        model(ids, past_key_values=cache, pinned_tokens=3)
+    model(ids, past_key_values=cache, pinned_tokens=2)
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 5), (5,), (2, 4), (3, 5)])
@@ -329,12 +428,11 @@ def test_new_ids_alone_are_refused_without_a_mask_that_says_so(model, ids):
 def test_a_refused_call_leaves_the_cache_alone(model, ids):
     with torch.no_grad():
         cache = model(ids).past_key_values
-    before = copy.deepcopy(cache)
+    before = tensors_of(copy.deepcopy(cache))
     with pytest.raises(ValueError):
         model(torch.cat([ids, ids], dim=1), past_key_values=cache, attention_mask=torch.ones(2, 3))
     assert cache.get_seq_length() == 5
-    assert cache.layers[1].recurrent_states[0].equal(before.layers[1].recurrent_states[0])
-    assert cache.layers[0].kept_hidden_states.equal(before.layers[0].kept_hidden_states)
+    assert_same_memory(tensors_of(cache), before, atol=0)
 
 
 # Ways to generate that would need to forget.
@@ -366,28 +464,15 @@ def test_assisted_decoding_by_a_generation_config_is_refused(model, ids):
         model.generate(ids, GenerationConfig(prompt_lookup_num_tokens=3))
 
 
-def test_right_padding_is_refused_in_generation(model, ids):
-    mask = torch.ones(2, 5, dtype=torch.long)
-    mask[1, 3:] = 0
-    with pytest.raises(ValueError, match="ends in padding.* Pad on the left: `tokenizer.padding_side = 'left'`"):
-        model.generate(ids, attention_mask=mask)
-
-
-def test_right_padding_is_refused_in_generation_without_a_mask(model, ids):
-    ids[1, 3:] = 0
-    with pytest.raises(ValueError, match="`input_ids` end in padding .id 0.*give an `attention_mask` of ones"):
-        model.generate(ids)
-    assert model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2).shape == (2, 7)
-    assert model.generate(ids, eos_token_id=[9, 0], min_new_tokens=2, max_new_tokens=2).shape == (2, 7)
-
-
 # Numbers that are none.
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_fast_weights_that_are_not_finite_are_reported(model, ids, value):
     cache = model(ids).past_key_values
-    cache.layers[3].recurrent_states[0] = cache.layers[3].recurrent_states[0].index_fill(1, torch.tensor([2]), value)
+    layer = cache.layers[3]
+    broken = layer.state.recurrent_state.index_fill(1, torch.tensor([2]), value)
+    layer.store(layer.state._replace(recurrent_state=broken), layer.window_start_state)
     message = r"The fast weights of layer\(s\) \[3\] are not finite.* Start from a new cache"
     with pytest.raises(FloatingPointError, match=message):
         model.generate(torch.cat([ids, ids], dim=1), past_key_values=cache)

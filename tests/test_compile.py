@@ -101,7 +101,7 @@ def test_a_compiled_sleep_asserts_that_fast_weights_are_finite():
     compiled = torch.compile(model.eval(), backend="aot_eager", fullgraph=True)
     cache = DynamicCache(config=model.config)
     model(ids[:, :8], past_key_values=cache)
-    cache.layers[1].recurrent_states[0][0, 0, 0, 0] = math.nan
+    cache.layers[1].state.recurrent_state[0, 0, 0, 0] = math.nan
     with pytest.raises(RuntimeError, match=r"fast weights of layer\(s\) \[1\] are not finite"):
         compiled(ids[:, 8:9], past_key_values=cache)
 

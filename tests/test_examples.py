@@ -12,6 +12,7 @@ import torch
 from recipe import list_variants, load_recipe
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep.hub_upload.card import model_card, read_metadata
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -89,13 +90,18 @@ def test_the_code_of_the_readme_runs(block, tmp_path):
 
 
 @pytest.mark.parametrize("folder", sorted((REPOSITORY / "examples" / "checkpoints").iterdir()), ids=lambda p: p.name)
-def test_shipped_checkpoints_hold_the_code_of_the_package(folder, tmp_path):
-    """`python examples/refresh_checkpoints.py` mends it."""
-    SleepForCausalLM(SleepConfig.from_preset("tiny")).save_pretrained(tmp_path)
-    assert {path.name: path.read_bytes() for path in folder.glob("*.py")} == {
-        path.name: path.read_bytes() for path in tmp_path.glob("*.py")
-    }
+def test_a_shipped_checkpoint_is_weights_config_tokenizer_and_card(folder):
+    """No code, which would be there twice; and what its card tells people to run is there."""
+    assert not list(folder.glob("*.py"))
+    config = json.loads((folder / "config.json").read_text())
+    assert not config.keys() & {"auto_map", "modeling_sleep_version", "transformers_range"}  # these are of code
     assert SleepConfig.from_pretrained(folder).use_cache
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card == model_card(folder, read_metadata(folder / "README.md"))
+    commands = re.findall(r"^python (\S+\.py) (\S+)", card, re.M)
+    assert commands
+    for script, preset in commands:
+        assert (REPOSITORY / script).is_file() and preset in PRESETS
 
 
 def test_text_of_ones_own_has_nothing_to_resume(tmp_path):

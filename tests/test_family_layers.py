@@ -4,7 +4,6 @@ import importlib
 import json
 import re
 
-import fresh_process
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from packaging.version import Version
 from safetensors.torch import save_file
-from test_save_load import run
+from test_save_load import outputs, run_as_stranger
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
@@ -113,6 +112,32 @@ def gradients(model, logits, ids):
 
 def assert_close(ours, expected, atol=1e-9):
     torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
+
+
+# A recall memory inserted beside the family's own.
+
+
+@each_family
+@torch.no_grad()
+def test_a_recall_memory_is_inserted(family, tmp_path):
+    """Nothing changes in the first window; behind it, pieces equal the whole; the folder loads."""
+    original = make_original(family)
+    model = put_to_sleep(original, memory="recall", memory_layers=[1, 5], read_out=0.5, sleep_passes=2)
+    assert [i for i, x in enumerate(model.config.layer_types) if x == "recall_memory"] == [1, 5]
+    without, ids = put_to_sleep(original), make_ids(2, 3 * L + 2)
+    whole = model(ids).logits
+    assert torch.equal(whole[:, :L], without(ids[:, :L]).logits)
+    assert (whole - without(ids).logits)[:, L:].abs().max() > 1e-3
+    cache, pieces = DynamicCache(config=model.config), []
+    for piece in ids.split(4, dim=1):
+        pieces.append(model(piece, past_key_values=cache).logits)
+    assert_close(torch.cat(pieces, 1), whole, atol=1e-6)  # families' norms compute in float32
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    assert_close(again(ids).logits, whole, atol=1e-6)
+    model.save_pretrained(tmp_path / "memory", memory_only=True)
+    again = put_to_sleep(original, memory=str(tmp_path / "memory"), sleep_passes=2)
+    assert_close(again(ids).logits, whole, atol=1e-6)
 
 
 # Inside the first window.
@@ -372,10 +397,9 @@ def test_loads_as_remote_code_where_the_package_is_not_installed(tmp_path):
         each.save_pretrained(tmp_path / "saved" / kind)
     ids = make_ids(2, 2 * L + 1).clamp_min(1)
     save_file({"ids": ids}, tmp_path / "saved" / "ids.safetensors")
-    (tmp_path / "home").mkdir()
     (tmp_path / "out").mkdir()
-    found = run("hidden", tmp_path / "saved", tmp_path / "out", tmp_path / "home")
-    expected = fresh_process.outputs({**models, "head taken off": model.model}, ids)
+    found = run_as_stranger(tmp_path / "saved", tmp_path / "out")
+    expected = outputs({**models, "head taken off": model.model}, ids)
     assert found.keys() == expected.keys()
     for name in expected:
         assert_close(found[name], expected[name], 1e-5)
@@ -399,7 +423,7 @@ def test_loads_as_remote_code_where_the_package_is_not_installed(tmp_path):
         ),
         (dict(SMALL, model_type="qwen3_next", num_experts=0, hidden_act="gelu"), {}, "knows 'silu' alone"),
         (dict(SMALL, model_type="qwen3_5_text"), dict(hidden_size=32), "`hidden_size` is 32, but .* makes it 16"),
-        (dict(SMALL, model_type="qwen3_5_text"), dict(memory_layers=[0]), "a hybrid .* has its own memory"),
+        (dict(SMALL, model_type="qwen3_5_text"), dict(memory_layers=[9]), r"but \[9\] are not"),
         (
             dict(
                 SMALL, model_type="olmo_hybrid", rope_parameters=dict(rope_theta=1e4, rope_type="dynamic", factor=2.0)

@@ -43,7 +43,11 @@ def test_wheel_contains_the_configuration_and_every_preset(files):
 def test_wheel_installs_one_top_level_package(files):
     metadata = f"modeling_sleep-{modeling_sleep.__version__}.dist-info"
     assert {name.split("/")[0] for name in files} == {"modeling_sleep", metadata}
-    assert all(name.endswith((".py", ".json", ".yaml")) for name in files if name.startswith("modeling_sleep/"))
+    assert all(
+        name.endswith((".py", ".json", ".yaml", "card_template.md"))
+        for name in files
+        if name.startswith("modeling_sleep/")
+    )
 
 
 @pytest.mark.parametrize("installation", ["wheel", "editable"])

@@ -1,22 +1,22 @@
 """PEFT: adapters are trained through sleeps, act in every pass, are merged, saved, and loaded on remote code."""
 
 import copy
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import peft
 import pytest
 import torch
-import transformers
+from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.corda import preprocess_corda
 from peft.utils import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_imports
+from transformers.integrations import peft as integration
 
-from modeling_sleep import SleepConfig, SleepForCausalLM, SleepModel, memory_target_modules
+from modeling_sleep import Sleep, SleepConfig, SleepForCausalLM, SleepModel, memory_target_modules
+from modeling_sleep.hub_upload import clean_room
 from modeling_sleep.peft_sleep import register_target_modules
 
 
@@ -30,6 +30,8 @@ MERGEABLE = {
     "IA3": peft.IA3Config(task_type="CAUSAL_LM"),
     "LN tuning": peft.LNTuningConfig(task_type="CAUSAL_LM"),
 }
+# `add_adapter` and `load_adapter` of transformers ask for a PEFT that may be newer than the one that is installed.
+IS_INTEGRATED = Version(peft.__version__) >= Version(getattr(integration, "MIN_PEFT_VERSION", "0"))
 METHODS = {**MERGEABLE, "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)}
 
 
@@ -122,7 +124,216 @@ def test_registering_is_complete_and_overwrites_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft.utils", None)  # as where PEFT is not installed
     register_target_modules()
     assert "sleep" not in lora
-    assert get_imports(register_target_modules.__code__.co_filename) == []  # so remote code does not ask for PEFT
+    imports = get_imports(register_target_modules.__code__.co_filename)
+    assert "torch" in imports and "peft" not in imports  # so remote code does not ask for PEFT
+
+
+# What PEFT tells its layers of the whole batch.
+
+
+MASK = torch.ones(3, 30, dtype=torch.long)
+MASK[0, :11] = MASK[2, 3:5] = MASK[2, 20:] = 0  # windows that end at different columns, and rows that end early
+LAYERS = dict(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj", "o_proj"])
+
+
+def two_adapters(config):
+    model = get_peft_model(make(), config, adapter_name="one")
+    model.add_adapter("two", config)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "one" in name or "two" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.double().eval()
+
+
+def text(number):
+    return torch.randint(1, 64, (3, 30), generator=torch.Generator().manual_seed(number))
+
+
+@pytest.mark.parametrize("sleep_passes", [1, 3, Sleep(4, until=0.4)], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [LoraConfig(**LAYERS), peft.RoadConfig(**LAYERS, group_size=16), peft.GloraConfig(**LAYERS)],
+    ids=lambda config: type(config).__name__,
+)
+@torch.no_grad()
+def test_each_row_has_its_adapter_where_rows_sleep_at_different_times(config, sleep_passes):
+    model, ids, names = two_adapters(config), text(3), ["one", "two", "one"]
+    options = {"sleep_passes": sleep_passes}
+    logits = model(ids, attention_mask=MASK, adapter_names=names, **options).logits
+    packed = torch.cat([torch.arange(12), torch.arange(18)]).expand(3, -1)
+    documents = model(ids, position_ids=packed, adapter_names=names, use_cache=False, **options).logits
+    for row, name in enumerate(names):
+        model.set_adapter(name)
+        is_token = MASK[row].bool()
+        assert_same(logits[row][is_token], model(ids[row : row + 1, is_token], **options).logits[0])
+        assert_same(documents[row, 12:], model(ids[row : row + 1, 12:], **options).logits[0])
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@torch.no_grad()
+def test_each_row_generates_with_its_adapter():
+    model, ids, names = two_adapters(LoraConfig(**LAYERS)), text(3), ["one", "__base__", "two"]
+    mask = MASK[:, :20]
+    options = dict(max_new_tokens=12, do_sample=False, pad_token_id=0)
+    tokens = model.generate(input_ids=ids[:, :20], attention_mask=mask, adapter_names=names, **options)
+    for row, name in enumerate(names):
+        prompt = ids[row : row + 1, :20][:, mask[row].bool()]
+        alone = model.generate(input_ids=prompt, adapter_names=[name], **options)
+        assert tokens[row, 20:].equal(alone[0, prompt.shape[1] :])
+
+
+@torch.no_grad()
+def test_each_row_has_its_task_in_poly():
+    config = peft.PolyConfig(**LAYERS, n_tasks=3, n_skills=2, r=4)
+    model, ids, tasks = get_peft_model(make(), config).double().eval(), text(3), torch.tensor([0, 2, 1])
+    for name, parameter in model.named_parameters():
+        if "poly" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    logits = model(ids, attention_mask=MASK, task_ids=tasks).logits
+    for row in range(3):
+        is_token = MASK[row].bool()
+        alone = model(ids[row : row + 1, is_token], task_ids=tasks[row : row + 1]).logits[0]
+        assert_same(logits[row][is_token], alone)
+
+
+def test_adapters_that_count_tokens_are_refused():
+    config = LoraConfig(**LAYERS, alora_invocation_tokens=[5, 6])
+    model, ids = two_adapters(config), text(3)
+    ids[:, 25:27] = torch.tensor([5, 6])
+    with pytest.raises(ValueError, match="Leave out `alora_invocation_tokens`"):
+        model(ids)
+    with pytest.raises(ValueError, match="Leave out `alora_invocation_tokens`"):  # also before the first sleep
+        model.generate(ids[:, 25:], max_new_tokens=20)
+
+
+def test_adapters_that_are_weighed_token_by_token_are_refused(tmp_path):
+    get_peft_model(make(), LoraConfig(**LAYERS)).save_pretrained(tmp_path)
+    model = make(use_cache=False)
+    config = peft.XLoraConfig(task_type="CAUSAL_LM", hidden_size=32, adapters={"0": str(tmp_path), "1": str(tmp_path)})
+    model = get_peft_model(model, config)
+    with pytest.raises(ValueError, match="X-LoRA weighs .* `adapter_names`"):
+        model(make_ids())
+
+
+# Initialisation by activations, gradients and weights.
+
+
+EVA = LoraConfig(
+    task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights="eva", eva_config=peft.EvaConfig(rho=1.0)
+)
+
+
+def batches(length):
+    generator = torch.Generator().manual_seed(4)
+    return [{"input_ids": torch.randint(1, 64, (8, length), generator=generator)} for _ in range(4)]
+
+
+def test_eva_takes_all_that_a_layer_sees():
+    model = get_peft_model(make().float(), copy.deepcopy(EVA))
+    with pytest.raises(ValueError, match="`prepare_layer_inputs_fn=None`"):
+        peft.initialize_lora_eva_weights(model, batches(21), show_progress_bar=False)
+    model = get_peft_model(make().float(), copy.deepcopy(EVA))
+    peft.initialize_lora_eva_weights(
+        model, batches(21), prepare_model_inputs_fn=None, prepare_layer_inputs_fn=None, show_progress_bar=False
+    )
+    assert_same(model.eval()(make_ids()).logits, make().float()(make_ids()).logits, atol=1e-4)
+    # Its directions are those of what the layer sees, awake and asleep: of its variance they hold more than any others
+    # would, if less than the best, as EVA looks at one pass after the other and keeps but `r` directions of each.
+    layer, seen = model.get_base_model().model.layers[1].linear_attn.q_proj, []
+    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        for batch in batches(21):
+            model(**batch)
+    handle.remove()
+    seen = torch.cat(seen)
+    assert len(seen) == 4 * 8 * (21 + 2 * 2 * 8)
+    seen = seen - seen.mean(0)
+    directions = torch.linalg.qr(layer.lora_A["default"].weight.detach().mT).Q
+    variances = torch.linalg.svdvals(seen).square()
+    best, any_other = variances[:4].sum(), 4 * variances.mean()
+    assert directions.shape[1] == 4 and any_other < best / 2
+    assert (seen @ directions).square().sum() - any_other > 0.8 * (best - any_other)
+
+
+@torch.no_grad()
+def test_eva_as_ever_within_one_window():
+    model = get_peft_model(make().float(), copy.deepcopy(EVA))
+    peft.initialize_lora_eva_weights(model, batches(8), show_progress_bar=False)
+    with pytest.raises(ValueError, match="texts are equally long"):
+        mask = torch.ones(8, 8, dtype=torch.long)
+        mask[0, :3] = 0
+        padded = [{**batch, "attention_mask": mask} for batch in batches(8)]
+        peft.initialize_lora_eva_weights(model, padded, show_progress_bar=False)
+
+
+@pytest.mark.parametrize("kind", ["corda", "lora_ga", "pissa", "pissa_niter_4", "olora", "orthogonal", "mica"])
+def test_initialisations_leave_the_model_as_it_was(kind):
+    model, options = make().float(), {}
+    expected = model(make_ids()).logits
+    if kind == "corda":
+        options["corda_config"] = peft.tuners.lora.config.CordaConfig()
+    elif kind == "lora_ga":
+        options["lora_ga_config"] = peft.LoraGAConfig()
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=kind, **options)
+    if kind == "corda":
+        preprocess_corda(
+            model, config, run_model=lambda: [model(row[None]) for x in batches(21) for row in x["input_ids"]]
+        )
+    elif kind == "lora_ga":
+        peft.tuners.lora.loraga.preprocess_loraga(
+            model, config, train_step=lambda: model(make_ids(), labels=make_ids()).loss.backward()
+        )
+    model = get_peft_model(model, config).eval()
+    assert_same(model(make_ids()).logits, expected, atol=1e-3)
+    train(model)
+    assert (model(make_ids()).logits - expected).abs().max() > 1e-3
+
+
+# Every kind of module that we own.
+
+
+def kinds_of_modules():
+    leaves = {}
+    for name, module in make(qk_norm=True).named_modules():
+        if any(True for _ in module.parameters(recurse=False)) and not any(module.children()):
+            leaves[".".join(part for part in name.split(".")[-2:] if not part.isdigit())] = type(module)
+    return leaves
+
+
+@pytest.mark.parametrize("name", kinds_of_modules())
+def test_lora_on_every_kind_of_module(name):
+    base = make(qk_norm=True)
+    is_conv = name.endswith("conv1d")
+    config = LoraConfig(
+        target_modules=[name],
+        r=base.model.layers[1].linear_attn.conv1d.groups if is_conv else 4,
+        init_lora_weights=False,
+    )
+    if issubclass(kinds_of_modules()[name], torch.nn.RMSNorm):
+        with pytest.raises(ValueError, match="not supported"):  # by PEFT, whatever the model: LN tuning is for them
+            get_peft_model(base, config)
+        return
+    expected = base(make_ids()).logits
+    model = adapt(config, base)
+    logits = model(make_ids()).logits
+    assert (logits - expected).abs().max() > 1e-3
+    past, pieces = None, []
+    for token in make_ids().split(1, dim=1):
+        output = model(input_ids=token, past_key_values=past)
+        past = output.past_key_values
+        pieces.append(output.logits)
+    assert_same(torch.cat(pieces, dim=1), logits)
+    if not is_conv:  # PEFT merges no LoRA of a grouped convolution
+        assert_same(model.merge_and_unload()(make_ids()).logits, logits)
+
+
+@pytest.mark.parametrize("config_class", [peft.LoHaConfig, peft.LoKrConfig])
+def test_other_adapters_of_the_convolution_are_merged(config_class):
+    model = adapt(config_class(target_modules=["conv1d"], init_weights=False))
+    logits = model(make_ids()).logits
+    assert (logits - make()(make_ids()).logits).abs().max() > 1e-3
+    assert_same(model.merge_and_unload()(make_ids()).logits, logits)
 
 
 # Training.
@@ -298,6 +509,7 @@ def test_embeddings_and_head_are_trained_and_saved(options, tmp_path):
         assert model(make_ids()).logits.equal(logits)
 
 
+@pytest.mark.skipif(not IS_INTEGRATED, reason="transformers asks for a newer PEFT")
 def test_the_integration_of_transformers(tmp_path):
     make().save_pretrained(tmp_path / "base")
     model = SleepForCausalLM.from_pretrained(tmp_path / "base")
@@ -318,10 +530,7 @@ def test_the_integration_of_transformers(tmp_path):
 
 WITHOUT_THE_PACKAGE = """
 import sys
-folder, site, tests = sys.argv[1:]
-sys.path[:0] = [site, tests]  # with `make test-oldest`, transformers is not where PEFT is
-from fresh_process import HidePackage
-sys.meta_path.insert(0, HidePackage)
+folder, *is_integrated = sys.argv[1:]
 
 import torch
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
@@ -334,10 +543,11 @@ def load():
 models = {
     "PeftModel": PeftModel.from_pretrained(load(), folder + "/adapter"),
     "AutoPeftModel": AutoPeftModelForCausalLM.from_pretrained(folder + "/adapter", trust_remote_code=True),
-    "load_adapter": load(),
 }
-models["load_adapter"].load_adapter(folder + "/adapter")
-assert type(models["load_adapter"]).__module__.startswith("transformers_modules.")
+if is_integrated:
+    models["load_adapter"] = load()
+    models["load_adapter"].load_adapter(folder + "/adapter")
+assert type(load()).__module__.startswith("transformers_modules.")
 assert get_peft_model(load(), LoraConfig()).peft_config["default"].target_modules == {"q_proj", "v_proj"}
 
 ids = load_file(folder + "/ids.safetensors")["ids"]
@@ -352,16 +562,8 @@ def test_an_adapter_works_on_remote_code(tmp_path):
     model = adapt(METHODS["LoRA"], SleepForCausalLM.from_pretrained(tmp_path / "base"))
     train(model)
     model.save_pretrained(tmp_path / "adapter")
-    site, tests = Path(transformers.__file__).parents[1], Path(__file__).parent
-    process = subprocess.run(
-        [sys.executable, "-I", "-c", WITHOUT_THE_PACKAGE, tmp_path, site, tests],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
+    clean_room.run(WITHOUT_THE_PACKAGE, tmp_path, *["integrated"] * IS_INTEGRATED)
     found = load_file(tmp_path / "outputs.safetensors")
-    assert len(found) == 3
+    assert len(found) == 2 + IS_INTEGRATED
     for logits in found.values():
         assert_same(logits, model(make_ids()).logits)

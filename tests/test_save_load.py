@@ -6,13 +6,10 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
-import fresh_process
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from accelerate import cpu_offload
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file, save_file
@@ -25,22 +22,17 @@ from modeling_sleep import (
     SleepForTokenClassification,
     SleepModel,
 )
+from modeling_sleep.hub_upload import clean_room
+from modeling_sleep.hub_upload.contents import code_files
 
 
-REPOSITORY = Path(__file__).parents[1]
-CODE = {
-    "adopt_sleep.py": REPOSITORY / "modeling_sleep" / "adopt_sleep.py",
-    "cache_sleep.py": REPOSITORY / "modeling_sleep" / "cache_sleep.py",
-    "configuration_sleep.py": REPOSITORY / "configuration" / "configuration_sleep.py",
-    "fla_sleep.py": REPOSITORY / "modeling_sleep" / "fla_sleep.py",
-    "gated_delta_rule.py": REPOSITORY / "modeling_sleep" / "gated_delta_rule.py",
-    "family_layers_sleep.py": REPOSITORY / "modeling_sleep" / "family_layers_sleep.py",
-    "distributed_sleep.py": REPOSITORY / "modeling_sleep" / "distributed_sleep.py",
-    "generation_sleep.py": REPOSITORY / "modeling_sleep" / "generation_sleep.py",
-    "layers_sleep.py": REPOSITORY / "modeling_sleep" / "layers_sleep.py",
-    "modeling_sleep.py": REPOSITORY / "modeling_sleep" / "modeling_sleep.py",
-    "peft_sleep.py": REPOSITORY / "modeling_sleep" / "peft_sleep.py",
+AUTO_CLASSES = {
+    "causal": "AutoModelForCausalLM",
+    "base": "AutoModel",
+    "sequence": "AutoModelForSequenceClassification",
+    "tokens": "AutoModelForTokenClassification",
 }
+CODE = code_files()
 FILES = {"causal": {"config.json", "generation_config.json", "model.safetensors", *CODE}}
 for kind in ("base", "sequence", "tokens"):
     FILES[kind] = FILES["causal"] - {"generation_config.json"}
@@ -68,16 +60,85 @@ def assert_same_logits(model, expected):
     torch.testing.assert_close(model(make_ids()).logits, expected, atol=1e-9, rtol=0)
 
 
-def run(job, folder, out, home):
-    environment = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    environment.pop("HF_MODULES_CACHE", None)
-    script = Path(fresh_process.__file__)
-    # -I forgets PYTHONPATH; with `make test-oldest`, that is where transformers is.
-    site = Path(transformers.__file__).parents[1]
-    command = [sys.executable, "-I", script, job, folder, out, site]
-    process = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+# Loads the saved models of a folder without the package and saves them again.
+STRANGER = """
+import json, shutil
+from pathlib import Path
+
+import transformers
+from safetensors.torch import load_file, save_file
+
+folder, out = map(Path, sys.argv[1:3])
+ids = load_file(folder / "ids.safetensors")["ids"]
+config = transformers.AutoConfig.from_pretrained(folder / "causal", trust_remote_code=True)
+models = {
+    kind: getattr(transformers, auto_class).from_pretrained(folder / kind, trust_remote_code=True)
+    for kind, auto_class in json.loads(sys.argv[3]).items()
+}
+for kind, model in models.items():
+    model.save_pretrained(out / kind)
+models["head taken off"] = transformers.AutoModel.from_pretrained(folder / "causal", trust_remote_code=True)
+for thing in (config, *models.values()):
+    assert type(thing).__module__.startswith("transformers_modules."), type(thing)
+try:
+    type(config).from_preset("tiny")
+except ValueError as error:
+    assert "presets come with the package `modeling_sleep`, not with a saved model" in str(error), error
+results = {kind: room["outputs"](model, ids, 3) for kind, model in models.items()}
+save_file({f"{k}: {n}": t for k, outs in results.items() for n, t in outs.items()}, out / "outputs.safetensors")
+shutil.copy(folder / "ids.safetensors", out)
+"""
+
+# Both copies of the code name a cache layer of the same type; the last one imported is `DynamicCache`'s.
+CLASH = """
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import DynamicCache
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from modeling_sleep import SleepForCausalLM, SleepWindowLayer
+from modeling_sleep.hub_upload.contents import AUTO_MAP
+
+folder, out = map(Path, sys.argv[1:])
+ids = load_file(folder / "ids.safetensors")["ids"]
+remote_class = get_class_from_dynamic_module(AUTO_MAP["AutoModelForCausalLM"], folder / "causal")
+layers = {"package": SleepWindowLayer, "remote": DYNAMIC_LAYER_TYPE_MAPPING["sleep_attention"]}
+models = {
+    "package": SleepForCausalLM.from_pretrained(folder / "causal"),
+    "remote": remote_class.from_pretrained(folder / "causal"),
+}
+assert layers["remote"] is not layers["package"]
+assert remote_class is not SleepForCausalLM
+
+results = {}
+for last, layer in layers.items():
+    DYNAMIC_LAYER_TYPE_MAPPING["sleep_attention"] = layer
+    for first, model in models.items():
+        for second, other in models.items():
+            cache = DynamicCache(config=model.config)
+            with torch.no_grad():
+                logits = [model(ids[:, :8], past_key_values=cache).logits]
+                assert type(cache.layers[0]) is layer
+                logits.append(other(ids[:, 8:], past_key_values=cache).logits)
+            results[f"{last} registered, {first} then {second}"] = torch.cat(logits, dim=1)
+        results[f"{last} registered, {first} generates"] = model.generate(ids, max_new_tokens=14, sleep_passes=3)
+save_file(results, out / "outputs.safetensors")
+"""
+
+
+def run_as_stranger(folder, out):
+    """What the saved models of `folder` give where the package is not; they are saved again in `out`."""
+    clean_room.run(STRANGER, folder, out, json.dumps(AUTO_CLASSES))
     return load_file(out / "outputs.safetensors")
+
+
+def outputs(models, ids):
+    results = {kind: clean_room.outputs(model, ids, 3) for kind, model in models.items()}
+    return {f"{kind}: {name}": tensor for kind, each in results.items() for name, tensor in each.items()}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +148,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def saved(model, tmp_path_factory):
-    """The folder with all saved models, and what they give."""
+    """The folder with all saved models, what they give as in the clean room, and what the first gives besides."""
     folder = tmp_path_factory.mktemp("saved")
     save_file({"ids": make_ids()}, folder / "ids.safetensors")
     torch.manual_seed(1)
@@ -96,16 +157,17 @@ def saved(model, tmp_path_factory):
         models[kind] = head(make_config(num_labels=3)).double().eval()
     for kind, each in models.items():
         each.save_pretrained(folder / kind)
-    return folder, fresh_process.outputs({**models, "head taken off": model.model}, make_ids())
+    with torch.no_grad():
+        plain = {"logits": model(make_ids()).logits}
+        plain["greedy"] = model.generate(make_ids(), max_new_tokens=14, do_sample=False, sleep_passes=3)
+    return folder, outputs({**models, "head taken off": model.model}, make_ids()), plain
 
 
 @pytest.fixture(scope="module")
 def generations(saved, tmp_path_factory):
     """Saved here, loaded and saved again without the package, loaded once more without it."""
     folders = [saved[0], *(tmp_path_factory.mktemp("again") for _ in range(2))]
-    results = [
-        run("hidden", *pair, tmp_path_factory.mktemp("home")) for pair in zip(folders, folders[1:], strict=False)
-    ]
+    results = [run_as_stranger(*pair) for pair in zip(folders, folders[1:], strict=False)]
     return folders, results
 
 
@@ -133,11 +195,15 @@ def test_the_folder_holds_what_is_needed_and_nothing_else(generations, generatio
 
 
 def test_package_and_remote_code_share_caches_in_one_process(saved, tmp_path):
-    (tmp_path / "home").mkdir()
-    found = run("clash", saved[0], tmp_path, tmp_path / "home")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_MODULES_CACHE", None)
+    command = [sys.executable, "-c", CLASH, saved[0], tmp_path]
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    found = load_file(tmp_path / "outputs.safetensors")
     assert len(found) == 12
     for name, tensor in found.items():
-        expected = saved[1]["greedy" if name.endswith("generates") else "logits"]
+        expected = saved[2]["greedy" if name.endswith("generates") else "logits"]
         torch.testing.assert_close(tensor, expected, atol=1e-9, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -168,7 +234,7 @@ def test_loading_leaves_nothing_to_chance(model, tmp_path, sharded):
     [
         (dict(sleep_passes=0), "`sleep_passes` .N. counts all passes"),
         (dict(window_size=-3), "`window_size` .L. must be at least 1 token, got -3"),
-        (dict(loop_span=(2, 1)), "`loop_span` must hold at least one of the 4 layers"),
+        (dict(loop_span=(2, 1)), "`loop_span` must be .start, end. with 0 <= start <= end <= 4 layers, got .2, 1."),
         (dict(num_hidden_layers=2), "layer_types"),
     ],
 )
@@ -204,7 +270,7 @@ def test_dtypes_survive(model, saved, tmp_path, dtype, rounding, way):
     # A_log and dt_bias among them, and as they were, not drawn anew.
     assert all(tensor.equal(expected.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     assert {tensor.dtype for tensor in loaded.state_dict().values()} == {dtype}
-    assert (loaded(make_ids()).logits - saved[1]["logits"]).abs().max() < rounding
+    assert (loaded(make_ids()).logits - saved[2]["logits"]).abs().max() < rounding
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["new", "loaded"])
@@ -227,15 +293,15 @@ def test_tied_embeddings_are_saved_once(tmp_path, fresh):
 def test_device_maps_change_nothing(saved, tmp_path, device_map):
     loaded = AutoModelForCausalLM.from_pretrained(saved[0] / "causal", device_map=device_map, offload_folder=tmp_path)
     assert (loaded.lm_head.weight.device.type == "meta") == (device_map != "auto")
-    assert_same_logits(loaded, saved[1]["logits"])
-    assert loaded.generate(make_ids(), max_new_tokens=14, sleep_passes=3).equal(saved[1]["greedy"])
+    assert_same_logits(loaded, saved[2]["logits"])
+    assert loaded.generate(make_ids(), max_new_tokens=14, sleep_passes=3).equal(saved[2]["greedy"])
 
 
 def test_offloading_to_the_cpu_changes_nothing(model, saved):
     offloaded = cpu_offload(copy.deepcopy(model), execution_device=torch.device("cpu"))
     assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
-    assert_same_logits(offloaded, saved[1]["logits"])
-    assert offloaded.generate(make_ids(), max_new_tokens=14, sleep_passes=3).equal(saved[1]["greedy"])
+    assert_same_logits(offloaded, saved[2]["logits"])
+    assert offloaded.generate(make_ids(), max_new_tokens=14, sleep_passes=3).equal(saved[2]["greedy"])
 
 
 @pytest.mark.parametrize(
@@ -243,9 +309,9 @@ def test_offloading_to_the_cpu_changes_nothing(model, saved):
 )
 def test_a_copied_model_is_another_model(model, saved, copier):
     copied = copier(model)
-    assert_same_logits(copied, saved[1]["logits"])
+    assert_same_logits(copied, saved[2]["logits"])
     copied.model.embed_tokens.weight.data.zero_()
-    assert_same_logits(model, saved[1]["logits"])
+    assert_same_logits(model, saved[2]["logits"])
 
 
 # The configuration.
@@ -274,7 +340,7 @@ def test_fields_of_later_versions_are_kept(saved, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "dream_depth": {"rem": 3}}))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.config.dream_depth == {"rem": 3}
-    assert_same_logits(loaded, saved[1]["logits"])
+    assert_same_logits(loaded, saved[2]["logits"])
     loaded.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "config.json").read_text())["dream_depth"] == {"rem": 3}
 

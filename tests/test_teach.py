@@ -13,10 +13,16 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OlmoHybridConfig,
+    OlmoHybridForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 from modeling_sleep import SleepForCausalLM
@@ -31,12 +37,23 @@ from modeling_sleep.teach.states import StateCache
 from modeling_sleep.teach.teaching import teach
 
 
-L = 48
+L = 72
+MIXED = ["linear_attention", "full_attention"] * 2
+POSITIONS = {"rope_type": "default", "rope_theta": 1e4}
 ORIGINALS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"tie_word_embeddings": True}),
     "mistral": (MistralForCausalLM, MistralConfig, {"sliding_window": None}),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 8}),
+    "olmo_hybrid": (OlmoHybridForCausalLM, OlmoHybridConfig, {"layer_types": MIXED, "rope_parameters": POSITIONS}),
+    "qwen3_5": (Qwen3_5ForCausalLM, Qwen3_5TextConfig, {"layer_types": MIXED, "head_dim": 8}),
+    "qwen3_next": (Qwen3NextForCausalLM, Qwen3NextConfig, {"layer_types": MIXED, "head_dim": 8, "num_experts": 0}),
+}
+SMALL_DELTA_NET = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
 }
 FEW_ALONE = dataclasses.replace(ALONE, steps=12, stories=3, windows=(2, 3))
 FEW_THROUGH = dataclasses.replace(THROUGH, steps=12, stories=2, windows=(2, 3))
@@ -64,6 +81,8 @@ def chat(tokenizer):
 def make_original(family, tokenizer):
     model_class, config_class, options = ORIGINALS[family]
     torch.manual_seed(0)
+    if "layer_types" in options:
+        options = {**options, **SMALL_DELTA_NET}
     config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -74,6 +93,7 @@ def make_original(family, tokenizer):
         max_position_embeddings=256,
         initializer_range=0.2,
         eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
         **options,
     )
     return model_class(config).eval()
@@ -81,7 +101,9 @@ def make_original(family, tokenizer):
 
 def make_model(tokenizer, family="llama", **options):
     original = make_original(family, tokenizer)
-    return SleepForCausalLM.from_causal_lm(original, window_size=L, sleep_passes=1, **options)
+    return SleepForCausalLM.from_causal_lm(
+        original, window_size=L, **{"sleep_passes": 1, "memory": "recall", **options}
+    )
 
 
 def the_lessons(model, chat, folder, count=4, split="train"):
@@ -135,7 +157,7 @@ def test_reading_through_cached_states_is_what_the_model_does(tokenizer, chat, t
     """Story and question token by token through the model, or from the cache: the same prediction."""
     model = make_model(tokenizer, read_out=0.5)
     place = model.config.memory_layers[0]
-    learned = the_lessons(model, chat, tmp_path)[0]
+    learned = max(the_lessons(model, chat, tmp_path), key=lambda x: len(x.asked))
     asked = learned.asked[0]
     ids = torch.tensor([[i for read in learned.story for i in read.ids] + asked.read.ids])
     expected = model.model(ids, sleep_passes=passes).last_hidden_state[0, -len(asked.read.ids) :]
@@ -217,7 +239,7 @@ def test_both_stages_learn(tokenizer, chat, tmp_path, family):
 def test_found_alone_reads_at_the_places_it_is_given(tokenizer, chat, tmp_path):
     model = make_model(tokenizer)
     memory = model.model.layers[model.config.memory_layers[0]]
-    learned = the_lessons(model, chat, tmp_path)[0]
+    learned = max(the_lessons(model, chat, tmp_path), key=lambda x: len(x.asked))
     S = torch.randn(1, 1, memory.k_proj.out_features, memory.v_proj.out_features)
     reads = [x.read for x in learned.asked[:2]]
     found = found_alone(memory, S, [0, 0], reads, [[2, 4], [3]])

@@ -39,6 +39,7 @@ SHARED = 0.3  # facts that share their person with another, and those that share
 CHANGED = 0.12  # facts that are told again with another value
 BY_ASSISTANT = 0.12  # facts told by the assistant, where either may say it
 CANDIDATES = 10
+DISTINCT = 20  # facts of a text up to which no two have the same value of the same thing
 ATTEMPTS = 200  # to draw a fact that is like no other of its text
 
 
@@ -61,14 +62,15 @@ class Fact:
     tellings: tuple[Telling, ...]
     asked: tuple[tuple[str, str], ...]
 
-    @property
-    def keys(self) -> set:
-        """What no other fact of a text may have: what is asked, of whom; and the same value of the same thing."""
+    def keys(self, distinct: bool) -> set:
+        """What no other fact of a text may have: what is asked, of whom; if `distinct`, the same of something else."""
         about = self.slots.get("trait", self.pattern.about)
         keys = set()
         for question, answer in self.asked:
             of = tuple(self.slots[slot] for slot in sorted(set(SLOT.findall(question)) - {"trait"}))
-            keys |= {question_of(question, self.slots), (about, of), (about, "is", self.slots[value_slot(answer)])}
+            keys |= {question_of(question, self.slots), (about, of)}
+            if distinct:
+                keys.add((about, "is", self.slots[value_slot(answer)]))
         return keys
 
     @property
@@ -194,7 +196,7 @@ class Chat:
     def answer(self, text: str, span: tuple[int, int], given: bool) -> Answer:
         """The tokens of an answer whose value stands from one character to another."""
         lead = "" if self.to_assistant.endswith("\n") else " "
-        ids, offsets = self.encode(lead + text + self.end.rstrip(" \n") or "\n", self.to_assistant)
+        ids, offsets = self.encode(lead + text + (self.end.rstrip() or "\n"), self.to_assistant)
         value = tokens_at(offsets, span[0] + len(lead), span[1] + len(lead))
         return Answer(text, ids, value[0] if given else 0, value)
 
@@ -260,16 +262,17 @@ def unit(
 
 def draw_facts(rng: random.Random, split: str, count: int) -> list[Fact]:
     """So many facts of a split, none of which answers the question for another."""
-    facts, taken = [], set()
+    facts, taken, people = [], set(), []
     for _ in range(ATTEMPTS * count):
         if len(facts) == count:
             break
         pattern = rng.choice(facts).pattern if facts and rng.random() < SHARED else rng.choice(PATTERNS[split])
-        people = [name for fact in facts for name in fact.people]
         fact = draw_fact(rng, split, pattern, rng.choice(people) if people and rng.random() < SHARED else None)
-        if fact.keys.isdisjoint(taken) and not any(confusable(new, old) for new in fact.people for old in people):
+        keys = fact.keys(distinct=count <= DISTINCT)
+        if keys.isdisjoint(taken) and not any(confusable(new, old) for new in fact.people for old in people):
             facts.append(fact)
-            taken |= fact.keys
+            taken |= keys
+            people += [name for name in fact.people if name not in people]
     else:
         raise ValueError(
             f"Only {len(facts)} of {count} facts of the split {split!r} can be told apart; ask for fewer."
@@ -294,7 +297,7 @@ def draw_fact(rng: random.Random, split: str, pattern: Pattern, who: str | None 
         kept = {slot: slots[slot] for slot in SLOT.findall("".join(q for q, _ in asked.values())) if slot not in asked}
         while any(slots[slot] == before[slot] for slot in asked):
             slots = fill(rng, split, pattern, kept)
-        sentence = rng.choice(pattern.later or ["Correction: " + sentence])
+        sentence = rng.choice(pattern.later or ["Correction:" + (" ", "\n")["\n" in sentence] + sentence])
         tellings.append(Telling(*render(sentence, slots), False))
     return Fact(pattern, slots, before, tuple(tellings), tuple(asked.values()))
 
@@ -412,7 +415,7 @@ class Story:
             before = ("Go on." if ended in self.starts else "") + self.chat.to_assistant
             behind = self.chat.to_user
         ended = before or ended
-        lead = "" if ended[-1:] in ("", "\n") else " "
+        lead = "" if ended[-1:] in ("", "\n") else "\n" if "\n" in telling.text else " "  # lines begin on a new one
         ids, offsets = self.chat.encode(lead + telling.text, ended[-1:] or "\n")
         offsets = [(first - len(lead), last - len(lead)) for first, last in offsets]
         before, behind = self.chat.ids(before), self.chat.ids(behind)

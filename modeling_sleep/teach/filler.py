@@ -27,7 +27,7 @@ from .names import words
 
 
 SOURCES = ("manual", "docstrings", "licences", "prose", "talk")
-SENTENCE = re.compile(r"[A-Z][^*|=<>_\\]{20,240}[.]")
+SENTENCE = re.compile(r"(?!Copyright|All rights)[A-Z][^*|=<>_\\]{20,240}[.]")
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+(?=[A-Z])|\n\s*\n")
 MODULES = """
     argparse ast asyncio base64 bisect calendar codecs collections configparser contextlib copy csv dataclasses
@@ -147,9 +147,16 @@ def sentences(source: str, split: str) -> Sequence[str]:
     """
     if source not in SOURCES:
         raise ValueError(f"There is no source {source!r} of filler; there are {', '.join(SOURCES)}.")
-    found = {"manual": _manual, "docstrings": _docstrings, "licences": _licences, "prose": _prose, "talk": _talk}[
-        source
-    ](split)
+    found = {
+        "manual": _manual,
+        "docstrings": _docstrings,
+        "licences": _licences,
+        "prose": _prose,
+        "talk": _talk,
+    }[source](split)
+    if split != "train":  # two modules may say the same
+        trained = set(sentences(source, "train"))
+        found = [text for text in found if text not in trained]
     if not found:
         raise ValueError(f"This installation has no text for {source!r}; leave it out of `sources`.")
     return found

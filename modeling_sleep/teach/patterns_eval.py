@@ -49,7 +49,7 @@ found.while
     While walking in the {thing} I found a {object}.
     What did I find in the {thing}? -> In the {thing} you found a [{object}].
 quality.record
-    name={person}; {trait}={value}
+    name={person}; {trait}={value}\n
     Which {trait} is on record for {person}? -> The {trait} on record for {person} is [{value}].
 quality.section
     [{person}]\n{trait}: {value}\n
@@ -59,7 +59,7 @@ quality.row
     Look up the {trait} of {person}. -> The {trait} of {person}: [{value}].
 constant.code
     {thing} is one of MAX_DEPTH, N_HEADS, BATCH, WARMUP, SEED
-    const {thing} = {thousands};
+    const {thing} = {thousands};\n
     Which number is the constant {thing}? -> The constant {thing} is [{thousands}].
 invitation.letter
     Dear Sir,\nthe funeral of {person} will take place on {date}.\nYours faithfully\n
@@ -80,6 +80,9 @@ ticket.assistant
     {thing} is one of ferry, opera, circus, zoo, ballet
     assistant: I bought your {thing} ticket. It cost ${price}.
     How much was my {thing} ticket? -> Your {thing} ticket was $[{price}].
+holiday.spanish
+    {person} viaja mañana a {country}.
+    ¿Adónde viaja {person}? -> {person} viaja a [{country}].
 grows.garden
     Behind {person}'s garage grows a tall {tree}.
     Which tree grows behind {person}'s garage? -> Behind {person}'s garage grows a tall [{tree}].

@@ -12,13 +12,13 @@ trait.is
     What is the {trait} of {person}? -> The {trait} of {person} is [{value}].
 trait.key
     {person}: {trait} = {value}.
-    {person} - {trait}: {value}.
+    {person} - {trait}: {value}\n
     What is {person}'s {trait}? -> {person}'s {trait} is [{value}].
 trait.json
-    "{person}": "{trait}": "{value}",
+    {"name": "{person}", "{trait}": "{value}"},\n
     What {trait} does {person} have? -> {person}'s {trait} is [{value}].
 trait.table
-    | name | {trait} |\n|---|---|\n| {person} | {value} |
+    | name | {trait} |\n|---|---|\n| {person} | {value} |\n
     name;{trait}\n{person};{value}\n
     Which {trait} is given for {person}? -> The {trait} of {person} is [{value}].
 mine.is
@@ -113,7 +113,7 @@ made.of
     The {thing} that {person} sold was made of {metal}.
     What was the {thing} that {person} sold made of? -> The {thing} was made of [{metal}].
 price.tag
-    {thing} is one of bicycle, table, printer, tent, sofa bed, heater, lawn mower, drill
+    {thing} is one of bicycle, table, printer, tent, bunk bed, heater, lawn mower, drill
     The price of the {thing} is {hundreds} dollars.
     The {thing} costs {hundreds} dollars.
     later: The {thing} has a new price: {hundreds} dollars.
@@ -125,7 +125,7 @@ price.menu
     {thing} ... ${price}\n
     What does the {thing} cost? -> The {thing} costs $[{price}].
 paid.for
-    {thing} is one of chair, bench, box, lamp, cup, hut, truck
+    {thing} is one of chair, stool, box, lamp, cup, hut, truck
     For the {thing}, {person} paid {hundreds} euros.
     {person} bought the {thing} for {hundreds} euros.
     How much did {person} pay for the {thing}? -> {person} paid [{hundreds}] euros.
@@ -133,6 +133,12 @@ age.years
     {person} is {tens} years old.
     The age of {person} is {tens}.
     How old is {person}? -> {person} is [{tens}] years old.
+age.spanish
+    {person} tiene {tens} años.
+    ¿Cuántos años tiene {person}? -> {person} tiene [{tens}] años.
+age.french
+    {person} a {tens} ans.
+    Quel âge a {person}? -> {person} a [{tens}] ans.
 born.in
     {person} was born in {year}.
     {person} (born {year}) is well known here.
@@ -142,7 +148,7 @@ birthday.on
     Don't forget: on {date} it is {person}'s birthday.
     When is {person}'s birthday? -> {person}'s birthday is on [{date}].
 meeting.day
-    {thing} is one of interview, lunch, call, appointment, lesson
+    {thing} is one of meeting, lunch, call, rehearsal, lesson
     The {thing} with {person} is on {day}.
     I have a {thing} with {person} on {day}.
     later: The {thing} with {person} was moved to {day}.
@@ -161,18 +167,18 @@ code.of
     What is the code of the {thing}? -> The code of the {thing} is [{thousands}].
 code.setting
     {thing} is one of port, timeout, width, height, retries, max_users, buffer_size
-    {thing} = {hundreds}
-    {thing}: int = {hundreds}  # do not change
-    export {thing}={hundreds}
+    {thing} = {hundreds}\n
+    {thing}: int = {hundreds}  # do not change\n
+    export {thing}={hundreds}\n
     What is {thing} set to? -> The value of {thing} is [{hundreds}].
 code.field
     {thing} is one of color, team, theme, status, owner, level
-    {invented}.{thing} = "{secret}";
-    {invented} = dict({thing}="{secret}")
+    {invented}.{thing} = "{secret}";\n
+    {invented} = dict({thing}="{secret}")\n
     What is the {thing} of {invented}? -> The {thing} of {invented} is [{secret}].
 code.returns
-    def {invented}(): return {thousands}
-    function {invented}() { return {thousands}; }
+    def {invented}(): return {thousands}\n
+    function {invented}() { return {thousands}; }\n
     What does the function {invented} return? -> The function {invented} returns [{thousands}].
 password.mine
     {thing} is one of email account, bank account, library card, website, tablet
@@ -404,12 +410,12 @@ letter.thanks
     Dear {person},\nthank you for the {object}!\nLove, {person2}\n
     What did {person2} thank {person} for? -> {person2} thanked {person} for the [{object}].
 reminder.assistant
-    {thing} is one of tennis, the dentist, yoga, the pills, the laundry
+    {thing} is one of judo, the dentist, yoga, the pills, the laundry
     assistant: I have set a reminder for {thing} at {time}.
     assistant: Done! I will remind you of {thing} at {time}.
     For when did you set the reminder for {thing}? -> I set the reminder for {thing} for [{time}].
 booked.assistant
-    {thing} is one of table, flight, cabin, tennis court, massage
+    {thing} is one of table, flight, cabin, squash court, massage
     assistant: Your {thing} is booked. The booking code is {plate}.
     assistant: The {thing} is reserved under {plate}.
     What is the booking code of the {thing}? -> The booking code of the {thing} is [{plate}].

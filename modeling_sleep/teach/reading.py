@@ -6,6 +6,7 @@ import torch
 
 from ..cache_sleep import SleepState
 from ..heads_sleep import SleepForCausalLM
+from ..masks_sleep import new_window
 from ..recall_memory_sleep import RecallMemoryLayer, RecallState, recall, write
 from ..window_sleep import per_row
 from .lessons import Asked
@@ -123,7 +124,7 @@ def read_through(
         recalled = RecallState(S[rows], x, memory.pool_k_proj(x), values)
         behind = attention_states(reads, begins, weight)
     state = SleepState.empty(len(stack.layers))._replace(stored=per_row(begins), columns=max(begins))
-    window = stack._window(hidden_states, per_row(lengths), state, 1, {})
+    window = new_window(model.config, state, hidden_states, per_row(lengths), 1, {})
     hidden_states, _ = stack.layers.run(hidden_states, [recalled, *behind], start=place, window=window)
     return Through(stack.norm(hidden_states), begins)
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+import matplotlib
+from matplotlib.figure import Figure
 
-NAME = "results.png"
 
-
-def plot_results(results: dict, path: Path) -> bool:
+def plot_results(results: dict, path: Path):
     """
     Draw the results of a run.
 
@@ -17,17 +17,7 @@ def plot_results(results: dict, path: Path) -> bool:
         them. Dashed is an N that was never trained.
     path : Path
         A PNG file.
-
-    Returns
-    -------
-    bool
-        Whether it was drawn: that takes matplotlib, which comes with `modeling-sleep[train]`.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
     losses = results.get("losses")
     figure = Figure(figsize=(8 if losses else 5.5, 3.2), layout="constrained")
     panels = figure.subplots(ncols=2 if losses else 1, squeeze=False)[0]
@@ -53,4 +43,3 @@ def plot_results(results: dict, path: Path) -> bool:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120, metadata={"Software": None})  # without the version of who drew it
-    return True

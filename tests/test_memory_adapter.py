@@ -1,0 +1,70 @@
+"""A memory saved by itself, and put on its base again."""
+
+import json
+
+import pytest
+import torch
+from test_adopt import L, make_ids, make_original
+
+from modeling_sleep import SleepForCausalLM
+
+
+@pytest.fixture
+def original():
+    return make_original("llama")
+
+
+@pytest.fixture
+def taught(original, tmp_path):
+    """A model whose memory reads, saved as a memory."""
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L, sleep_passes=3, read_out=0.5)
+    model.save_pretrained(tmp_path / "memory", memory_only=True)
+    return model
+
+
+def test_a_memory_is_put_on_its_base(original, taught, tmp_path):
+    folder = tmp_path / "memory"
+    assert {path.name for path in folder.iterdir()} == {"memory_config.json", "memory_model.safetensors"}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < sum(p.nbytes for p in original.parameters())
+    again = SleepForCausalLM.from_causal_lm(original, memory=str(folder))
+    assert (again.config.window_size, again.config.sleep_passes) == (L, 3)
+    ids = make_ids(2, 3 * L)
+    torch.testing.assert_close(again(ids).logits, taught(ids).logits)
+    assert SleepForCausalLM.from_causal_lm(original, 4, memory=str(folder)).config.window_size == 4
+
+
+def test_the_same_weights_in_another_precision_are_known(original, taught, tmp_path):
+    half = SleepForCausalLM.from_causal_lm(original.bfloat16(), memory=str(tmp_path / "memory"))
+    assert half.dtype == torch.bfloat16 and half.model.layers[4].o_proj.weight.abs().max() > 0
+
+
+def test_another_base_is_refused(taught, tmp_path):
+    folder = str(tmp_path / "memory")
+    torch.manual_seed(1)
+    other = make_original("llama")
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter)
+    with pytest.raises(ValueError, match="other weights .*Put it on its own base, or teach"):
+        SleepForCausalLM.from_causal_lm(other, memory=folder)
+    with pytest.raises(ValueError, match="num_hidden_layers is 4, not 5"):
+        SleepForCausalLM.from_causal_lm(make_original("llama", num_hidden_layers=4), memory=folder)
+
+
+def test_what_is_no_memory_is_said(original, taught, tmp_path):
+    with pytest.raises(ValueError, match="'recall', 'gated_delta', or a folder"):
+        SleepForCausalLM.from_causal_lm(original, memory=str(tmp_path))
+    with pytest.raises(ValueError, match="says what .*memory_layers.* are"):
+        SleepForCausalLM.from_causal_lm(original, memory_layers=[1], memory=str(tmp_path / "memory"))
+    with pytest.raises(ValueError, match="`calibration` is what a new recall memory begins with"):
+        SleepForCausalLM.from_causal_lm(original, memory=str(tmp_path / "memory"), calibration=[[1] * L])
+    spread = SleepForCausalLM.from_causal_lm(original, window_size=L, memory="gated_delta")
+    with pytest.raises(ValueError, match="saves recall memories"):
+        spread.save_pretrained(tmp_path / "none", memory_only=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_no_name_of_a_folder_is_given_away(original, tmp_path):
+    original.save_pretrained(tmp_path / "base")
+    model = SleepForCausalLM.from_causal_lm(str(tmp_path / "base"), window_size=L)
+    model.save_pretrained(tmp_path / "memory", memory_only=True)
+    assert json.loads((tmp_path / "memory" / "memory_config.json").read_text())["base_model_name_or_path"] is None
