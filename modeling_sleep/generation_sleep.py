@@ -62,15 +62,15 @@ class GenerationCall(StoppingCriteriaList):
         return None if self.ended_before is None else (~self.ended_before).long().unsqueeze(1)
 
     def mask_of_beams(self, generated: torch.Tensor) -> torch.Tensor:
-        """(rows, length): 0 at the padding behind the texts that beam search returns. The token that ends a text may
-        be the one that pads, too."""
-        if self.pad_token is None:
-            return torch.ones_like(generated)
-        is_padding = (generated == self.pad_token).flip(1).cumprod(1).flip(1)
-        if self.eos_tokens is not None and (self.eos_tokens == self.pad_token).any():
-            is_padding[:, 1:] *= is_padding[:, :-1].clone()
-            is_padding[:, 0] = 0
-        return 1 - is_padding
+        """(rows, length): 0 at what stands behind the end of the texts that beam search returns. It pads with either
+        of the two tokens; the first that ends a text belongs to it."""
+        ends = torch.zeros_like(generated, dtype=torch.bool)
+        if self.eos_tokens is not None:
+            ends = torch.isin(generated, self.eos_tokens.to(generated.device))
+        is_padding = ends if self.pad_token is None else ends | (generated == self.pad_token.to(generated.device))
+        is_padding = is_padding.long().flip(1).cumprod(1).flip(1)
+        is_first = torch.nn.functional.pad(is_padding[:, :-1], (1, 0)) < is_padding
+        return 1 - is_padding.masked_fill(is_first & ends, 0)
 
     def padding_mask(self, batch: int) -> torch.Tensor | None:
         """(batch, 1): 0 where the next token is for a row that has ended. None if there is none."""
@@ -193,7 +193,7 @@ class SleepGenerationMixin:
         return turn
 
     def _end_turn(self, turn: MemoryTurn, call: GenerationCall, output, kwargs: dict, option) -> SleepMemory:
-        """The memory that has read the new texts to their ends: generation leaves the last token unread, or all beams."""
+        """The memory that has read the texts to their ends: generation leaves the last token unread, or all beams."""
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         model, beams = getattr(self, self.base_model_prefix, self), option("num_beams") or 1
         options = {name: option(name) for name in ("sleep_passes", "pinned_tokens")}
@@ -232,7 +232,7 @@ class SleepGenerationMixin:
             value = vars(generation_config).pop(name, None)
             if value is not None:
                 model_kwargs[name] = value
-        generation_config._call = generation_call or GenerationCall()
+        generation_config._call = GenerationCall() if generation_call is None else generation_call
         embeds, cache, mask = (model_kwargs.get(name) for name in ("inputs_embeds", CACHE, "attention_mask"))
         if embeds is not None and cache is not None and mask is not None:
             generation_config._call.embeds_are_new = mask.shape[1] == cache.get_seq_length() + embeds.shape[1]

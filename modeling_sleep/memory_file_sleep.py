@@ -145,8 +145,10 @@ def check_fingerprint(path: Path, saved: dict, model, force: bool) -> None:
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
     """Write a file, so that whatever happens, `path` holds the old one or the new one."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = {"format": FORMAT, **record}
+    first = {}  # the name of each tensor; further names of one that is there already go into the record
+    same = {name: other for name, x in tensors.items() if (other := first.setdefault(id(x), name)) != name}
+    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items() if name not in same}
+    record = {"format": FORMAT, "same": same, **record}
     record["checksum"] = _checksum(tensors, record)
     data = safetensors.torch.save(tensors, metadata={RECORD: json.dumps(record)})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +186,7 @@ def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             f"{path} is damaged, or was edited: its contents do not match its checksum. Read the text anew, or take "
             "another copy of the file."
         )
-    return tensors, record
+    return tensors | {name: tensors[other] for name, other in record["same"].items()}, record
 
 
 def read_record(path: Path) -> dict:
@@ -200,8 +202,8 @@ def read_record(path: Path) -> dict:
         ) from None
     if RECORD not in metadata:
         raise ValueError(
-            f"{path} is a safetensors file, but no memory: it has no {RECORD!r} in its metadata. Memories are written "
-            "by `past_key_values.save(path, model)`."
+            f"{path} is a safetensors file, but no memory of a text: it has no {RECORD!r} in its metadata. Memories "
+            "are written by `past_key_values.save(path, model)`."
         )
     try:
         record = json.loads(metadata[RECORD])

@@ -116,7 +116,7 @@ class ReadingMixin(MemoryMixin):
             memory.interrupted = True
             logger.warning(
                 f"The reading was interrupted: {largest(memory.tokens)} tokens are remembered. To go on, read the "
-                "same text with this memory as `past_key_values` and `skip` as the number of its tokens that were read."
+                "same text with this memory as `past_key_values` and `skip` as the number of its tokens read so far."
             )
             return memory
         if is_empty and not skip:
