@@ -16,6 +16,7 @@ from .cache_sleep import FastWeightsLayer, SleepCache, SleepWindowLayer
 from .configuration_sleep import SleepConfig
 from .gated_delta_rule import gated_delta_rule
 from .heads_sleep import SleepForCausalLM, SleepForSequenceClassification, SleepForTokenClassification
+from .memory_sleep import SleepMemory
 from .modeling_sleep import SleepModel
 from .nap_sleep import Sleep, SleepEvent
 from .peft_sleep import memory_target_modules
@@ -47,6 +48,7 @@ __all__ = [
     "SleepForCausalLM",
     "SleepForSequenceClassification",
     "SleepForTokenClassification",
+    "SleepMemory",
     "SleepModel",
     "SleepPreTrainedModel",
     "SleepWindowLayer",

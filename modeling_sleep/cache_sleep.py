@@ -93,6 +93,11 @@ class SleepState(NamedTuple):
             and self.stored == self.columns
         )
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything stands before the next token."""
+        return self.last_hidden_state is not None
+
     def tensors(self) -> list[torch.Tensor]:
         """All of them."""
         held = tuple(getattr(self, name) for name in TENSORS)
@@ -171,6 +176,12 @@ class SleepCache(DynamicCache):
 
     A `DynamicCache(config=model.config)` becomes one when the model first sees it.
     """
+
+    is_memory = False  # whether tokens given with it are new, whatever transformers' rule says: see memory_sleep.py
+
+    def save(self, path, model, **options) -> None:
+        """Save what `model` has read as a file, as [`SleepMemory.save`] does; [`SleepMemory.load`] reads it."""
+        model.memory_of(self).save(path, model, **options)
 
     def detach(self) -> "SleepCache":
         """

@@ -140,7 +140,7 @@ def check_pinned_tokens(pinned_tokens: int, state: SleepState, config: SleepConf
             f"`pinned_tokens` is {pinned_tokens}, more than the window of {config.window_size} tokens that a text "
             "begins with. Pin fewer, or make `window_size` larger."
         )
-    if state.seen and pinned_tokens != state.pinned_tokens:
+    if state.has_begun and pinned_tokens != state.pinned_tokens:
         raise ValueError(
             f"`pinned_tokens` is {pinned_tokens}, but the text of `past_key_values` began with "
             f"{state.pinned_tokens}: it can only be chosen with a text's first tokens."

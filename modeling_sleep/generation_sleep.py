@@ -22,6 +22,7 @@ from transformers.utils import logging
 from .cache_sleep import read_state, window_layer
 from .checks_sleep import check_input_ids, check_past, one_cache
 from .distributed_sleep import is_sharded
+from .memory_sleep import MemoryTurn, SleepMemory
 from .nap_sleep import Sleep, SleepEvent, raise_if_not_finite
 from .outputs_sleep import CACHE
 
@@ -41,14 +42,35 @@ class GenerationCall(StoppingCriteriaList):
     """
 
     ended: torch.Tensor | None = None  # (batch,) of bool
+    ended_before: torch.Tensor | None = None  # the same, before the last token
+    # Of a call with a memory:
+    mask: torch.Tensor | None = None  # of the tokens given, one row for each text that is generated
+    pad_token: torch.Tensor | None = None
+    eos_tokens: torch.Tensor | None = None
     length: int | None = None  # of the texts, new tokens included
     embeds_are_new: bool = False  # `inputs_embeds` do not begin with what the cache has read
 
     def __call__(self, input_ids, scores, **kwargs):
         is_done = super().__call__(input_ids, scores, **kwargs)
+        self.ended_before = self.ended
         self.ended = is_done if self.ended is None else self.ended | is_done
         self.length = input_ids.shape[1]
         return is_done
+
+    def last_mask(self) -> torch.Tensor | None:
+        """(batch, 1): 0 where the last token of all was for a row that had ended. None if there is none."""
+        return None if self.ended_before is None else (~self.ended_before).long().unsqueeze(1)
+
+    def mask_of_beams(self, generated: torch.Tensor) -> torch.Tensor:
+        """(rows, length): 0 at what stands behind the end of the texts that beam search returns. It pads with either
+        of the two tokens; the first that ends a text belongs to it."""
+        ends = torch.zeros_like(generated, dtype=torch.bool)
+        if self.eos_tokens is not None:
+            ends = torch.isin(generated, self.eos_tokens.to(generated.device))
+        is_padding = ends if self.pad_token is None else ends | (generated == self.pad_token.to(generated.device))
+        is_padding = is_padding.long().flip(1).cumprod(1).flip(1)
+        is_first = torch.nn.functional.pad(is_padding[:, :-1], (1, 0)) < is_padding
+        return 1 - is_padding.masked_fill(is_first & ends, 0)
 
     def padding_mask(self, batch: int) -> torch.Tensor | None:
         """(batch, 1): 0 where the next token is for a row that has ended. None if there is none."""
@@ -73,6 +95,7 @@ class SleepGenerationMixin:
         pinned_tokens: int | None = None,
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
+        keep_memory: bool = True,
         **kwargs,
     ):
         """
@@ -88,7 +111,13 @@ class SleepGenerationMixin:
         pinned_tokens : int, optional
             How many of a new text's first tokens keep their keys for good. Default: `config.pinned_tokens`.
         past_key_values, cache : Cache, optional
-            What earlier calls returned, by either name. It is carried on, also with `use_cache=False`.
+            What earlier calls returned, by either name. It is carried on, also with `use_cache=False`. With a
+            [`SleepMemory`], tokens, embeddings and mask are those of the new text alone, and so are all lengths that
+            options speak of; a memory of one row serves any number of them. What comes back as `past_key_values` (with
+            `return_dict_in_generate=True`) is a memory that has read the new text to its end, the last generated token
+            included; of beams, the texts that are returned.
+        keep_memory : bool, optional
+            Whether a [`SleepMemory`] stays as it was, which costs nothing. False: it becomes what would come back.
         compile_config : CompileConfig, optional
             As elsewhere in transformers, but for this model's own cache and on any device: tokens run compiled, see
             `get_compiled_call`. Without it nothing is compiled.
@@ -129,14 +158,63 @@ class SleepGenerationMixin:
             state = read_state(cache, model.config)
             raise_if_not_finite(model.fast_weights(state))
             kwargs |= {CACHE: cache, "use_cache": True}
+        turn = None
+        if getattr(cache, "is_memory", False):
+            turn = self._turn(cache, input_ids, kwargs, option)
+            kwargs[CACHE] = cache = turn.fork
         seen = 0 if cache is None else cache.get_seq_length()
         _check_lengths(input_ids, kwargs, seen, option)
         _warn_if_not_compiled(option)
         self._check_release()
 
         logits_processor = LogitsProcessorList([_RaiseIfNotFinite(), *(logits_processor or [])])
+        call = GenerationCall()
         with _right_padding_is_fine():
-            return super().generate(inputs, generation_config, logits_processor, *args, **kwargs)
+            output = super().generate(
+                inputs, generation_config, logits_processor, *args, generation_call=call, **kwargs
+            )
+        if turn is not None and (not keep_memory or not isinstance(output, torch.Tensor)):
+            memory = self._end_turn(turn, call, output, kwargs, option)
+            if not keep_memory:
+                past_key_values.state = memory.state
+            if not isinstance(output, torch.Tensor):
+                output[CACHE] = memory
+        return output
+
+    def _turn(self, memory: SleepMemory, input_ids, kwargs: dict, option: Callable) -> MemoryTurn:
+        """A call with a memory, whose mask speaks of the new tokens alone from here on."""
+        given = kwargs.get("inputs_embeds") if kwargs.get("inputs_embeds") is not None else input_ids
+        if given is None:
+            raise ValueError("A memory is not a beginning: give it new `input_ids`, at least one token.")
+        times = max(option("num_beams") or 1, option("num_return_sequences") or 1)
+        turn = MemoryTurn(memory, given.shape[0], times, 0 if input_ids is None else input_ids.shape[1])
+        if kwargs.get("attention_mask") is not None:
+            kwargs["attention_mask"] = turn.new_mask(kwargs["attention_mask"], given.shape[1])
+        return turn
+
+    def _end_turn(self, turn: MemoryTurn, call: GenerationCall, output, kwargs: dict, option) -> SleepMemory:
+        """The memory that has read the texts to their ends: generation leaves the last token unread, or all beams."""
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        model, beams = getattr(self, self.base_model_prefix, self), option("num_beams") or 1
+        options = {name: option(name) for name in ("sleep_passes", "pinned_tokens")}
+        if beams == 1:
+            memory = turn.end()
+            model(sequences[:, -1:], attention_mask=call.last_mask(), past_key_values=memory, **options)
+            return memory
+        returned, embeds = option("num_return_sequences") or 1, kwargs.get("inputs_embeds")
+        memory, mask = turn.memory.fork(returned), call.mask
+        if mask is not None:  # one row for each beam
+            mask = mask[:: turn.times].repeat_interleave(returned, dim=0)
+        generated = sequences[:, turn.given :]
+        if embeds is not None:
+            embeds = embeds.repeat_interleave(returned, dim=0)
+            model(inputs_embeds=embeds, attention_mask=mask, past_key_values=memory, **options)
+            sequences, mask = generated, None
+        if mask is None:
+            mask = sequences.new_ones(len(sequences), sequences.shape[1] - generated.shape[1])
+        mask = torch.cat([mask.to(sequences), call.mask_of_beams(generated)], dim=1)
+        model(sequences, attention_mask=mask, past_key_values=memory, **options)
+        return memory
 
     def generate_batch(self, *args, **kwargs):
         """Refused: continuous batching pages keys and values, and a sleep knows no pages."""
@@ -147,14 +225,14 @@ class SleepGenerationMixin:
 
     init_continuous_batching = continuous_batching_context_manager = generate_batch
 
-    def _prepare_generation_config(self, *args, **kwargs):
+    def _prepare_generation_config(self, *args, generation_call: GenerationCall | None = None, **kwargs):
         """Let N go on to `forward`, wherever it was given; a generation config would keep it."""
         generation_config, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
         for name in OWN_OPTIONS:
             value = vars(generation_config).pop(name, None)
             if value is not None:
                 model_kwargs[name] = value
-        generation_config._call = GenerationCall()
+        generation_config._call = GenerationCall() if generation_call is None else generation_call
         embeds, cache, mask = (model_kwargs.get(name) for name in ("inputs_embeds", CACHE, "attention_mask"))
         if embeds is not None and cache is not None and mask is not None:
             generation_config._call.embeds_are_new = mask.shape[1] == cache.get_seq_length() + embeds.shape[1]
@@ -163,7 +241,11 @@ class SleepGenerationMixin:
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         """Where transformers has dropped a mask of ones, it is held against what the cache has read."""
         # Here no argument is checked any more: PEFT's prompt learning puts a function of its own before ours.
-        model_kwargs["generation_call"] = getattr(generation_config, "_call", None)
+        model_kwargs["generation_call"] = call = getattr(generation_config, "_call", None)
+        if call is not None:
+            call.mask = model_kwargs.get("attention_mask")
+            call.pad_token = getattr(generation_config, "_pad_token_tensor", None)
+            call.eos_tokens = getattr(generation_config, "_eos_token_tensor", None)
         cache = model_kwargs.get(CACHE)
         if cache is not None and model_kwargs.get("attention_mask") is None:
             state = read_state(cache, self.config)

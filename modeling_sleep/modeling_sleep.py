@@ -453,7 +453,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
     def _pin(self, state: SleepState, pinned_tokens: int | None) -> SleepState:
         """With the number of pinned tokens, which is said with the first tokens of a text."""
         if pinned_tokens is None:
-            return state if state.seen else state._replace(pinned_tokens=self.config.pinned_tokens)
+            return state if state.has_begun else state._replace(pinned_tokens=self.config.pinned_tokens)
         check_pinned_tokens(pinned_tokens, state, self.config)
         return state._replace(pinned_tokens=pinned_tokens)
 

@@ -12,6 +12,7 @@ from .family_layers_sleep import FamilyDecoderLayer, is_zero_centred
 from .layers_sleep import GatedDeltaNet, SleepDecoderLayer
 from .nap_sleep import SleepMixin
 from .peft_sleep import register_target_modules
+from .reading_sleep import ReadingMixin
 from .recall_memory_sleep import RecallMemoryLayer
 
 
@@ -22,7 +23,7 @@ register_target_modules()
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(SleepConfig.model_type, "SleepForCausalLM")
 
 
-class SleepPreTrainedModel(PreTrainedModel, SleepMixin):
+class SleepPreTrainedModel(PreTrainedModel, SleepMixin, ReadingMixin):
     """Weights: how they are initialised, loaded and saved."""
 
     config_class = SleepConfig

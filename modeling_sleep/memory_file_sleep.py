@@ -1,0 +1,227 @@
+"""A memory as a file: what is written, how it is written, and to which model it belongs.
+
+The file is safetensors: named tensors, and one record in its metadata, as JSON. A checksum over both tells whether
+anything was changed afterwards. It is written beside its place, flushed to the disk and then renamed, so that whoever
+kills the process finds the old file or the new one, and never half of one.
+
+A memory means something to the weights that wrote it alone. So the record holds a fingerprint of the model: the fields
+of its configuration that say what is computed, and a digest of all weights below the head.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from .configuration_sleep import SleepConfig
+
+
+RECORD = "modeling_sleep_memory"  # the key of the record in the file's metadata
+FORMAT = 1  # raised whenever older code could not read the file
+# Of a configuration, what changes nothing of what is read and written: N and pinned tokens belong to a call, a
+# vocabulary to its embeddings, and the rest to training, to clients and to how weights were first drawn.
+NOT_OF_THE_MEMORY = {
+    "vocab_size",
+    "sleep_passes",
+    "pinned_tokens",
+    "bptt_windows",
+    "skip_logits",
+    "attention_dropout",
+    "initializer_range",
+    "linear_a_min",
+    "linear_a_max",
+    "linear_dt_min",
+    "linear_dt_max",
+    "n_positions",
+    "use_cache",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "adopted_from",
+    "modeling_sleep_version",
+    "transformers_range",
+}
+SAMPLE = 64  # elements of a parameter that are looked at one by one
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def fingerprint(model) -> dict:
+    """
+    What tells a model from all others to which its memories mean nothing.
+
+    Returns
+    -------
+    dict
+        `config`, the fields that say what is computed; `weights`, a digest of them; `dtype` and `code_version`.
+
+    Raises
+    ------
+    ValueError
+        If the weights are not all in this process: sharded, or offloaded.
+    """
+    core, config = getattr(model, model.base_model_prefix, model), model.config
+    fields = [name for name in SleepConfig.__annotations__ if name not in NOT_OF_THE_MEMORY]
+    return {
+        "config": json.loads(json.dumps({name: getattr(config, name) for name in fields})),  # tuples become lists
+        "weights": weights_digest(core),
+        "dtype": str(core.dtype).removeprefix("torch."),
+        "code_version": config.code_version,
+    }
+
+
+def weights_digest(core) -> str:
+    """
+    A digest of all parameters: of each its name, shape and dtype, the sum of its bits, read as integers, and some of
+    its elements. The sum is exact, and the same on every device. It is computed again only if a parameter has changed.
+    """
+    parameters = dict(core.named_parameters())
+    for name, parameter in parameters.items():
+        if parameter.is_meta or hasattr(parameter, "placements"):
+            raise ValueError(
+                f"`{name}` is not in this process (offloaded, or sharded over several), so that this model cannot "
+                "tell its own memories from others. Save and load memories with a model that is whole."
+            )
+    version = tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in parameters.values())
+    known = core.__dict__.get("_weights_digest")
+    if known is None or known[0] != version:
+        core.__dict__["_weights_digest"] = known = (version, _digest(parameters))
+    return known[1]
+
+
+@torch.no_grad()
+def _digest(parameters: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in sorted(parameters.items()):
+        bits = parameter.detach().reshape(-1)
+        bits = bits.view(INTEGERS[bits.element_size()])
+        looked_at = torch.cat([bits.sum(dtype=torch.int64).view(1), bits[:: max(1, bits.numel() // SAMPLE)].long()])
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {looked_at.tolist()}".encode())
+    return digest.hexdigest()
+
+
+def check_fingerprint(path: Path, saved: dict, model, force: bool) -> None:
+    """
+    Raise unless the memory of a file belongs to `model`.
+
+    Raises
+    ------
+    ValueError
+        If the model is another one; the message says what differs. With `force`, other weights are let through.
+    """
+    ours = fingerprint(model)
+    names = sorted(saved["config"].keys() | ours["config"].keys())
+    missing = object()
+    different = [
+        f"`{name}` is {saved['config'].get(name)!r} there and {ours['config'].get(name)!r} here"
+        for name in names
+        if saved["config"].get(name, missing) != ours["config"].get(name, missing)
+    ]
+    if different:
+        raise ValueError(
+            f"{path} is the memory of a model of another make: {'; '.join(different)}. Load it into the model that "
+            "wrote it."
+        )
+    if force:
+        return
+    if saved["dtype"] != ours["dtype"]:
+        raise ValueError(
+            f"{path} was written by a model in {saved['dtype']}, and this one is in {ours['dtype']}. Load the model "
+            f"with `dtype=torch.{saved['dtype']}`; with `force=True` the memory is converted, and no longer exact."
+        )
+    if saved["weights"] != ours["weights"]:
+        raise ValueError(
+            f"{path} was written by a model of the same make with other weights (before or after a training, or "
+            "another checkpoint), to which it says something else. Load it into the model that wrote it, or, if you "
+            "know better, with `force=True`."
+        )
+
+
+def write_file(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
+    """Write a file, so that whatever happens, `path` holds the old one or the new one."""
+    first = {}  # the name of each tensor; further names of one that is there already go into the record
+    same = {name: other for name, x in tensors.items() if (other := first.setdefault(id(x), name)) != name}
+    tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items() if name not in same}
+    record = {"format": FORMAT, "same": same, **record}
+    record["checksum"] = _checksum(tensors, record)
+    data = safetensors.torch.save(tensors, metadata={RECORD: json.dumps(record)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(beside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the new name, too, is to be on the disk
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """
+    The tensors and the record of a file that `write_file` wrote.
+
+    Raises
+    ------
+    ValueError
+        If it is truncated, was edited, is no memory at all, or was written by newer code.
+    """
+    record = read_record(path)
+    tensors = safetensors.torch.load(path.read_bytes())
+    if record.get("checksum") != _checksum(tensors, {k: v for k, v in record.items() if k != "checksum"}):
+        raise ValueError(
+            f"{path} is damaged, or was edited: its contents do not match its checksum. Read the text anew, or take "
+            "another copy of the file."
+        )
+    return tensors | {name: tensors[other] for name, other in record["same"].items()}, record
+
+
+def read_record(path: Path) -> dict:
+    """The record alone, for which no tensor is read. Raises as `read_file` does, but for the checksum."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no memory {path}.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is truncated, or no safetensors file at all ({error}). Read the text anew, or take another copy."
+        ) from None
+    if RECORD not in metadata:
+        raise ValueError(
+            f"{path} is a safetensors file, but no memory of a text: it has no {RECORD!r} in its metadata. Memories "
+            "are written by `past_key_values.save(path, model)`."
+        )
+    try:
+        record = json.loads(metadata[RECORD])
+        version = int(record["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"The record of {path} cannot be read ({error}): the file was edited.") from None
+    if version > FORMAT:
+        made_by = record.get("model", {}).get("code_version", "unknown")
+        raise ValueError(
+            f"{path} was written by a newer modeling_sleep ({made_by}; format {version}, and this one reads up to "
+            f"{FORMAT}). Install that version."
+        )
+    return record
+
+
+def _checksum(tensors: dict[str, torch.Tensor], record: dict) -> str:
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
