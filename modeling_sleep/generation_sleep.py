@@ -360,8 +360,9 @@ class SleepGenerationMixin:
         compiled = super().get_compiled_call(compile_config)
         limit = torch._dynamo.config.patch(recompile_limit=max(32, torch._dynamo.config.recompile_limit))
 
-        def forward_new(*, attention_mask=None, **kwargs):
-            input_ids, cache = kwargs.get("input_ids"), kwargs.get(CACHE)
+        def forward_new(*, attention_mask=None, past_key_values=None, cache=None, **kwargs):
+            input_ids, cache = kwargs.get("input_ids"), one_cache(past_key_values, cache)
+            kwargs[CACHE] = cache
             is_one_token = input_ids is not None and input_ids.shape[1] == 1 and cache is not None
             # Rows whose windows do not begin together, and padding, are read as ever.
             if not is_one_token or not (attention_mask is None or attention_mask[:, -1].all()):
