@@ -107,10 +107,12 @@ def padding_mask_of(attention_mask, state: SleepState, inputs_embeds: torch.Tens
             f"({batch}, {length}) for the new ones alone, got {shape}. Masks that are more than padding (4-D, block "
             "masks) have no meaning asleep."
         )
-    mask = attention_mask.to(device=inputs_embeds.device, dtype=torch.bool)
-    if is_torchdynamo_compiling():
-        return mask[:, -length:]
-    if shape[1] > length:
+    return _padding_mask(attention_mask.to(device=inputs_embeds.device, dtype=torch.bool), length, state)
+
+
+@torch.compiler.disable  # whether there is padding has to be known before a graph can be made
+def _padding_mask(mask: torch.Tensor, length: int, state: SleepState) -> torch.Tensor | None:
+    if mask.shape[1] > length:
         check_past(mask[:, : state.seen], state)
     mask = mask[:, -length:]
     return None if mask.all() else mask

@@ -206,7 +206,9 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         check_fits(state, inputs_embeds)
         state = self._pin(state, pinned_tokens)
         tokens = Tokens.of_mask(padding_mask_of(attention_mask, state, inputs_embeds), batch, length)
-        last_hidden_state, waves, state = self._read(
+        is_ragged = tokens.columns is not None
+        read = self._read_uncompiled if is_ragged and torch.compiler.is_compiling() else self._read
+        last_hidden_state, waves, state = read(
             inputs_embeds, tokens, state, sleep, sleep_callback, past_key_values, kwargs
         )
         if past_key_values is not None:
@@ -245,6 +247,9 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         if schedule is not waves:
             hidden_states = schedule.attach(hidden_states)
         return hidden_states, read, self._count(state, tokens, hidden_states)
+
+    # Within a compiled model, as rows that differ would make another graph for every number of tokens.
+    _read_uncompiled = torch.compiler.disable(_read)
 
     def _read_documents(self, documents, inputs_embeds, sleep: Sleep, callback, options: dict) -> SleepModelOutput:
         """Read each document of packed rows as a row of its own, so that nothing leaks from one into the next."""

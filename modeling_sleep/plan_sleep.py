@@ -131,13 +131,17 @@ class Tokens(NamedTuple):
     @classmethod
     def of_mask(cls, mask: torch.Tensor | None, batch: int, length: int) -> "Tokens":
         """`mask` is (batch, length) of bool, False at padding, or None if there is none."""
-        everything = cls(batch, length, length, length * (length - 1) // 2)
         if mask is None:
-            return everything
+            return cls(batch, length, length, length * (length - 1) // 2)
+        return cls._of_padding(mask, batch, length)
+
+    @classmethod
+    @torch.compiler.disable  # rows that differ would make another graph for every number of tokens
+    def _of_padding(cls, mask: torch.Tensor, batch: int, length: int) -> "Tokens":
         column = torch.arange(length, device=mask.device)
         counts, places = (per_row(numbers) for numbers in torch.stack([mask.sum(1), (mask * column).sum(1)]).tolist())
         if counts == length:
-            return everything
+            return cls.of_mask(None, batch, length)
         columns = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : largest(counts)]
         return cls(batch, length, counts, places, columns, mask.cumsum(1) - 1)
 

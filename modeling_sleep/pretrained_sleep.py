@@ -46,8 +46,13 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin, ReadingMixin):
     def __init__(self, config: SleepConfig):
         config.validate()  # again: `from_pretrained(..., sleep_passes=4)` sets fields of one that was valid
         super().__init__(config)
-        if config.base_config is not None:  # accelerate wants no name that is not there
-            self._no_split_modules = ["FamilyDecoderLayer", *["RecallMemoryLayer"][: len(config.memory_layers)]]
+        recalls = (
+            ["RecallMemoryLayer"] if "recall_memory" in config.layer_types else []
+        )  # accelerate wants no other names
+        self._no_split_modules = [
+            "SleepDecoderLayer" if config.base_config is None else "FamilyDecoderLayer",
+            *recalls,
+        ]
 
     @torch.no_grad()
     def _init_weights(self, module):

@@ -45,9 +45,7 @@ def test_either_name_is_taken_and_given(model_class, name):
 
 
 WAYS = [{}, dict(num_beams=3), dict(do_sample=True, top_k=1)]
-if version.parse(transformers.__version__) >= version.parse(
-    "5.23"
-):  # pieces began with the text
+if version.parse(transformers.__version__) >= version.parse("5.23"):  # pieces began with the text
     WAYS.append(dict(prefill_chunk_size=4))
 
 

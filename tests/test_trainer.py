@@ -148,7 +148,9 @@ def test_a_resumed_run_has_the_same_curve_bit_by_bit(tmp_path):
 
 def test_bf16_autocast_is_near_and_keeps_fast_weights_in_float32(tmp_path):
     model, dtypes = sleepy_model(), set()
-    model.model.layers[1].linear_attn.register_forward_hook(lambda *args: dtypes.add(args[-1][1].recurrent_state.dtype))
+    model.model.layers[1].linear_attn.register_forward_hook(
+        lambda *args: dtypes.add(args[-1][1].recurrent_state.dtype)
+    )
     settings = {"learning_rate": 1e-4}
     near = train(make_trainer(tmp_path, model, bf16=True, **settings))
     assert near != (exact := train(make_trainer(tmp_path, **settings))) and near == pytest.approx(exact, rel=0.01)
