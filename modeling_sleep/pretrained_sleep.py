@@ -29,7 +29,7 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin, ReadingMixin):
     config_class = SleepConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["SleepDecoderLayer", "RecallMemoryLayer"]
+    _no_split_modules = ["SleepDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -46,13 +46,10 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin, ReadingMixin):
     def __init__(self, config: SleepConfig):
         config.validate()  # again: `from_pretrained(..., sleep_passes=4)` sets fields of one that was valid
         super().__init__(config)
-        recalls = (
-            ["RecallMemoryLayer"] if "recall_memory" in config.layer_types else []
-        )  # accelerate wants no other names
-        self._no_split_modules = [
-            "SleepDecoderLayer" if config.base_config is None else "FamilyDecoderLayer",
-            *recalls,
-        ]
+        # Accelerate wants no name that is not there.
+        self._no_split_modules = ["SleepDecoderLayer" if config.base_config is None else "FamilyDecoderLayer"]
+        if "recall_memory" in config.layer_types:
+            self._no_split_modules.append("RecallMemoryLayer")
 
     @torch.no_grad()
     def _init_weights(self, module):

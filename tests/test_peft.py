@@ -423,6 +423,9 @@ def read_on(model, ids, num_tokens):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_learn_and_generate_across_windows(method):
+    if method == "prompt" and not IS_INTEGRATED:
+        pytest.skip("this PEFT does not know what this transformers calls the cache")
+
     def generate(model, **options):
         return model.generate(make_ids(), max_new_tokens=6, do_sample=False, **options)  # 3 more fill the window
 
@@ -450,6 +453,7 @@ def test_a_prompt_is_read_first_and_shifts_the_windows(num_virtual_tokens, num_s
     assert len(sleeps) == num_sleeps
 
 
+@pytest.mark.skipif(not IS_INTEGRATED, reason="this PEFT does not know what this transformers calls the cache")
 def test_prefix_tuning_is_refused():
     """Its keys and values are in the window's cache, which the first sleep empties without having replayed them."""
     config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, num_attention_heads=2, token_dim=16)
