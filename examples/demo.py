@@ -1,6 +1,6 @@
 """Watch a small model sleep, in five steps and about two minutes on a CPU (`make demo`).
 
-1. load the shipped checkpoint the way anyone would load it from the Hub
+1. load the shipped checkpoint with the Auto classes of transformers
 2. answer fresh Rule 110 problems with N = 1, 2 and 4 passes per window: table, one problem in pictures, plot
 3. generate far beyond the window and watch the cache stay bounded
 4. fine-tune with a plain `Trainer`
@@ -37,6 +37,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+import modeling_sleep  # noqa: F401 (registers the model with the Auto classes)
+
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "rule110-demo"
 PASSES = (1, 2, 4)
@@ -60,14 +62,14 @@ def headline(text: str):
 
 
 def load(checkpoint: Path):
-    """Step 1: model and tokenizer, with nothing but transformers."""
+    """Step 1: model and tokenizer."""
     headline("1. Load the checkpoint with AutoModelForCausalLM")
     if not (checkpoint / "config.json").is_file():
         sys.exit(
             f"No checkpoint in {checkpoint}. Train it: python examples/train.py rule110-demo --output {checkpoint}"
         )
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     if tokenizer.get_vocab() != Rule110().tokenizer().get_vocab():
         sys.exit(f"The checkpoint in {checkpoint} has another vocabulary than the Rule 110 task.")
     config = model.config
