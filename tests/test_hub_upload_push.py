@@ -99,9 +99,9 @@ def test_a_push_is_verified_and_one_commit(hub, folder, capsys):
     assert len(hub.repositories["anna/first"].commits) == 2
 
 
-def test_the_four_commands_of_the_readme(hub, tmp_path, monkeypatch, capsys):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^    python -m modeling_sleep.hub_upload (.+?)(?: +#.*)?$", readme, re.M)
+def test_the_four_commands_of_the_page(hub, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "HUB.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^    python -m modeling_sleep.hub_upload (.+?)(?: +#.*)?$", page, re.M)
     assert [command.split()[0] for command in commands] == ["export", "verify", "push", "push"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "anna-writes")
