@@ -24,7 +24,7 @@ FLA := .venv-fla
 SUITE := .transformers_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo suite suite-if-online test slow test-oldest test-fla style check bench gpu evidence evidence-quick clean
+.PHONY: help env demo chat suite suite-if-online test slow test-oldest test-fla style check bench gpu evidence evidence-quick clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -42,6 +42,12 @@ $(VENV)/.stamp: pyproject.toml
 
 demo: env ## watch a small model sleep, on a CPU
 	$(BIN)/python examples/demo.py
+
+# A folder, or a name on the Hub, e.g. `make chat CHAT=smollm2-remembers`.
+CHAT ?= smollm2-remembers
+
+chat: env ## talk to a model that sleeps: `make chat CHAT=FOLDER`
+	@$(BIN)/python examples/chat.py $(CHAT)
 
 suite: $(SUITE)/.stamp ## fetch transformers' own tests
 

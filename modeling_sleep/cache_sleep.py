@@ -238,7 +238,8 @@ class StateLayer:
         self._choose_rows(torch.arange(self._batch()).repeat_interleave(repeats), self._batch())
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._choose_rows(torch.arange(self._batch(), device=indices.device)[indices], self._batch())
+        if batch := self._batch():  # nothing is held after a sleep
+            self._choose_rows(torch.arange(batch, device=indices.device)[indices], batch)
 
     def reset(self) -> None:
         self.store(None, None)

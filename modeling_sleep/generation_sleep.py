@@ -268,6 +268,7 @@ class SleepGenerationMixin:
     def prepare_inputs_for_generation(
         self, input_ids, next_sequence_length=None, inputs_embeds=None, generation_call=None, **kwargs
     ):
+        kwargs.pop("tokenizer", None)  # that of `stop_strings`, which transformers hands on
         if generation_call is not None and generation_call.embeds_are_new and kwargs.get("is_first_iteration"):
             next_sequence_length = None  # transformers takes embeddings for the whole text
         return super().prepare_inputs_for_generation(

@@ -14,7 +14,8 @@ from .window_sleep import largest
 
 logger = logging.get_logger(__name__)
 
-# What is read between two looks at the progress bar, about, in whole windows.
+# Where windows can be read side by side, about so many tokens are read between two looks at the progress bar; where
+# not, one window. An interruption loses no more.
 TOKENS_AT_ONCE = 1024
 
 Chunk = str | torch.Tensor | list[int]
@@ -35,6 +36,7 @@ class ReadingMixin(MemoryMixin):
         sleep_callback: Callable[[SleepEvent], None] | None = None,
         pinned_tokens: int | None = None,
         progress: bool = True,
+        total: int | None = None,
     ) -> SleepMemory:
         """
         Read a text, and return what is remembered of it.
@@ -63,6 +65,8 @@ class ReadingMixin(MemoryMixin):
             How many of a new text's first tokens keep their keys for good. Default: `config.pinned_tokens`.
         progress : bool, optional
             Whether to show a bar with tokens per second, sleeps, and when it will end.
+        total : int, optional
+            For the bar, about how many tokens `inputs` has, those to skip included, where it is an iterator.
 
         Returns
         -------
@@ -89,16 +93,19 @@ class ReadingMixin(MemoryMixin):
                     f"`attention_mask` must have the shape of `inputs`, {tuple(chunks[0].shape)}, got "
                     f"{tuple(attention_mask.shape)}."
                 )
-        total = max(0, chunks[0].shape[1] - skip) if whole else None
-        bar = logging.tqdm(total=total, unit=" tokens", unit_scale=True, disable=not progress, desc="reading")
-        state, size = memory.state, config.window_size
-        first = size - largest(state.stored) or size
+        total = chunks[0].shape[1] if whole else total
+        bar = logging.tqdm(
+            total=total, initial=skip, unit=" tokens", unit_scale=True, disable=not progress, desc="reading"
+        )
+        size = config.window_size
+        first = size - largest(memory.state.stored) or size
+        at_once = min(model._windows_at_once(sleep, sleep_callback, {}), max(1, TOKENS_AT_ONCE // size))
         options = dict(sleep_passes=sleep, sleep_callback=sleep_callback)
         is_empty = True
         try:
             with bar:
                 column = skip
-                for ids in _pieces(chunks, skip, first, size * max(1, TOKENS_AT_ONCE // size)):
+                for ids in _pieces(chunks, skip, first, size * at_once):
                     is_empty = False
                     check_input_ids(ids, config)
                     length = ids.shape[1]

@@ -508,6 +508,18 @@ def test_a_pipeline_asks_a_memory(model, tokenizer):
     assert output[0]["generated_token_ids"] == expected[0, 17:].tolist()
 
 
+def test_a_tokenizer_for_stop_strings_is_no_argument_of_the_model(model, tokenizer):
+    """As `transformers serve` gives it with every request."""
+    assert model.generate(make_ids(), tokenizer=tokenizer).equal(model.generate(make_ids()))
+
+
+def test_rows_are_selected_after_a_sleep_too(model):
+    cache = model.sleep(read(model, make_ids(3, 7))[1])
+    row = model.memory_of(cache).row(2)
+    cache.batch_select_indices(torch.tensor([2]))
+    assert_same(cache, row)
+
+
 def test_pinned_tokens_stay_pinned(model):
     """What a memory was begun with is not chosen anew by the next call, although its tokens are counted from there."""
     ids, new = make_ids(1, 12), make_ids(1, 9, seed=2)
@@ -562,7 +574,7 @@ def test_an_interrupted_reading_goes_on_from_its_file(model, tokenizer, tmp_path
             raise KeyboardInterrupt
 
     memory = model.read(iter(chunks), tokenizer, sleep_callback=interrupt, progress=False)
-    assert memory.interrupted and 0 < memory.tokens < 8 * L
+    assert memory.interrupted and 0 < memory.tokens <= 8 * L
     memory.save(tmp_path / "memory", model)
     memory = SleepMemory.load(tmp_path / "memory", model)
     assert memory.interrupted
