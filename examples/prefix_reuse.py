@@ -1,7 +1,8 @@
 """Read once, ask often: a memory beside the kept cache of a model with full attention of the same width and depth.
 
     python examples/prefix_reuse.py                                    # minutes on a CPU
-    python examples/prefix_reuse.py --tokens 100000 --questions 20
+    python examples/prefix_reuse.py --tokens 100000
+    python examples/prefix_reuse.py --tokens 1000 1000000 --questions 1 --memory-only
 
 Both models have random weights, as only time and bytes are looked at. Each reads a text once and answers all questions
 from what it keeps. The memory is asked as it is, and `generate` works on a fork. The other model's cache grows with
@@ -94,6 +95,7 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1000, 4000, 16000], help="lengths of the text")
     parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--window-size", type=int, default=512, metavar="L")
+    parser.add_argument("--memory-only", action="store_true", help="without the model with full attention")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.set_verbosity_error()
@@ -117,6 +119,8 @@ def main() -> int:
                 f"{loading * 1e3:.0f}",
             )
             print(row("memory", tokens, *numbers), flush=True)
+            if options.memory_only:
+                continue
             reading, copying, cropping, held, file, loading = measure_theirs(theirs, text, questions, Path(folder))
             shared = (f"{held / 1e6:.2f}", f"{file / 1e6:.2f}", f"{loading * 1e3:.0f}")
             print(row("full attention, copied", tokens, f"{reading:.1f}", f"{copying:.1f}", *shared))
