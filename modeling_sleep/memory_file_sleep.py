@@ -52,6 +52,11 @@ SAMPLE = 64  # elements of a parameter that are looked at one by one
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def core_of(model):
+    """The stack of layers, whatever is put around it: a head, an adapter of PEFT."""
+    return next(module for module in model.modules() if hasattr(module, "fast_weights") and hasattr(module, "norm"))
+
+
 def fingerprint(model) -> dict:
     """
     What tells a model from all others to which its memories mean nothing.
@@ -66,7 +71,7 @@ def fingerprint(model) -> dict:
     ValueError
         If the weights are not all in this process: sharded, or offloaded.
     """
-    core, config = getattr(model, model.base_model_prefix, model), model.config
+    core, config = core_of(model), model.config
     fields = [name for name in SleepConfig.__annotations__ if name not in NOT_OF_THE_MEMORY]
     return {
         "config": json.loads(json.dumps({name: getattr(config, name) for name in fields})),  # tuples become lists

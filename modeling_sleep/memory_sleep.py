@@ -18,7 +18,7 @@ import torch
 
 from .cache_sleep import ROW_NUMBERS, TENSORS, SleepCache, SleepState, read_state, write_state
 from .layers_sleep import AttentionState, DeltaNetState
-from .memory_file_sleep import check_fingerprint, fingerprint, read_file, read_record, write_file
+from .memory_file_sleep import check_fingerprint, core_of, fingerprint, read_file, read_record, write_file
 from .recall_memory_sleep import RecallState
 from .window_sleep import PerRow, added, scaled
 
@@ -212,7 +212,7 @@ class SleepMemory(SleepCache):
         path = Path(path)
         tensors, record = read_file(path)
         check_fingerprint(path, record["model"], model, force)
-        core = getattr(model, model.base_model_prefix, model)
+        core = core_of(model)
         memory = cls(config=model.config)
         read_state(memory, model.config)  # which gives every layer of the cache its own class
         memory.state = _placed(_from_named(tensors, record["state"], model.config.layer_types), core)

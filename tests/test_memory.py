@@ -209,6 +209,56 @@ def test_the_base_model_shares_the_memories_of_its_head(model, tmp_path):
     assert_same(SleepMemory.load(tmp_path / "memory", model.model), memory)
 
 
+def test_an_adapter_belongs_to_the_weights(tmp_path):
+    peft = pytest.importorskip("peft")
+    model = make_model()
+    model.read(make_ids(), progress=False).save(tmp_path / "bare", model)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    memory = adapted.read(make_ids(1, 12), progress=False)
+    memory.save(tmp_path / "adapted", adapted)
+    assert_same(SleepMemory.load(tmp_path / "adapted", adapted), memory)
+    with pytest.raises(ValueError, match="other weights"):
+        SleepMemory.load(tmp_path / "bare", adapted)
+
+
+ELSEWHERE = """
+    import sys
+
+    class HidePackage:
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name.partition(".")[0] == "modeling_sleep":
+                raise ModuleNotFoundError(name)
+
+    sys.meta_path.insert(0, HidePackage)
+    import importlib, torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=True).eval()
+    memory = model.read([1, 2, 3], progress=False)
+    assert type(memory).__module__.startswith("transformers_modules.")
+    memory = type(memory).load({path!r}, model)
+    options = dict(max_new_tokens=8, return_dict_in_generate=True)
+    output = model.generate(torch.tensor([{new}]), past_key_values=memory, **options)
+    output.past_key_values.save({path!r}, model)
+"""
+
+
+def test_a_memory_goes_on_where_only_the_saved_code_is(tmp_path):
+    model, new = make_model(), make_ids(1, 4, seed=2)
+    model.save_pretrained(tmp_path / "model")
+    memory, path = model.read(make_ids(1, 12), progress=False), tmp_path / "memory"
+    memory.save(path, model)
+    source = ELSEWHERE.format(folder=str(tmp_path / "model"), path=str(path), new=new[0].tolist())
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    here = model.generate(new, past_key_values=memory, max_new_tokens=8, return_dict_in_generate=True)
+    assert_same(SleepMemory.load(path, model), here.past_key_values)
+
+
 def test_another_model_is_refused(model, tmp_path):
     model.read(make_ids(), progress=False).save(tmp_path / "memory", model)
     with pytest.raises(ValueError, match="another make.*`window_size` is 5 there and 6 here"):

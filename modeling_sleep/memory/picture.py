@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..gated_delta_rule import l2_normalise
+from ..memory_file_sleep import core_of
 from ..memory_sleep import SleepMemory
 from ..window_sleep import largest
 
@@ -54,7 +55,7 @@ def trace(model, ids: torch.Tensor, question: torch.Tensor | None = None, sleep_
     sleep_passes : int or Sleep, optional
         N. Default: `config.sleep_passes`.
     """
-    core = getattr(model, model.base_model_prefix, model)
+    core = core_of(model)
     memories = [i for i, layer in enumerate(core.layers) if layer.is_memory]
     if not memories:
         raise ValueError("A model of attention layers alone has no fast weights to look at.")
@@ -86,7 +87,7 @@ def _norms(matrices: list[torch.Tensor]) -> torch.Tensor:
 
 def queries_of(model, ids: torch.Tensor, memory: SleepMemory, memories: list[int]) -> list[torch.Tensor]:
     """What the memories of these layers are asked, (heads, length, key_dim) each, when `ids` are read."""
-    core = getattr(model, model.base_model_prefix, model)
+    core = core_of(model)
     if largest(memory.state.stored):
         raise ValueError("The window must have been slept over: its tokens are not in S yet.")
     queries = {}

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from contextlib import contextmanager
 
+from ..memory_file_sleep import core_of
+
 
 @contextmanager
 def watched(model, on_pass: Callable[[], None]):
@@ -11,7 +13,7 @@ def watched(model, on_pass: Callable[[], None]):
 
     If it raises, the pass is not made: what was asked of the model ends there.
     """
-    core = getattr(model, model.base_model_prefix, model)
+    core = core_of(model)
     start, end = core.config.looped_layers
     layer = core.layers[start if start < end else 0]
     hook = layer.register_forward_pre_hook(lambda module, inputs: on_pass())
