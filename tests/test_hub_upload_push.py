@@ -8,6 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+import transformers
 from hub_server import HubServer
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -43,6 +44,8 @@ def online(hub, monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    # From 5.24 on, transformers keeps one client, with the endpoint of its first use.
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
     yield
