@@ -9,6 +9,7 @@ where it touches a `Cache`. However long the text, the cache holds at most, for 
   window began, because a sleep takes these layers back there.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -111,9 +112,13 @@ class SleepState(NamedTuple):
         """With `function` applied to every tensor."""
         return tree_map(lambda x: function(x) if isinstance(x, torch.Tensor) else x, self)
 
+    def numbers_of(self, rows: Sequence[int], batch: int) -> dict[str, PerRow]:
+        """What each of these rows, of `batch`, has for itself."""
+        return {name: per_row([of_rows(getattr(self, name), batch)[i] for i in rows]) for name in ROW_NUMBERS}
+
     def select(self, rows: tuple[int, ...], batch: int) -> "SleepState":
         """Of `batch` rows, these."""
-        numbers = {name: per_row([of_rows(getattr(self, name), batch)[i] for i in rows]) for name in ROW_NUMBERS}
+        numbers = self.numbers_of(rows, batch)
         tensors = self.tensors()
         if not tensors:
             return self._replace(**numbers)
@@ -219,13 +224,7 @@ class StateLayer:
     def _choose_rows(self, index: torch.Tensor, batch: int) -> None:
         self.map_tensors(lambda x: x.index_select(0, index.to(x.device)))
         if self.common is not None and any(isinstance(getattr(self.common, name), tuple) for name in ROW_NUMBERS):
-            chosen = index.tolist()
-            self.common = self.common._replace(
-                **{
-                    name: per_row([of_rows(getattr(self.common, name), batch)[i] for i in chosen])
-                    for name in ROW_NUMBERS
-                }
-            )
+            self.common = self.common._replace(**self.common.numbers_of(index.tolist(), batch))
 
     def _batch(self) -> int:
         tensors = [x for x in tree_leaves((self.state, self.common)) if isinstance(x, torch.Tensor)]

@@ -129,7 +129,7 @@ class SleepGenerationMixin:
         FloatingPointError
             If the fast weights or the logits are not finite.
         """
-        model = getattr(self, self.base_model_prefix, self)
+        model = self.base_model
         for name, value in zip(OWN_OPTIONS, (sleep_passes, sleep_callback, pinned_tokens), strict=True):
             if value is not None:
                 kwargs[name] = value
@@ -195,7 +195,7 @@ class SleepGenerationMixin:
     def _end_turn(self, turn: MemoryTurn, call: GenerationCall, output, kwargs: dict, option) -> SleepMemory:
         """The memory that has read the texts to their ends: generation leaves the last token unread, or all beams."""
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        model, beams = getattr(self, self.base_model_prefix, self), option("num_beams") or 1
+        model, beams = self.base_model, option("num_beams") or 1
         options = {name: option(name) for name in ("sleep_passes", "pinned_tokens")}
         if beams == 1:
             memory = turn.end()
@@ -330,7 +330,7 @@ class SleepGenerationMixin:
         reasons = {
             "the model is offloaded": "disk" in devices or ("cpu" in devices and len(devices) > 1),
             "its quantisation does not allow it": quantizer is not None and not quantizer.is_compileable,
-            "its parameters are sharded": is_sharded(getattr(self, self.base_model_prefix, self).layers[0]),
+            "its parameters are sharded": is_sharded(self.base_model.layers[0]),
         }
         reason = next((reason for reason, holds in reasons.items() if holds), None)
         if reason is not None:

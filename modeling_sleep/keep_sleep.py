@@ -14,7 +14,7 @@ import torch
 from .cache_sleep import SleepState
 from .configuration_sleep import SleepConfig
 from .rotary_sleep import rotary_embedding
-from .window_sleep import Keep, of_rows, per_row
+from .window_sleep import Keep, column_of, of_rows, per_row
 
 
 def kept_live(config: SleepConfig, state: SleepState, batch: int, device: torch.device) -> torch.Tensor | None:
@@ -22,7 +22,7 @@ def kept_live(config: SleepConfig, state: SleepState, batch: int, device: torch.
     w, p = config.window_overlap, state.pinned_tokens
     if (state.kept, state.pinned) == (w, p):
         return None
-    kept, pinned = (torch.tensor(of_rows(n, batch), device=device).unsqueeze(1) for n in (state.kept, state.pinned))
+    kept, pinned = (column_of(n, batch, device) for n in (state.kept, state.pinned))
     column = torch.arange(p + w, device=device)
     return torch.where(column < p, column < pinned, column >= p + w - kept)
 

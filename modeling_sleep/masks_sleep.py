@@ -12,7 +12,7 @@ from .cache_sleep import SleepState
 from .configuration_sleep import SleepConfig
 from .keep_sleep import kept_live
 from .rotary_sleep import rotary_embedding
-from .window_sleep import PerRow, Window, added, largest, of_rows
+from .window_sleep import PerRow, Window, added, column_of, largest
 
 
 def new_window(
@@ -37,7 +37,7 @@ def new_window(
         positions = torch.arange(stored, stored + length // count, device=device).unsqueeze(0)
         columns = columns + length
     else:
-        first = torch.tensor(of_rows(stored, batch), device=device).unsqueeze(1)
+        first = column_of(stored, batch, device)
         positions = first + torch.arange(length, device=device)
         past, columns = columns, largest(added(stored, lengths))
         column = torch.arange(columns, device=device)
@@ -55,8 +55,8 @@ def new_window(
     return _with_attention(config, window, state, rows, stored, columns, batch)
 
 
-def whole_window(config: SleepConfig, state: SleepState) -> Window:
-    """All that the window of each row holds, to be read anew."""
+def whole_window(config: SleepConfig, state: SleepState, is_replayed: bool = True) -> Window:
+    """All that the window of each row holds, to be read anew if it `is_replayed`, or to be forgotten at once."""
     example = state.tensors()[0]
     batch, device, columns = example.shape[0], example.device, state.columns
     live = live_columns(state.stored, batch, columns, device)
@@ -66,7 +66,7 @@ def whole_window(config: SleepConfig, state: SleepState) -> Window:
         padding_mask=live,
         live=live,
     )
-    if state.kept_hidden_states is None:  # nothing is replayed
+    if not is_replayed:
         return window
     return _with_attention(config, window, state, state.kept_hidden_states, 0, columns, batch)
 
@@ -158,5 +158,4 @@ def live_columns(numbers, batch: int, columns: int, device: torch.device) -> tor
     """(batch, columns) of bool: the first so many of each row. None if that is all of them."""
     if not isinstance(numbers, tuple) and numbers == columns:
         return None
-    numbers = torch.tensor(numbers, device=device).view(-1, 1).expand(batch, 1)
-    return torch.arange(columns, device=device) < numbers
+    return torch.arange(columns, device=device) < column_of(numbers, batch, device)

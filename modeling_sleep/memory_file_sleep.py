@@ -96,12 +96,13 @@ def weights_digest(core) -> str:
     version = tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in parameters.values())
     known = core.__dict__.get("_weights_digest")
     if known is None or known[0] != version:
-        core.__dict__["_weights_digest"] = known = (version, _digest(parameters))
+        core.__dict__["_weights_digest"] = known = (version, digest_of(parameters))
     return known[1]
 
 
 @torch.no_grad()
-def _digest(parameters: dict[str, torch.Tensor]) -> str:
+def digest_of(parameters: dict[str, torch.Tensor]) -> str:
+    """Of each parameter its name, shape and dtype, the sum of its bits, and some of its elements."""
     digest = hashlib.sha256()
     for name, parameter in sorted(parameters.items()):
         bits = parameter.detach().reshape(-1)

@@ -345,54 +345,58 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
     def _sleep(self, state: SleepState, sleep: Sleep, recorder=NOBODY) -> SleepState:
         """Consolidate the window of every row, and forget it."""
         recorder.begin(state)
-        passes = (sleep.passes,)
         start, end = self.config.looped_layers
-        if sleep.passes > 1 and start < end:
+        is_replayed, passes = sleep.passes > 1 and start < end, (sleep.passes,)
+        window = whole_window(self.config, state, is_replayed)
+        if is_replayed:
             replay = partial(self._replay, sleep=sleep, recorder=recorder)
             # A checkpoint around those of the single passes: while back-propagating through a window, only its own
             # passes are in memory, as their hidden states and S, and one of them in full.
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 replay = partial(self._gradient_checkpointing_func, replay)
-            layers, passes = replay(state)
+            layers, passes = replay(state, window)
             state = state._replace(layers=layers)
-        state = self._forget(state, whole_window(self.config, state), sleep.passes)
+        state = self._forget(state, window, sleep.passes)
         recorder.end(state, self.fast_weights(state), passes)
         return state
 
-    def _replay(self, state: SleepState, sleep: Sleep, recorder) -> tuple[tuple, tuple[int, ...]]:
+    def _replay(self, state: SleepState, window: Window, sleep: Sleep, recorder) -> tuple[tuple, tuple[int, ...]]:
         """
         Passes 2 ... N over the window: h, S <- Blocks(h, S) over the looped span. Then the layers behind it go back to
         where the window found them, and run once over the features of the last pass.
 
         Returns the states of all layers, and how many passes were made of each row, or one number for all.
         """
-        rest = Restless(state, sleep)
+        rest, whole = Restless(state, sleep), window
         for number in range(2, sleep.passes + 1):
+            before = self._looped_fast_weights(state)
             with adapters_of(self, rest.rows):
-                before, state = state, self._pass_again(state, last=number == sleep.passes and sleep.until is None)
-            recorder.passed(*(self._looped_fast_weights(x) for x in (before, state)))
-            state = rest.after(number, state, *(self._looped_fast_weights(x) for x in (before, state)))
+                state = self._pass_again(state, window, last=number == sleep.passes and sleep.until is None)
+            after = self._looped_fast_weights(state)
+            recorder.passed(before, after)
+            passed, state = state, rest.after(number, state, before, after)
             if state is None:
                 break
-        return self._conclude(rest.all(state)).layers, rest.passes
+            if state is not passed:  # fewer rows
+                window = whole_window(self.config, state)
+        return self._conclude(rest.all(state), whole).layers, rest.passes
 
-    def _pass_again(self, state: SleepState, last: bool) -> SleepState:
+    def _pass_again(self, state: SleepState, window: Window, last: bool) -> SleepState:
         """One pass over the window. The `last` one ends with the last S that it has to write, if nothing follows."""
         start, end = self.config.looped_layers
         ends_early = last and not self.memories_behind
         stop = self.last_looped_memory + 1 if ends_early else end
-        window = whole_window(self.config, state)
         begin = [self.layers[i].begin(state.layers[i], window) for i in range(start, stop)]
         # Without gradients, as in the first run of a checkpoint, there is nothing to checkpoint.
         run = self.layers if torch.is_grad_enabled() else self.layers.run
         hidden_states, after = run(state.kept_hidden_states, begin, start=start, window=window, state_only=ends_early)
         return state._replace(layers=self._rewritten(state.layers, after, start), kept_hidden_states=hidden_states)
 
-    def _conclude(self, state: SleepState) -> SleepState:
+    def _conclude(self, state: SleepState, window: Window) -> SleepState:
         """The layers behind the looped span, once, as far as there is S to write."""
         if not self.memories_behind:
             return state
-        end, window = self.config.looped_layers[1], whole_window(self.config, state)
+        end = self.config.looped_layers[1]
         begin = [self.layers[i].begin(state.window_start[i], window) for i in range(end, self.memories_behind[-1] + 1)]
         run = self.layers if torch.is_grad_enabled() else self.layers.run
         _, after = run(state.kept_hidden_states, begin, start=end, window=window, state_only=True)

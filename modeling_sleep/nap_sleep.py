@@ -6,7 +6,6 @@ from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
-from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import Cache
 
 from .cache_sleep import SleepState, read_state, write_state
@@ -187,7 +186,7 @@ def _sum(tensors: list) -> torch.Tensor:
 
 def _now(state: SleepState) -> float:
     """Of a clock that waits for the device: what was asked of it before is not part of what is timed."""
-    tensors = [x for x in tree_leaves(tuple(state)) if isinstance(x, torch.Tensor)]
+    tensors = state.tensors()
     if tensors and tensors[0].device.type not in ("cpu", "meta"):
         torch.accelerator.synchronize(tensors[0].device)
     return time.perf_counter()
@@ -264,7 +263,7 @@ class SleepMixin:
             If the cache was not made for this model, N is not a positive integer, or the model's parameters are
             sharded over processes, all of which would have to nap at once.
         """
-        model = getattr(self, self.base_model_prefix, self)
+        model = self.base_model
         sleep = check_sleep_passes(sleep_passes, model.config)
         if is_sharded(model.layers[0]):
             raise ValueError(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .window_sleep import PerRow, largest, of_rows, per_row
+from .window_sleep import PerRow, column_of, largest, of_rows, per_row
 
 
 class Wave(NamedTuple):
@@ -153,7 +153,8 @@ class Tokens(NamedTuple):
             # Contiguous, so that a compiled layer meets every window in one layout.
             return part[:, wave.begin : wave.begin + length].contiguous()
         rows, numbers = self._tokens_of(wave, length, inputs.device)
-        numbers = numbers.minimum(numbers[:, :1] + _column(wave.lengths, rows) - 1)  # padding repeats a row's last
+        last = numbers[:, :1] + column_of(wave.lengths, len(rows), rows.device) - 1
+        numbers = numbers.minimum(last)  # padding repeats a row's last
         return inputs[rows, numbers if self.columns is None else self.columns[rows, numbers]]
 
     def write(self, waves: list[Wave], pieces: list[torch.Tensor], before: torch.Tensor | None) -> torch.Tensor:
@@ -187,7 +188,7 @@ class Tokens(NamedTuple):
         for wave in waves:
             length = largest(wave.lengths)
             rows, numbers = self._tokens_of(wave, length, device)
-            is_read = torch.arange(length, device=device) < _column(wave.lengths, rows)
+            is_read = torch.arange(length, device=device) < column_of(wave.lengths, len(rows), rows.device)
             counted = begin + torch.arange(len(rows) * length, device=device).view(len(rows), length)
             places[rows.expand_as(is_read)[is_read], 1 + numbers[is_read]] = counted[is_read]
             begin += len(rows) * length
@@ -200,9 +201,4 @@ class Tokens(NamedTuple):
         """The rows of a wave, (rows, 1), and the numbers of the tokens that each reads, (rows, length)."""
         rows = range(self.batch) if wave.rows is None else wave.rows
         rows = torch.tensor(list(rows), device=device).unsqueeze(1)
-        return rows, _column(wave.begin, rows) + torch.arange(length, device=device)
-
-
-def _column(numbers: PerRow, rows: torch.Tensor) -> torch.Tensor:
-    """One number for each row, (rows, 1)."""
-    return torch.tensor(of_rows(numbers, len(rows)), device=rows.device).unsqueeze(1)
+        return rows, column_of(wave.begin, len(rows), device) + torch.arange(length, device=device)

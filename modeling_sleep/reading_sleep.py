@@ -77,7 +77,7 @@ class ReadingMixin(MemoryMixin):
         ValueError
             If there is a text and no tokenizer, there is nothing to read, or tokens are not the model's.
         """
-        model, config = getattr(self, self.base_model_prefix, self), self.config
+        model, config = self.base_model, self.config
         sleep = check_sleep_passes(sleep_passes, config)
         memory = SleepMemory(config=config) if past_key_values is None else self.memory_of(past_key_values)
         memory.interrupted, memory.sleep_passes = False, sleep.passes
@@ -107,7 +107,8 @@ class ReadingMixin(MemoryMixin):
                 column = skip
                 for ids in _pieces(chunks, skip, first, size * at_once):
                     is_empty = False
-                    check_input_ids(ids, config)
+                    if not whole:  # else all have been looked at
+                        check_input_ids(ids, config)
                     length = ids.shape[1]
                     mask = None if attention_mask is None else attention_mask[:, column : column + length]
                     if not memory.state.has_begun and pinned_tokens is not None:

@@ -32,6 +32,11 @@ def largest(number: PerRow) -> int:
     return max(number) if isinstance(number, tuple) else number
 
 
+def column_of(number: PerRow, batch: int, device: torch.device) -> torch.Tensor:
+    """(batch, 1): one number for each row, to be compared with columns."""
+    return torch.tensor(of_rows(number, batch), device=device).unsqueeze(1)
+
+
 def added(first: PerRow, second: PerRow) -> PerRow:
     """The sum, row by row."""
     if not (isinstance(first, tuple) or isinstance(second, tuple)):

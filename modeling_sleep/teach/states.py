@@ -22,6 +22,7 @@ from ..cache_sleep import SleepState
 from ..heads_sleep import SleepForCausalLM
 from ..layers_sleep import AttentionState
 from ..masks_sleep import new_window
+from ..memory_file_sleep import digest_of
 from ..window_sleep import per_row
 
 
@@ -126,14 +127,8 @@ class StateCache:
 
 def fingerprint(model: SleepForCausalLM) -> str:
     """Tells the weights that do not belong to a memory from others."""
-    digest = hashlib.sha256()
     memories = tuple(f"model.layers.{i}." for i in model.config.memory_layers)
-    for name, parameter in model.named_parameters():
-        if not name.startswith(memories):
-            sample = parameter.detach().flatten()
-            sample = sample[:: max(1, len(sample) // 1024)].float().cpu()
-            digest.update(name.encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
+    return digest_of({name: x for name, x in model.named_parameters() if not name.startswith(memories)})
 
 
 def batches(windows: Sequence[list[int]]) -> list[list[int]]:
