@@ -6,6 +6,7 @@ writes it; licence, base model, data sets and languages from a card that is ther
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
+from modeling_sleep.teach.card import section
+
 from .contents import AUTO_CLASS_OF, CARD, read_json
 
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 # What the code of a card loads; `push` puts the repository's name there.
 PLACE = "path/to/this/folder"
+# The terms of a model, which go along with its weights.
+TERMS = ("LICENSE*", "NOTICE*")
 PIPELINES = {
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForSequenceClassification": "text-classification",
@@ -95,6 +100,7 @@ def model_card(folder: Path, known: ModelCardData | None = None, license: str | 
         untrained=has_untrained_memory(folder, config.get("memory_layers") or []),
         passes_trained=trained,
         answers=" to ".join(f"{total:,}" for total in dict.fromkeys(totals[:1] + totals[-1:])),
+        taught=section(results) if "steps" in results else None,
         table=table(counts, results["depth_name"], trained) if counts else None,
         plots=sorted(folder.glob("*.png")),
     )
@@ -146,6 +152,13 @@ def metadata_of_base(model: str, revision: str | None = None) -> ModelCardData:
     return ModelCardData(
         license=known.license, license_name=known.license_name, license_link=link, base_model=base_model
     )
+
+
+def copy_terms(model: str, folder: Path) -> None:
+    """Copy licence and notice of a model that is a folder."""
+    for path in (path for pattern in TERMS for path in Path(model).glob(pattern) if path.is_file()):
+        if not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
 
 
 def has_untrained_memory(folder: Path, memory_layers: list[int]) -> bool:

@@ -8,7 +8,6 @@ one, it remembers once it has been taught (`python -m modeling_sleep.teach`).
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
@@ -18,11 +17,7 @@ from transformers import AutoTokenizer
 
 from .adopt_sleep import MEMORIES
 from .heads_sleep import SleepForCausalLM
-from .hub_upload.card import metadata_of_base, write_card
-
-
-# The terms of a model, which go along with its weights.
-TERMS = ("LICENSE*", "NOTICE*")
+from .hub_upload.card import copy_terms, metadata_of_base, write_card
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -91,8 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)
-    for path in (path for pattern in TERMS for path in Path(options.model).glob(pattern) if path.is_file()):
-        shutil.copyfile(path, options.output / path.name)
+    copy_terms(options.model, options.output)
     notes = write_card(options.output, known)
     added = sum(p.numel() for i in model.config.memory_layers for p in model.model.layers[i].parameters())
     print(

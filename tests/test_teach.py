@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from finetune_trainer import new_tokenizer
+from huggingface_hub import ModelCard
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -26,6 +27,7 @@ from transformers import (
 )
 
 from modeling_sleep import SleepForCausalLM
+from modeling_sleep.hub_upload.export import export
 from modeling_sleep.teach import __main__ as command
 from modeling_sleep.teach.facts import Chat, unit
 from modeling_sleep.teach.filler import sentences
@@ -304,14 +306,21 @@ def test_what_cannot_be_taught_is_said(tokenizer, tmp_path):
 def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch, capsys):
     make_original("llama", tokenizer).save_pretrained(tmp_path / "pretrained")
     tokenizer.save_pretrained(tmp_path / "pretrained")
+    (tmp_path / "pretrained" / "README.md").write_text("---\nlicense: mit\nbase_model: anna/ancestor\n---\n")
+    (tmp_path / "pretrained" / "LICENSE").write_text("As you like it.")
     monkeypatch.setattr("modeling_sleep.teach.teaching.TEXTS_MEASURED", 1)
     out = tmp_path / "taught"
     options = ["--output", str(out), "--window-size", str(L), "--units", "4", "--questions", "2", "--minutes", "0.02"]
     options += ["--cache", str(tmp_path / "states"), "--passes", "2", "--device", "cpu"]
     assert command.main([str(tmp_path / "pretrained"), *options]) == 0
     assert "core minutes" in capsys.readouterr().out
-    card = (out / "README.md").read_text()
-    assert "## Memory" in card and "| memory | eval |" in card
+    exported = tmp_path / "exported"
+    assert not [note for note in export(out, exported) if "licence" in note]
+    for folder in (out, exported):
+        card = ModelCard.load(folder / "README.md")
+        assert card.data.license == "mit" and (folder / "LICENSE").exists()
+        assert "taught with `python -m modeling_sleep.teach`" in card.text and "| memory | eval |" in card.text
+        assert "not recorded" not in card.text and "None are" not in card.text
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["seed"] == 0 and 0 < results["steps"]["through"] < THROUGH.steps
     assert len((out / "answers.jsonl").read_text().splitlines()) == 2 * 2 * (3 + 1)
@@ -323,7 +332,9 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
         command.main([str(tmp_path / "pretrained"), *options, "--memory-only", "--output", str(tmp_path / "small")])
         == 0
     )
-    assert "## Memory" in (tmp_path / "small" / "README.md").read_text()
+    card = ModelCard.load(tmp_path / "small" / "README.md")
+    assert (card.data.license, card.data.base_model) == ("mit", "anna/ancestor")
+    assert "## Results" in card.text and "| memory | eval |" in card.text and (tmp_path / "small" / "LICENSE").exists()
     again = SleepForCausalLM.from_causal_lm(str(tmp_path / "pretrained"), memory=str(tmp_path / "small"))
     assert again.config.sleep_passes == 2
 

@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ..configuration_sleep import SleepConfig
 from ..heads_sleep import SleepForCausalLM
-from .card import write_card
+from ..hub_upload.card import copy_terms, metadata_of_base, write_card
+from .card import write_memory_card
 from .teaching import teach
 
 
@@ -64,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     began = time.process_time()
     try:
+        known = metadata_of_base(options.model)
         model = load_model(options).to(options.device)
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         if options.passes is not None:
@@ -84,10 +86,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     model.save_pretrained(options.output, memory_only=options.memory_only)
-    if not options.memory_only:
+    copy_terms(options.model, options.output)
+    if options.memory_only:
+        write_memory_card(options.output, results, known)
+        notes = []
+    else:
         tokenizer.save_pretrained(options.output)
-    write_card(options.output, results, str(options.model))
-    print(f"{options.output}: taught in {(time.process_time() - began) / 60:.1f} core minutes; see README.md there.")
+        notes = write_card(options.output, known)
+    minutes = (time.process_time() - began) / 60
+    print(
+        f"{options.output}: taught in {minutes:.1f} core minutes; see README.md there.",
+        *(f"note: {note}" for note in notes),
+        sep="\n",
+    )
     return 0
 
 

@@ -1,29 +1,39 @@
-"""The section of a model's card that says what its memory was taught, and how good it is."""
+"""What a card says of a taught memory: how it was taught, and how good it is.
+
+`hub_upload/card.py` puts it on the card of a model, from `results.json`; here it comes onto that of a memory alone.
+"""
 
 from pathlib import Path
 
-
-HEADING = "## Memory"
-END = "<!-- end of the memory's section -->"
+from huggingface_hub import ModelCard, ModelCardData
 
 
-def write_card(folder: Path, results: dict, base: str) -> None:
-    """Put the section into `folder/README.md`, in the place of an older one if there is one."""
-    path = folder / "README.md"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    before, _, rest = text.partition(HEADING)
-    after = rest.partition(END)[2] if rest else ""
-    parts = [part for part in (before.strip(), section(results, base), after.strip()) if part]
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+def write_memory_card(folder: Path, results: dict, known: ModelCardData) -> None:
+    """
+    Put results, and the licence that the base names, onto the card of a memory that was saved alone.
+
+    Parameters
+    ----------
+    folder : Path
+        As `save_pretrained(folder, memory_only=True)` left it.
+    results : dict
+        From [`teach`].
+    known : ModelCardData
+        What the base's card says (`metadata_of_base`).
+    """
+    card = ModelCard.load(folder / "README.md")
+    for name in ("license", "license_name", "license_link", "base_model"):
+        if getattr(known, name) is not None:
+            setattr(card.data, name, getattr(known, name))
+    card.content = f"---\n{card.data}\n---\n{card.text.rstrip()}\n\n## Results\n\n{section(results)}\n"
+    (folder / "README.md").write_text(card.content, encoding="utf-8", newline="\n")
 
 
-def section(results: dict, base: str) -> str:
-    """Markdown of what was measured."""
+def section(results: dict) -> str:
+    """Markdown of what was taught and measured."""
     settings, steps = results["settings"], results["steps"]
     lines = [
-        HEADING,
-        "",
-        f"A recall memory in {base}, taught with `python -m modeling_sleep.teach` (seed {settings['seed']}, "
+        f"Its recall memory was taught with `python -m modeling_sleep.teach` (seed {settings['seed']}, "
         f"{settings['units']} stories, {steps.get('alone', 0)} + {steps.get('through', 0)} steps, windows of "
         f"{settings['window_size']} tokens). All other weights are the original's.",
     ]
@@ -32,9 +42,10 @@ def section(results: dict, base: str) -> str:
         same = sum(row["same"] for row in results["everyday"])
         lines += [
             "",
-            "Facts are told before a sleep and asked for behind it: `known` in wordings of training, with other names "
-            "and values; `eval` in wordings, names and values never met. The answer's beginning is given (`question`: "
-            'the question\'s words; `general`: "The answer is"), or the model answers in its `own` words.',
+            f"Facts are told before a sleep (N = {results['passes']}) and asked for behind it: `known` in wordings of "
+            "training, with other names and values; `eval` in wordings, names and values never met. The answer's "
+            'beginning is given (`question`: the question\'s words; `general`: "The answer is"), or the model answers '
+            "in its `own` words.",
             "",
             results["recall"],
             "",
@@ -46,4 +57,4 @@ def section(results: dict, base: str) -> str:
             f"window is read by itself. Everyday questions: {same} of {len(results['everyday'])} answers are the "
             "original's.",
         ]
-    return "\n".join([*lines, "", END])
+    return "\n".join(lines)

@@ -260,6 +260,7 @@ def measure(model: SleepForCausalLM, chat: Chat, seed: int, questions: int, outp
     everyday_rows = list(everyday(with_memory, model, units))
     natural = [natural_text(chat, "eval", 4 * window_size, index) for index in range(TEXTS_MEASURED)]
     return {
+        "passes": model.config.sleep_passes,
         "recall": table(rows),
         "by sleeps": table([row for row in rows if row["reader"] == "memory"], by=("split", "since")),
         "everyday": everyday_rows,
