@@ -29,6 +29,7 @@ from transformers import (
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.teach import __main__ as command
+from modeling_sleep.teach import lengths
 from modeling_sleep.teach.facts import Chat, unit
 from modeling_sleep.teach.filler import sentences
 from modeling_sleep.teach.lessons import lesson, lessons, story_of, story_tensors, swap, texts
@@ -248,6 +249,42 @@ def test_found_alone_reads_at_the_places_it_is_given(tokenizer, chat, tmp_path):
     by_itself = torch.cat([found_alone(memory, S, [0], [reads[0]], [[i]]) for i in (2, 4)])
     torch.testing.assert_close(found[:2], by_itself, atol=1e-5, rtol=1e-5)
     assert found.shape == (3, memory.v_proj.out_features)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_other_text_is_written_as_it_would_be_read(tokenizer, chat, passes):
+    """`lengths` reads it once, without the memory, and half precision is all that this costs."""
+    model = make_model(tokenizer, read_out=0.5).eval()
+    model.config.sleep_passes = passes
+    place = model.config.memory_layers[0]
+    windows = lengths.other_text(chat, 0, L, 4)
+    assert [len(window) for window in windows] == [L] * 4
+    sleep = lengths.sleeps_over(model, windows)
+    story = torch.tensor([unit("eval", 0, 0, chat, L).story[0]])
+    with torch.no_grad():
+        cache = model(story, use_cache=True).past_key_values
+        read = model.read(torch.tensor([sum(windows[:3], [])]), past_key_values=cache, progress=False)
+        read = model.sleep(read)
+    sleep(cache, 3)
+    S, expected = (x.layers[place].state.recurrent_state for x in (cache, read))
+    torch.testing.assert_close(S, expected, atol=2e-3 * expected.abs().max().item(), rtol=0)
+
+
+def test_curves_are_measured_and_drawn(tokenizer, tmp_path):
+    model = make_model(tokenizer, read_out=0.5)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows, plot = tmp_path / "rows.jsonl", tmp_path / "curves.png"
+    options = [str(tmp_path / "model"), "--rows", str(rows), "--questions", "2", "--passes", "1"]
+    assert lengths.main([*options, "--sleeps", "1", "3", "--facts", "3"]) == 0
+    once = rows.read_text()
+    assert lengths.main([*options, "--sleeps", "1", "3", "--facts", "3", "6", "--plot", str(plot)]) == 0
+    twice = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert rows.read_text().startswith(once) and plot.stat().st_size > 10_000
+    told = [(row["curve"], row["count"]) for row in twice]
+    assert told == [("sleeps", 1), ("sleeps", 3), ("facts", 3), ("facts", 6)]
+    assert all(row["asked"] == 2 and 0 <= row["right"] <= 2 for row in twice)
+    assert lengths.main(["nowhere", "--rows", str(rows)]) == 1
 
 
 def few(model, tokenizer, folder, **options):

@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.teach import evaluate, names
 from modeling_sleep.teach.facts import BEGINNINGS, PATTERNS, Chat, draw_fact, question_of, unit, units, value_slot
-from modeling_sleep.teach.facts_length import over_facts, over_sleeps
 from modeling_sleep.teach.filler import SOURCES, sentences
+from modeling_sleep.teach.lengths import over_facts
 from modeling_sleep.teach.patterns import SLOT, parse
 from modeling_sleep.teach.patterns_eval import EVAL
 from modeling_sleep.teach.patterns_train import TRAIN
@@ -188,19 +188,9 @@ def test_the_same_index_is_the_same_unit_in_another_process(tokenizer, tmp_path)
             assert f"{question.pattern}, window {question.window}: {question.text}\n" in printed
 
 
-def test_facts_are_asked_exactly_so_many_sleeps_later(chat):
-    curves = dict(over_sleeps("eval", 0, chat, L, questions=5, sleeps=(1, 3, 40)))
-    for sleeps, drawn in curves.items():
-        questions = [question for one in drawn for question in one.questions]
-        assert len(questions) == 5 and {question.since for question in questions} == {sleeps}
-        assert [len(one.story) for one in drawn] == [sleeps] * len(drawn)
-    assert [q.text for one in curves[1] for q in one.questions] == [
-        q.text for one in curves[40] for q in one.questions
-    ]
-
-
 def test_so_many_facts_stand_in_a_story(chat):
-    for count, drawn in over_facts("known", 0, chat, L, questions=5, facts=(10, 60)):
+    for count in (10, 60):
+        drawn = over_facts("known", 0, chat, L, 5, count)
         assert sum(len(one.questions) for one in drawn) == 5
         assert len(unit("known", 0, 0, chat, L, windows=len(drawn[0].story), facts=count).questions) >= 0.8 * count
 

@@ -18,7 +18,11 @@ LEAD = 6
 
 
 def written(
-    memory: RecallMemoryLayer, hidden_states: torch.Tensor, embeddings: torch.Tensor, passes: int = 1
+    memory: RecallMemoryLayer,
+    hidden_states: torch.Tensor,
+    embeddings: torch.Tensor,
+    passes: int = 1,
+    S: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     S after stories, and the betas of their tokens.
@@ -30,6 +34,8 @@ def written(
         (stories, windows, length, hidden_size) each.
     passes : int
         How often each window is written.
+    S : torch.Tensor, optional
+        (stories, 1, key_dim, value_dim), as it is before. Default: empty.
 
     Returns
     -------
@@ -39,9 +45,9 @@ def written(
     x = memory.input_layernorm(hidden_states.flatten(0, 1))
     state = RecallState(None, x, memory.pool_k_proj(x), memory.v_proj(embeddings.flatten(0, 1)))
     inputs = [y.unflatten(0, hidden_states.shape[:2]) for y in memory.write_inputs(state, None)]
-    S, beta = None, inputs[3]
+    beta = inputs[3]
     if passes == 1:  # windows one behind the other are one long sequence to the rule
-        return write(*(y.flatten(1, 2) for y in inputs), None), beta
+        return write(*(y.flatten(1, 2) for y in inputs), S), beta
     for key, value, log_decay, step in zip(*(y.unbind(1) for y in inputs), strict=True):
         for n in range(passes):
             S = write(key, value, log_decay if n == 0 else torch.zeros_like(log_decay), step, S)
