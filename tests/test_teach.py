@@ -188,13 +188,13 @@ def test_a_swapped_value_is_another_fact(tokenizer, chat, tmp_path):
     model = make_model(tokenizer)
     memory, embeddings = model.model.layers[model.config.memory_layers[0]], model.model.embed_tokens.weight
     for learned in the_lessons(model, chat, tmp_path, count=12):
-        swapped = swap(learned, random.Random(0), [7], 1.0)
+        swapped = swap(learned, random.Random(0), dict.fromkeys(range(len(tokenizer)), [7]), 1.0)
         changed = [(x, y) for x, y in zip(learned.asked, swapped.asked) if x.value != y.value]
         if changed:
             break
     (before, after), *_ = changed
     window, place = before.question.window, before.question.told[0]
-    assert after.value == [7] and swapped.swapped[window, place] == 7
+    assert set(after.value) == {7} and len(after.value) == len(before.value) and swapped.swapped[window, place] == 7
     assert learned.story[window].ids[place] == before.value[0]
     assert after.targets()[after.answer.value[0]] == 7 and len(after.targets()) == len(before.targets())
     first, second = (
@@ -230,8 +230,8 @@ def test_both_stages_learn(tokenizer, chat, tmp_path, family):
     assert all(len(read.ids) == L for read in natural[0])
     base = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     for course in (
-        Alone(FEW_ALONE, model, place, learned, [7, 8, 9], 0),
-        ThroughLayers(FEW_THROUGH, model, place, learned, [7, 8, 9], 0, texts=natural),
+        Alone(FEW_ALONE, model, place, learned, {}, 0),
+        ThroughLayers(FEW_THROUGH, model, place, learned, {}, 0, texts=natural),
     ):
         before, told = loss_of(course), [course.step(number, 0.0) for number in range(2 * course.stage.steps)]
         assert loss_of(course) < before
@@ -320,6 +320,20 @@ def test_it_goes_on_where_it_was_stopped(tokenizer, tmp_path, monkeypatch):
         memories.append(model.model.layers[model.config.memory_layers[0]].state_dict())
     for name, parameter in memories[0].items():
         torch.testing.assert_close(memories[1][name], parameter, atol=1e-5, rtol=1e-5)
+
+
+def test_frozen_layers_compute_in_half_precision(tokenizer, tmp_path):
+    """What they know differs a little, and is kept apart; the memory learns in float32."""
+    memories = []
+    for number, dtype in enumerate((None, torch.bfloat16)):
+        model = make_model(tokenizer)
+        results = few(model, tokenizer, tmp_path / str(number), cache=tmp_path / "states", autocast=dtype)
+        assert results["steps"] == {"alone": 12, "through": 12}
+        memory = model.model.layers[model.config.memory_layers[0]]
+        assert {parameter.dtype for parameter in memory.parameters()} == {torch.float32}
+        memories.append(memory.q_proj.weight.detach())
+    assert 0 < (memories[0] - memories[1]).norm() < 0.1 * memories[0].norm()
+    assert len(list((tmp_path / "states").iterdir())) == 2 * (4 + 1)
 
 
 def test_other_settings_begin_anew(tokenizer, tmp_path):

@@ -3,7 +3,7 @@
 Every lesson is a unit of `facts.py` with what the model knows of its windows. A story can be made longer by windows of
 other lessons, which costs nothing, as windows do not depend on one another before the memory. A fact can be changed
 for free: its key comes from the token before and its value from the embedding, so that another word's embedding, in
-its place, is another fact.
+its place, is another fact. A value of several tokens is exchanged token for token, pieces of words and digits alike.
 """
 
 import random
@@ -108,31 +108,33 @@ def texts(cache: StateCache, split: str, seed: int, chat: Chat, window_size: int
         yield cache.read([], windows)[1]
 
 
-def swap_words(chat: Chat, count: int, seed: int) -> list[int]:
-    """Tokens that are words by themselves, and no names or values of the evaluation."""
-    vocabulary = chat.tokenizer.get_vocab()
-    forbidden = words("eval")
-    found = [
-        i
-        for i in sorted(vocabulary.values())
-        if re.fullmatch(r" [A-Za-z][a-z]{2,}", text := chat.tokenizer.decode([i]))
-        and text[1:].lower() not in forbidden
-    ]
-    return random.Random(f"words/{seed}").sample(found, min(count, len(found)))
+def alike_tokens(chat: Chat, count: int, seed: int) -> dict[int, list[int]]:
+    """
+    For each token that may be exchanged, those that may stand in its place: where a word begins `count` others, for a
+    piece within a word as many, for a digit all digits; none that is a name or value of the evaluation.
+    """
+    forbidden, rng = words("eval"), random.Random(f"words/{seed}")
+    texts = {i: chat.tokenizer.decode([i]) for i in sorted(chat.tokenizer.get_vocab().values())}
+    alike: dict[int, list[int]] = {}
+    for kind in (r" [A-Za-z]+", r"[A-Za-z]+", r"[0-9]"):
+        found = [i for i, text in texts.items() if re.fullmatch(kind, text)]
+        allowed = [i for i in found if texts[i].strip().lower() not in forbidden]
+        alike |= dict.fromkeys(found, rng.sample(allowed, min(count, len(allowed))))
+    return alike
 
 
-def swap(learned: Lesson, rng: random.Random, vocabulary: list[int], share: float) -> Lesson:
-    """The lesson with `share` of its values that are one token exchanged for other words."""
-    if not vocabulary:
-        return learned
+def swap(learned: Lesson, rng: random.Random, alike: dict[int, list[int]], share: float) -> Lesson:
+    """The lesson with `share` of its values exchanged, token for token; those that are asked as they were told."""
     swapped, asked_now = dict(learned.swapped), []
     for asked in learned.asked:
-        first, last = asked.question.told
-        window = asked.question.window
-        is_word = last - first == 1 and learned.story[window].ids[first:last] == asked.value
-        if is_word and rng.random() < share:
-            token = swapped.setdefault((window, first), rng.choice(vocabulary))
-            asked = replace(asked, value=[token])
+        window, places = asked.question.window, range(*asked.question.told)
+        told = [learned.story[window].ids[place] for place in places]
+        if told == asked.answer.ids[slice(*asked.answer.value)]:
+            if rng.random() < share:
+                for place, token in zip(places, told, strict=True):
+                    if alike.get(token):
+                        swapped.setdefault((window, place), rng.choice(alike[token]))
+            asked = replace(asked, value=[swapped.get((window, i), token) for i, token in zip(places, told)])
         asked_now.append(asked)
     return replace(learned, asked=asked_now, swapped=swapped)
 

@@ -10,7 +10,7 @@ from ..masks_sleep import new_window
 from ..recall_memory_sleep import RecallMemoryLayer, RecallState, recall, write
 from ..window_sleep import per_row
 from .lessons import Asked
-from .states import Read, attention_states
+from .states import Read, attention_states, computing_in
 
 
 # Tokens of the prompt, before the answer, that read the memory in training; those before them are left as they were.
@@ -101,7 +101,13 @@ class Through(NamedTuple):
 
 
 def read_through(
-    model: SleepForCausalLM, place: int, S: torch.Tensor, rows: list[int], reads: list[Read], begins: list[int]
+    model: SleepForCausalLM,
+    place: int,
+    S: torch.Tensor,
+    rows: list[int],
+    reads: list[Read],
+    begins: list[int],
+    autocast: torch.dtype | None = None,
 ) -> Through:
     """
     Read S from the tokens `begins` on, and go on through the layers behind the memory. What stands before these tokens
@@ -114,6 +120,8 @@ def read_through(
     S, rows, reads :
         As in `found_alone`.
     begins : list[int]
+    autocast : torch.dtype, optional
+        In which the layers behind the memory compute.
     """
     if reads[0].keys is None:
         begins = [0] * len(reads)
@@ -131,7 +139,9 @@ def read_through(
         behind = attention_states(reads, begins, weight)
     state = SleepState.empty(len(stack.layers))._replace(stored=per_row(begins), columns=max(begins))
     window = new_window(model.config, state, hidden_states, per_row(lengths), 1, {})
-    hidden_states, _ = stack.layers.run(hidden_states, [recalled, *behind], start=place, window=window)
+    hidden_states, _ = stack.layers.run(hidden_states, [recalled], start=place, window=window)
+    with computing_in(autocast, hidden_states.device):
+        hidden_states, _ = stack.layers.run(hidden_states, behind, start=place + 1, window=window)
     return Through(stack.norm(hidden_states), begins)
 
 

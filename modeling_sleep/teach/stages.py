@@ -6,6 +6,7 @@
    what it predicts without a memory, and natural text at least as well.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from ..heads_sleep import SleepForCausalLM
 from ..recall_memory_sleep import RecallMemoryLayer
 from .lessons import Lesson, story_of, story_tensors, swap
 from .reading import answer_begins, found_alone, read_through, written
-from .states import Read
+from .states import Read, computing_in
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ class Stage:
     learning_rate: float = 2e-3
     rest: float = 1.0
     ends: float = 0.2
-    begins: float = 0.3
+    begins: float = 0.5
     keeps: float = 0.3
     text: float = 0.5
     sparse: float = 0.0
 
 
-ALONE = Stage(steps=240, stories=8, windows=(2, 8), questions=99)
-THROUGH = Stage(steps=400, stories=4, windows=(2, 10), questions=7, rest=0.3, sparse=0.3)
+ALONE = Stage(steps=300, stories=8, windows=(2, 8), questions=99)
+THROUGH = Stage(steps=600, stories=4, windows=(2, 10), questions=7, rest=0.3, sparse=0.3)
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
 KEPT_TOKENS = 2  # of each window that asks
@@ -77,9 +78,11 @@ class Course:
     place : int
         Of its recall memory in the stack.
     lessons : list[Lesson]
-    vocabulary : list[int]
-        Words that may take a value's place.
+    alike : dict[int, list[int]]
+        Tokens that may take the place of one of a value.
     seed : int
+    autocast : torch.dtype, optional
+        In which the frozen layers compute.
     """
 
     def __init__(
@@ -88,11 +91,12 @@ class Course:
         model: SleepForCausalLM,
         place: int,
         lessons: list[Lesson],
-        vocabulary: list[int],
+        alike: dict[int, list[int]],
         seed: int,
+        autocast: torch.dtype | None = None,
     ):
         self.stage, self.model, self.place, self.lessons = stage, model, place, lessons
-        self.vocabulary, self.seed = vocabulary, seed
+        self.alike, self.seed, self.autocast = alike, seed, autocast
         self.memory: RecallMemoryLayer = model.model.layers[place]
         self.optimizer = torch.optim.AdamW(self.groups(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
 
@@ -133,7 +137,7 @@ class Course:
         """Lessons, and S and betas after their stories."""
         windows = rng.randint(*self.stage.windows)
         chosen = rng.sample(self.lessons, min(self.stage.stories, len(self.lessons)))
-        chosen = [swap(x, rng, self.vocabulary, self.stage.swaps) for x in chosen]
+        chosen = [swap(x, rng, self.alike, self.stage.swaps) for x in chosen]
         windows = max(windows, *(len(x.story) for x in chosen))
         stories = [story_of(x, self.lessons, windows, rng) for x in chosen]
         shortest = min(map(len, stories))  # where few lessons can stand beside one another
@@ -146,12 +150,13 @@ class Course:
 class Alone(Course):
     """Stage 1: the memory by itself."""
 
-    def __init__(self, *args):
+    def __init__(self, *args, **options):
         embeddings = args[1].model.embed_tokens.weight
         self.scale = nn.Parameter(torch.tensor(SCALE, device=embeddings.device))
-        super().__init__(*args)
+        super().__init__(*args, **options)
         known = {i for x in self.lessons for read in x.story for i in read.ids}
-        known |= {i for x in self.lessons for asked in x.asked for i in asked.targets()} | set(self.vocabulary)
+        known |= {i for x in self.lessons for asked in x.asked for i in asked.targets()}
+        known |= set(itertools.chain(*self.alike.values()))
         self.words = torch.tensor(sorted(known), device=embeddings.device)
         self.number_of = torch.full((len(embeddings),), -1, device=embeddings.device)
         self.number_of[self.words] = torch.arange(len(self.words), device=embeddings.device)
@@ -196,8 +201,8 @@ class Alone(Course):
 class ThroughLayers(Course):
     """Stage 2: through the layers behind the memory. `texts` are natural texts, each in windows."""
 
-    def __init__(self, *args, texts: list[list[Read]]):
-        super().__init__(*args)
+    def __init__(self, *args, texts: list[list[Read]], **options):
+        super().__init__(*args, **options)
         self.texts = texts
 
     def groups(self) -> list[dict]:
@@ -207,6 +212,11 @@ class ThroughLayers(Course):
             dict(params=[p for name, p in named if name.startswith(reads)], share=1.0),
             dict(params=[p for name, p in named if not name.startswith(reads)], share=self.stage.rest),
         ]
+
+    def logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
+        """(..., vocabulary), in float32."""
+        with computing_in(self.autocast, last_hidden_state.device):
+            return self.model.lm_head(last_hidden_state).float()
 
     def losses(self, number, rng):
         yield self.answers(rng)
@@ -222,7 +232,7 @@ class ThroughLayers(Course):
         ]
         reads = [x.read for _, x in asked]
         begins = answer_begins([x for _, x in asked])
-        through = read_through(self.model, self.place, S, [row for row, _ in asked], reads, begins)
+        through = read_through(self.model, self.place, S, [row for row, _ in asked], reads, begins, self.autocast)
 
         places: dict[str, list[tuple[int, int]]] = {"value": [], "end": [], "begin": [], "keep": []}
         targets: dict[str, list[int]] = {"value": [], "end": [], "begin": []}
@@ -243,11 +253,11 @@ class ThroughLayers(Course):
             others = [at for at in range(begins[row], len(x.read.ids) - 1) if at not in labelled]
             for at in rng.sample(others, min(KEPT_TOKENS, len(others))):
                 places["keep"].append((row, at))
-        head, told, total = self.model.lm_head, {}, 0.0
+        told, total = {}, 0.0
         for kind, weight in (("value", 1.0), ("end", stage.ends), ("begin", stage.begins)):
             if not places[kind]:
                 continue
-            logits = head(at_places(through.last_hidden_state, places[kind])).float()
+            logits = self.logits(at_places(through.last_hidden_state, places[kind]))
             wanted = torch.tensor(targets[kind], device=logits.device)
             loss = F.cross_entropy(logits, wanted)
             total = total + weight * loss
@@ -261,7 +271,7 @@ class ThroughLayers(Course):
             )
             before = torch.stack([reads[row].last_hidden_state[at] for row, at in places["keep"]]).to(ours)
             kept = F.kl_div(
-                head(ours).float().log_softmax(-1), head(before).float().log_softmax(-1), log_target=True,
+                self.logits(ours).log_softmax(-1), self.logits(before).log_softmax(-1), log_target=True,
                 reduction="batchmean",
             )  # fmt: skip
             total = total + stage.keeps * kept
@@ -285,13 +295,13 @@ class ThroughLayers(Course):
             read.keys,
             read.values,
         )
-        through = read_through(self.model, self.place, S, [0], [part], [begin])
+        through = read_through(self.model, self.place, S, [0], [part], [begin], self.autocast)
         at = [i for i in range(begin, len(part.ids)) if i + 1 < len(read.ids)]
-        logits = self.model.lm_head(through.last_hidden_state[0, [i - through.begins[0] for i in at]]).float()
+        logits = self.logits(through.last_hidden_state[0, [i - through.begins[0] for i in at]])
         wanted = torch.tensor([read.ids[i + 1] for i in at], device=logits.device)
         loss = F.cross_entropy(logits, wanted)
         with torch.no_grad():
-            before = F.cross_entropy(self.model.lm_head(read.last_hidden_state[at].to(logits)).float(), wanted)
+            before = F.cross_entropy(self.logits(read.last_hidden_state[at].to(logits)), wanted)
         return 2 * self.stage.text * loss, dict(text=loss.item() - before.item())
 
 

@@ -4,19 +4,21 @@ A memory is read as it stood when a window began, and the layers before it do no
 depends on the window alone: it is computed once, kept on disk, and shared by all steps and all runs. Of windows that
 ask, the keys and values that the layers behind the memory make without it are kept as well, and what they predict.
 
-One file holds the windows of one text. Its name tells the model's weights and the tokens; the oldest files go when the
-folder grows over its limit.
+One file holds the windows of one text. Its name tells the model's weights, in what they compute, and the tokens; the
+oldest files go when the folder grows over its limit.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ..cache_sleep import SleepState
 from ..heads_sleep import SleepForCausalLM
@@ -64,10 +66,12 @@ class StateCache:
         Where to keep what it knows.
     limit : float
         Bytes that the folder may hold.
+    autocast : torch.dtype, optional
+        In which the layers compute.
     """
 
-    def __init__(self, model: SleepForCausalLM, folder: Path, limit: float = 4e9):
-        self.model, self.folder, self.limit = model, Path(folder), limit
+    def __init__(self, model: SleepForCausalLM, folder: Path, limit: float = 4e9, autocast: torch.dtype | None = None):
+        self.model, self.folder, self.limit, self.autocast = model, Path(folder), limit, autocast
         self.place = model.config.layer_types.index("recall_memory")
         behind = model.config.layer_types[self.place + 1 :]
         # Other mixers than attention would have to be read again from the window's first token anyway.
@@ -77,13 +81,14 @@ class StateCache:
 
     def read(self, windows: Sequence[list[int]], asking: Sequence[list[int]] = ()) -> tuple[list[Read], list[Read]]:
         """What the model knows of each of these windows, and of each of those that ask."""
-        told = json.dumps([self.fingerprint, self.place, windows, asking])
+        told = json.dumps([self.fingerprint, str(self.autocast), self.place, windows, asking])
         path = self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
         tensors = load(path)
         if tensors is None:
             tensors = {}
-            self._run(windows, "story", False, tensors)
-            self._run(asking, "asking", True, tensors)
+            with computing_in(self.autocast, self.model.device):
+                self._run(windows, "story", False, tensors)
+                self._run(asking, "asking", True, tensors)
             save(tensors, path)
             self._make_room()
         return tuple(
@@ -131,6 +136,11 @@ def fingerprint(model: SleepForCausalLM) -> str:
     return digest_of({name: x for name, x in model.named_parameters() if not name.startswith(memories)})
 
 
+def computing_in(dtype: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager:
+    """Autocast to a dtype, if there is one."""
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
 def batches(windows: Sequence[list[int]]) -> list[list[int]]:
     """Indices of windows that are read together: of similar lengths, and not too many tokens."""
     order = sorted(range(len(windows)), key=lambda i: len(windows[i]))
@@ -155,9 +165,9 @@ def small(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def load(path: Path) -> dict[str, torch.Tensor] | None:
-    """What lies in a file, if it is there and whole; it counts as used now."""
+    """What lies in a file, in memory and not mapped from the disk, if it is there and whole; it counts as used now."""
     try:
-        tensors = load_file(path)
+        tensors = safetensors.torch.load(path.read_bytes())
         path.touch()
         return tensors
     except (OSError, SafetensorError):

@@ -1,7 +1,7 @@
 """Teaching from beginning to end: read, learn in two stages, measure, save. It goes on where it was stopped."""
 
-import contextlib
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -17,14 +17,14 @@ from ..calibrate_sleep import calibrate_memory, open_read_out, weight_of
 from ..heads_sleep import SleepForCausalLM
 from .evaluate import Reader, answers, evaluation_units, everyday, natural_text, perplexity, table
 from .facts import BEGINNINGS, Chat
-from .lessons import lessons, swap_words, texts
+from .lessons import alike_tokens, lessons, texts
 from .stages import ALONE, THROUGH, Alone, Course, Stage, ThroughLayers
 from .states import StateCache, fingerprint
 
 
 logger = logging.get_logger(__name__)
 
-SWAP_WORDS = 4_000
+SWAPPED = 4_000  # tokens that may stand where a word begins, and as many within words
 READ_OUT = 0.5  # where teaching begins, see calibrate_sleep.py
 CALIBRATION_LESSONS = 100
 SAVE_EVERY = 50
@@ -98,35 +98,34 @@ def teach(
         "window_size": window_size,
         "alone": dataclasses.asdict(alone),
         "through": dataclasses.asdict(through),
+        "autocast": str(autocast),
         "base": fingerprint(model),
     }
     frozen = {name: p.requires_grad for name, p in model.named_parameters()}
     model.eval().requires_grad_(False)
     memory.requires_grad_(True)
-    context = torch.autocast(model.device.type, autocast) if autocast else contextlib.nullcontext()
     try:
-        with context:
-            store = StateCache(model, Path(cache) if cache else output / "states", cache_limit)
-            reading = lessons(store, "train", seed, chat, window_size, units)
-            learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
-            reading = texts(store, "train", seed, chat, window_size, natural_texts)
-            natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
-            vocabulary = swap_words(chat, SWAP_WORDS, seed)
-            progress = Progress(output / "teaching.pt", settings, memory)
-            if not progress.begun:
-                begin(model, place, learned)
-            seconds = None if minutes is None else 60 * minutes
-            for name, stage, course, share in (
-                ("alone", alone, Alone, ALONE_SHARE),
-                ("through", through, lambda *a: ThroughLayers(*a, texts=natural), 1 - ALONE_SHARE),
-            ):
-                if name in progress.finished:
-                    continue
-                lesson_plan = course(stage, model, place, learned, vocabulary, seed)
-                progress.run(name, lesson_plan, None if seconds is None else seconds * share)
-            results = {"settings": settings, "seconds": progress.seconds, "steps": progress.steps}
-            if questions:
-                results |= measure(model, chat, seed, questions, output)
+        store = StateCache(model, Path(cache) if cache else output / "states", cache_limit, autocast)
+        reading = lessons(store, "train", seed, chat, window_size, units)
+        learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
+        reading = texts(store, "train", seed, chat, window_size, natural_texts)
+        natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
+        alike = alike_tokens(chat, SWAPPED, seed)
+        progress = Progress(output / "teaching.pt", settings, memory)
+        if not progress.begun:
+            begin(model, place, learned)
+        seconds = None if minutes is None else 60 * minutes
+        for name, stage, course, share in (
+            ("alone", alone, Alone, ALONE_SHARE),
+            ("through", through, functools.partial(ThroughLayers, texts=natural), 1 - ALONE_SHARE),
+        ):
+            if name in progress.finished:
+                continue
+            lesson_plan = course(stage, model, place, learned, alike, seed, autocast=autocast)
+            progress.run(name, lesson_plan, None if seconds is None else seconds * share)
+        results = {"settings": settings, "seconds": progress.seconds, "steps": progress.steps}
+        if questions:
+            results |= measure(model, chat, seed, questions, output)
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(frozen[name])
