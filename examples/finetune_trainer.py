@@ -10,13 +10,13 @@ with nothing remembered. The difference is what the fast weights are worth.
 
 import argparse
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate import PartialState
-from resume import last_checkpoint, remove_torn_checkpoints
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -71,7 +71,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="on a GPU")
     parser.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in --output")
     args = parser.parse_args(argv)
-    args.checkpoint = last_checkpoint(args.output) if args.resume else None
+    args.checkpoint = None
+    if args.resume:
+        # `Trainer` writes its state last: without one, a checkpoint was cut off while it was saved.
+        whole = [state.parent for state in args.output.glob("checkpoint-*/trainer_state.json")]
+        args.checkpoint = max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
     if args.resume and args.checkpoint is None:
         parser.error(f"--resume: there is no checkpoint in {args.output} that was saved to its end")
     return args
@@ -80,7 +84,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None):
     args = parse_args(argv)
     if args.resume and PartialState().is_main_process:
-        remove_torn_checkpoints(args.output)
+        for path in args.output.glob("checkpoint-*"):
+            if not (path / "trainer_state.json").exists():  # `Trainer` would keep it for the newest
+                shutil.rmtree(path)
     set_seed(args.seed)
     texts = [path.read_text(encoding="utf-8") for path in args.text]
     if args.model:

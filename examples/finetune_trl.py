@@ -11,7 +11,6 @@ import warnings
 
 import datasets
 import torch
-from progress import use_loss_bar
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, set_seed
 from transformers.utils import logging
@@ -93,10 +92,9 @@ def main():
     # TRL's `max_length` of 1024 would cut off the end of long texts, where the answers are. The other two it turns on;
     # a model this small gains nothing by them. `packing` and `padding_free` are what a model that sleeps refuses.
     unlike_trl = dict(max_length=None, bf16=False, gradient_checkpointing=False)
-    show = dict(logging_steps=5, report_to="none", save_strategy="no", dataloader_pin_memory=False)
+    show = dict(logging_steps=50, report_to="none", save_strategy="no", dataloader_pin_memory=False)
     arguments = SFTConfig(args.output, assistant_only_loss=True, **size, **speed, **unlike_trl, **show)
     trainer = SFTTrainer(model, arguments, train_dataset=dataset, processing_class=tokenizer)
-    use_loss_bar(trainer)
     print(
         f"{model.num_parameters():,} parameters, N = {args.passes} passes over windows of {model.config.window_size}"
     )

@@ -1,7 +1,8 @@
 """What stands on a model card. No number on it is typed by hand, and no licence is made up.
 
-The text is card_template.md. The numbers come from `config.json`, and from `results.json` as `examples/train.py`
-writes it; licence, base model, data sets and languages from a card that is there already.
+The text is card_template.md. The numbers come from `config.json`, and from `results.json` as
+`examples/experiments/train.py` writes it; licence, base model, data sets and languages from a card that is there
+already.
 """
 
 import json

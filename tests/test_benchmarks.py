@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import (
+from torch import nn
+from transformers import DynamicCache
+
+from examples.experiments.benchmarks import (
     bfloat16,
     cache,
     compiled,
@@ -27,11 +30,10 @@ from benchmarks import (
     training,
     window,
 )
-from benchmarks.bench import Bench, Result, Rounds, Row, named
-from torch import nn
-from transformers import DynamicCache
+from examples.experiments.benchmarks.bench import Bench, Result, Rounds, Row, named
 
 
+REPOSITORY = Path(__file__).parents[1]
 QUICK = Bench(quick=True)
 
 
@@ -403,10 +405,8 @@ def test_what_the_profiler_cannot_see_is_left_out(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_whole_command(tmp_path):
-    script = Path(run.__file__)
-    done = subprocess.run(
-        [sys.executable, script, "--quick", "--output", tmp_path], capture_output=True, text=True, timeout=900
-    )
+    command = [sys.executable, "-m", run.__name__, "--quick", "--output", tmp_path]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     found = {path.stem for path in (tmp_path / "cpu").glob("*.json")}
     assert found == set(run.SECTIONS)

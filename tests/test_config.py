@@ -13,10 +13,10 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from resume import is_whole, last_checkpoint
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
+from examples.experiments.resume import is_whole, last_checkpoint
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.configuration import configuration_sleep
 from modeling_sleep.configuration.configuration_sleep import MAX_SLEEP_PASSES

@@ -8,9 +8,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tasks.depo import ANSWER_ID, BEGIN_ID, HOPS_ID, MAX_HOPS, MIN_WORDS, PAD_ID, WORD_ID, Depo
-from tasks.task import SPLITS
 from transformers import AutoTokenizer
+
+from examples.experiments.tasks.depo import ANSWER_ID, BEGIN_ID, HOPS_ID, MAX_HOPS, MIN_WORDS, PAD_ID, WORD_ID, Depo
+from examples.experiments.tasks.task import SPLITS
 
 
 MINI = Depo()

@@ -17,6 +17,9 @@ from modeling_sleep import SleepConfig, SleepForCausalLM
 
 
 REPOSITORY = Path(__file__).parents[1]
+# As for a process that was started there, which finds `examples`.
+PATHS = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+FROM_THE_ROOT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 
 needs_whole_gradients = pytest.mark.skipif(
     version.parse(transformers.__version__) < version.parse("5.20"),
@@ -99,7 +102,7 @@ def test_a_sharded_checkpoint_comes_back(tmp_path):
 
 def test_a_recipe_trains_alike_in_two_processes(tmp_path):
     """Each process writes and evaluates its own half of the examples; a slice ends for both when it does for one."""
-    train = REPOSITORY / "examples" / "train.py"
+    train = ["-m", "examples.experiments.train"]
     arguments = ["rule110-mini", "--cpu", "--set", "model.hidden_size=16", "model.intermediate_size=32"]
     arguments += ["training.max_steps=4", "training.batch_size=8", "evaluation.num_examples=9"]
     arguments += ["evaluation.depths=[1,2]", "--output"]
@@ -107,15 +110,14 @@ def test_a_recipe_trains_alike_in_two_processes(tmp_path):
     a_slice = tmp_path / "a_slice.py"  # whose second process alone is past its deadline
     a_slice.write_text(
         "import os, sys\n"
-        f"sys.path.insert(0, {str(train.parent)!r})\n"
-        "from train import main\n"
+        "from examples.experiments.train import main\n"
         "main([*sys.argv[1:], '--minutes', '1e-9' if os.environ['RANK'] == '1' else '60'])\n"
     )
 
     def run(*command):
         done = subprocess.run(
             [sys.executable, *command],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=FROM_THE_ROOT,
             capture_output=True,
             text=True,
             timeout=300,
@@ -124,9 +126,9 @@ def test_a_recipe_trains_alike_in_two_processes(tmp_path):
         assert done.stdout.count("4 steps, ") == 1  # said once
         return done.stdout
 
-    run(train, *arguments, tmp_path / "one")
+    run(*train, *arguments, tmp_path / "one")
     assert run(*two, a_slice, *arguments, tmp_path / "two").count("stopped at step 1 of 4") == 1
-    run(*two, train, *arguments, tmp_path / "two")
+    run(*two, *train, *arguments, tmp_path / "two")
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     assert [row["total"] for row in two["counts"]] == [9] * 8
@@ -141,9 +143,8 @@ SMALL_LOOP = ["--cpu", "--steps", "5", "--batch-size", "8", "--examples", "4"]
 
 
 def launch(words, output):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*words, *SMALL_LOOP, "--output", str(output)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, env=FROM_THE_ROOT, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-4000:]
     assert run.stdout.count(f"saved to {output}") == 1
     return run.stdout, load_file(output / "model.safetensors")

@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from recipe import list_variants, load_recipe
 
+from examples import demo
+from examples.experiments.recipe import list_recipes, list_variants, load_recipe, read_recipe
+from examples.experiments.tasks import Rule110
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.hub_upload.card import model_card, read_metadata
 
@@ -46,7 +49,7 @@ def test_there_are_presets():
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_is_a_model(name):
     preset = SleepConfig.load_preset(name)
-    assert preset.keys() <= {"description", "model", "task", "training", "evaluation", "variants"}
+    assert preset.keys() == {"description", "model"}  # how it is trained is a matter of the experiments
     # A misspelt field would be kept as an attribute that nobody reads.
     assert set(preset["model"]) <= set(SleepConfig.__dataclass_fields__)
     config = SleepConfig.from_preset(name)
@@ -58,8 +61,13 @@ def test_preset_is_a_model(name):
     assert model(ids).logits.shape == (*ids.shape, config.vocab_size)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "tiny"])
-def test_preset_is_a_recipe_in_every_variant(name):
+def test_every_preset_but_the_smallest_has_a_recipe():
+    assert {*list_recipes()} == {*PRESETS} - {"tiny"}
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_recipe_is_one_in_every_variant(name):
+    assert read_recipe(name).keys() - {"variants"} == {"description", "model", "task", "training", "evaluation"}
     preset = SleepConfig.from_preset(name)
     for variant in [None, *list_variants(name)]:
         recipe = load_recipe(name, variant)
@@ -107,10 +115,8 @@ def test_a_shipped_checkpoint_is_weights_config_tokenizer_and_card(folder):
     assert SleepConfig.from_pretrained(folder).use_cache
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert card == model_card(folder, read_metadata(folder / "README.md"))
-    commands = re.findall(r"^python (\S+\.py) (\S+)", card, re.M)
-    assert commands
-    for script, preset in commands:
-        assert (REPOSITORY / script).is_file() and preset in PRESETS
+    (recipe,) = re.findall(r"^python -m examples\.experiments\.train (\S+)", card, re.M)
+    assert recipe in list_recipes()
 
 
 def test_text_of_ones_own_has_nothing_to_resume(tmp_path):
@@ -153,6 +159,20 @@ def test_text_of_ones_own_with_trainer(tmp_path):
     assert steps == list(range(1, 9))
     again = run("--model", folder, "--output", tmp_path / "other", "--steps", "2")  # a model that we have
     assert float(re.search(r"as a whole +(\d+\.\d\d)", again)[1]) < whole
+
+
+def test_the_problems_of_the_demo_are_those_of_the_task():
+    """The rule, the tokens, and which rows its training may begin with, which the demo writes down again."""
+    task, rng, tokenizer = Rule110(), np.random.default_rng(0), Rule110().tokenizer()
+    for split in ("train", "eval"):
+        drawn = demo.draw_rows(rng, 50, task.width, trained=split == "train")
+        theirs = {tuple(example["context_ids"][1:]) for example in task.examples(range(20_000), split=split)}
+        ids, labels = demo.problems(tokenizer, drawn, 5)
+        assert len(ids) == 50 and {tuple(row) for row in ids[:, 1 : task.window_size].tolist()} <= theirs
+        for row, label in zip(ids.tolist(), labels):
+            context, question = row[: task.window_size], row[task.window_size :]
+            example = {"context_ids": context, "question_ids": question, "depths": [5]}
+            assert label[label >= 0].tolist() == question[1:] == task.solve(example)[0]
 
 
 def test_demo_runs_from_start_to_end(tmp_path):

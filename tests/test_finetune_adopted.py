@@ -3,15 +3,14 @@
 import json
 import re
 
-import adopt_smollm2
-import finetune_adopted
 import pytest
 import torch
-from finetune_trainer import new_tokenizer
-from natural_texts import NAMES, THINGS, NaturalTexts, manual_pages
-from tasks.gsm_symbolic import draw_problem
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from examples.experiments import adopt_smollm2, finetune_adopted
+from examples.experiments.natural_texts import NAMES, THINGS, NaturalTexts, manual_pages
+from examples.experiments.tasks.gsm_symbolic import draw_problem
+from examples.finetune_trainer import new_tokenizer
 from modeling_sleep import SleepForCausalLM
 
 

@@ -32,8 +32,7 @@ def test_an_adapter_is_trained_saved_and_merged(flags, added, tmp_path):
         assert shares and len(shares[1].split()) == 6, run.stdout
     assert "loaded on a fresh base: the same logits\n" in run.stdout
     assert "merged model in" in run.stdout
-    assert "training: 100%" in run.stderr and "arning" not in run.stderr, run.stderr
-    assert "train_runtime" not in run.stdout  # the bar has it all
+    assert "100%" in run.stderr and "arning" not in run.stderr, run.stderr
 
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in tmp_path.glob("adapter/*")}
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 16

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from benchmarks import gpu
-from benchmarks.gpu import Log, Run, in_order, main
+
+from examples.experiments.benchmarks import gpu
+from examples.experiments.benchmarks.gpu import Log, Run, in_order, main
 
 
 def lines(folder) -> list[dict]:

@@ -7,9 +7,10 @@ import re
 from collections import Counter
 
 import pytest
-from tasks.gsm import NAMES, OPERATORS, STYLES, Gsm
-from tasks.task import SPLITS
 from transformers import AutoTokenizer
+
+from examples.experiments.tasks.gsm import NAMES, OPERATORS, STYLES, Gsm
+from examples.experiments.tasks.task import SPLITS
 
 
 MINI = Gsm()

@@ -8,10 +8,11 @@ from collections import Counter, defaultdict
 
 import pytest
 import reasoning_gym
-from tasks import gsm_symbolic
-from tasks.gsm_symbolic import END, GsmSymbolic
-from tasks.task import SPLITS
 from transformers import AutoTokenizer
+
+from examples.experiments.tasks import gsm_symbolic
+from examples.experiments.tasks.gsm_symbolic import END, GsmSymbolic
+from examples.experiments.tasks.task import SPLITS
 
 
 TASK = GsmSymbolic()

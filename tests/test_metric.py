@@ -13,7 +13,7 @@ import pytest
 import torch
 
 
-METRIC = Path(__file__).parents[1] / "examples" / "metrics" / "exact_match_by_depth"
+METRIC = Path(__file__).parents[1] / "examples" / "experiments" / "metrics" / "exact_match_by_depth"
 ANSWERS = {
     "predictions": [[1, 2], [1, 2], [1], [1, 2, 3], [7], [], [0, 0, 5]],
     "references": [[1, 2], [1, 3], [1, 2], [1, 2], [7], [7], [0, 0, 5]],
@@ -22,7 +22,7 @@ ANSWERS = {
 
 FRESH = """
 import evaluate, json
-metric = evaluate.load("examples/metrics/exact_match_by_depth")
+metric = evaluate.load("examples/experiments/metrics/exact_match_by_depth")
 print(json.dumps(metric.compute(predictions=[[1, 2], [3]], references=[[1, 2], [4]], depths=[2, 8])))
 """
 
@@ -111,7 +111,7 @@ def test_loads_in_a_fresh_process_without_a_network(tmp_path):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     process = subprocess.run(
         [sys.executable, "-c", FRESH],
-        cwd=METRIC.parents[2],
+        cwd=METRIC.parents[3],
         env={**kept, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

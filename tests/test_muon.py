@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 import torch
-from muon import Muon, MuonAdamW, orthogonalize, split_parameters
 from torch import nn
 
+from examples.experiments.muon import Muon, MuonAdamW, orthogonalize, split_parameters
 from modeling_sleep import SleepConfig, SleepForCausalLM
 
 

@@ -8,9 +8,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from tasks.recall import ANSWER_ID, ASK_ID, KEY_ID, PAD_ID, Recall
-from tasks.task import SPLITS
 from transformers import AutoTokenizer
+
+from examples.experiments.tasks.recall import ANSWER_ID, ASK_ID, KEY_ID, PAD_ID, Recall
+from examples.experiments.tasks.task import SPLITS
 
 
 MINI = Recall(max_depth=4)

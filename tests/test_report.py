@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from report import fill, main, plot_accuracy, plot_flops, plot_loss, read, table
+
+from examples.experiments.report import fill, main, plot_accuracy, plot_flops, plot_loss, read, table
 
 
 def run(variant: str, seed: int, shares: dict, *, flops=2e12, seconds=120.0, parameters=1234, **fields) -> dict:

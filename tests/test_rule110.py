@@ -4,10 +4,11 @@ import cellpylib
 import numpy as np
 import pytest
 import torch
-from tasks import Rule110
-from tasks.rule110 import CELL_ID, LAYOUTS, QUERY_ID, STEPS_ID, evolve, render
-from tasks.task import SPLITS
 from transformers import AutoTokenizer
+
+from examples.experiments.tasks import Rule110
+from examples.experiments.tasks.rule110 import CELL_ID, LAYOUTS, QUERY_ID, STEPS_ID, evolve, render
+from examples.experiments.tasks.task import SPLITS
 
 
 def reference(state: np.ndarray, steps: int) -> np.ndarray:

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-import run_grid
 from filelock import FileLock
-from recipe import list_variants
-from run_grid import add_result, has_result, is_finished, main, plan, read_lines
+
+from examples.experiments import recipe, run_grid
+from examples.experiments.recipe import list_variants
+from examples.experiments.run_grid import add_result, has_result, is_finished, main, plan, read_lines
 
 
+REPOSITORY = Path(__file__).parents[1]
 SMALL = [
     "model.hidden_size=16",
     "model.intermediate_size=32",
@@ -43,8 +45,8 @@ def test_the_plan_is_every_variant_with_every_seed(tmp_path):
 
 
 def test_a_plan_without_variants_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'tiny' lists no variants"):
-        plan(["tiny"], None, [0], [], tmp_path)
+    with pytest.raises(ValueError, match="'rule110-demo' lists no variants"):
+        plan(["rule110-demo"], None, [0], [], tmp_path)
 
 
 def test_results_are_kept_in_order_and_are_what_is_finished(tmp_path):
@@ -102,7 +104,7 @@ def test_a_dry_run_runs_nothing(tmp_path, capsys):
     main(["rule110-mini", "--variants", "any N", "--seeds", "3", "--output", str(tmp_path), "--dry-run"])
     printed = capsys.readouterr().out
     assert "1 runs, 0 of them finished already" in printed
-    assert "train.py rule110-mini --variant 'any N' --seed 3" in printed
+    assert "-m examples.experiments.train rule110-mini --variant 'any N' --seed 3" in printed
     assert not list(tmp_path.iterdir())
 
 
@@ -134,7 +136,8 @@ def test_a_result_is_added_once(tmp_path):
 def test_runs_take_the_gpus_in_turns(tmp_path, monkeypatch):
     shows = tmp_path / "shows.py"
     shows.write_text("import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))")
-    monkeypatch.setattr(run_grid, "TRAIN", shows)
+    monkeypatch.setattr(recipe, "TRAIN", "shows")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(run_grid.torch.cuda, "device_count", lambda: 2)
     assert run_grid.devices() == ["0", "1"]
@@ -156,10 +159,9 @@ def test_runs_take_the_gpus_in_turns(tmp_path, monkeypatch):
 
 
 def test_a_grid_that_is_terminated_takes_its_runs_with_it(tmp_path):
-    script = Path(run_grid.__file__)
-    command = [sys.executable, str(script), "rule110-mini", "--variants", "N=1", "--seeds", "0"]
+    command = [sys.executable, "-m", run_grid.__name__, "rule110-mini", "--variants", "N=1", "--seeds", "0"]
     command += ["--output", str(tmp_path), "--set", *SMALL, "training.max_steps=100000", "--", "--cpu"]
-    grid = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    grid = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     lock = tmp_path / "rule110-mini" / "N=1-seed0" / "run.lock"
     deadline = time.monotonic() + 120
     while not lock.exists():
@@ -180,7 +182,8 @@ def test_two_grids_do_not_share_a_folder(tmp_path):
 def test_a_failed_run_shows_the_end_of_its_log(tmp_path, capsys, monkeypatch):
     broken = tmp_path / "broken.py"
     broken.write_text("print('step 1\\rstep 2'); raise SystemExit('the disk is full')")
-    monkeypatch.setattr(run_grid, "TRAIN", broken)
+    monkeypatch.setattr(recipe, "TRAIN", "broken")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(SystemExit, match="1 runs are not finished"):
         main(["rule110-mini", "--variants", "N=1", "--seeds", "0", "--output", str(tmp_path / "runs")])
     printed = capsys.readouterr().out

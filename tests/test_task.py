@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from tasks.depo import Depo
-from tasks.task import IGNORE, SPLITS, Task, TaskStream, WindowCollator, make_dataset, make_stream
 from torch.utils.data import DataLoader
+
+from examples.experiments.tasks.depo import Depo
+from examples.experiments.tasks.task import IGNORE, SPLITS, Task, TaskStream, WindowCollator, make_dataset, make_stream
 
 
 TASK = Depo(words=8, max_depth=3, queries=2, window_size=8)  # contexts of 6 to 16 tokens, one or two windows

@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from finetune_trainer import new_tokenizer
 from huggingface_hub import ModelCard
 from transformers import (
     AutoModelForCausalLM,
@@ -26,6 +25,7 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
+from examples.finetune_trainer import new_tokenizer
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.teach import __main__ as command

@@ -10,9 +10,9 @@ import sys
 
 import pytest
 import torch
-from finetune_trainer import new_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from examples.finetune_trainer import new_tokenizer
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.teach import evaluate, names
 from modeling_sleep.teach.facts import BEGINNINGS, PATTERNS, Chat, draw_fact, question_of, unit, units, value_slot

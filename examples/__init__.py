@@ -1,0 +1,1 @@
+"""Programs to copy; and `experiments`, the package that made docs/RESULTS.md."""

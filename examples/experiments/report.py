@@ -1,0 +1,300 @@
+"""Turn results into tables and plots: `python -m examples.experiments.report docs/results/*.jsonl`.
+
+A results file holds the finished runs of one recipe, one per line. Beside it, or in `--output`, come `<recipe>.md` and
+`<recipe>-accuracy.png`, `-flops.png` and `-loss.png`.
+
+What is notable:
+- a row of a table is a variant and the N it was evaluated at; a variant's spread is that over its seeds, and of a
+  single seed the 95 % interval that its number of answers leaves
+- minutes are those of the fastest seed, as a machine with other work makes any run slower and none faster
+- what is missing stays visible: `–` for a depth never evaluated, `2 of 3` where seeds are missing
+- what cannot be averaged is an error that names file and line: a run twice, a variant whose size changes with the seed
+- `--into PAGE` renews the tables between `<!-- table: recipe -->` and `<!-- end -->`
+- `--check` writes nothing and fails if a table is not what it would write; plots differ between releases of matplotlib
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from . import figures
+
+
+ANY = "any N"
+CONTROLS = ("amnesia", "full cache", "deeper", "longer", "attention only")
+FIELDS = {
+    **dict.fromkeys(("recipe", "variant", "depth_name", "commit", "device"), str),
+    **dict.fromkeys(("seed", "threads", "parameters"), int),
+    **dict.fromkeys(("flops", "seconds"), (int, float)),
+    **dict.fromkeys(("counts", "losses"), list),
+}
+BLOCK = re.compile(r"(<!-- table: (?P<recipe>[^\n]+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
+
+
+class ReportError(ValueError):
+    """What is wrong with the input, with file and line, for whoever has to mend it."""
+
+
+@dataclasses.dataclass
+class Results:
+    """
+    The runs of one recipe.
+
+    runs : one row per run, with the fields of the file and `where`, its file and line.
+    points : one row per run, passes and depth, with `share` right and `own`: is it the N that the variant is about?
+    """
+
+    recipe: str
+    depth_name: str
+    runs: pd.DataFrame
+    points: pd.DataFrame
+
+
+def rank(variant: str) -> tuple[int, int]:
+    """Order of variants: dedicated models by N, then any N, then the controls."""
+    if match := re.fullmatch(r"N=([1-9]\d*)", variant):
+        return 0, int(match[1])
+    if variant == ANY:
+        return 1, 0
+    if variant in CONTROLS:
+        return 2, CONTROLS.index(variant)
+    raise ValueError(f"unknown variant {variant!r}; there are N=1, N=2, ..., {', '.join((ANY, *CONTROLS))}")
+
+
+def own(variant: str, passes: int) -> bool:
+    """Whether `variant` is shown at N = `passes` in plots: every N for any N, 1 for controls, else the model's own."""
+    return variant == ANY or passes == (1 if variant in CONTROLS else rank(variant)[1])
+
+
+def parse(line: str) -> dict:
+    """One run. Raises AttributeError, TypeError or ValueError if it is not one."""
+    run = json.loads(line)
+    for name, kind in FIELDS.items():
+        if not isinstance(run.get(name), kind):
+            raise TypeError(f"{name} is {run.get(name)!r}")
+    rank(run["variant"])
+    for count in run["counts"]:
+        numbers = [count.get(name) for name in ("passes", "depth", "correct", "total")]
+        interval = [count.get(name) for name in ("low", "high")]
+        if not all(isinstance(number, int) for number in numbers) or not 0 <= numbers[2] <= numbers[3] > 0:
+            raise ValueError(f"impossible count {count}")
+        if not all(isinstance(share, (int, float)) and 0 <= share <= 1 for share in interval):
+            raise ValueError(f"no interval in {count}")
+    if not 0 < len({(count["passes"], count["depth"]) for count in run["counts"]}) == len(run["counts"]):
+        raise ValueError("counts are empty, or have the same passes and depth twice")
+    run["losses"] = [(int(step), float(loss)) for step, loss in run["losses"]]
+    return run
+
+
+def read(path: Path) -> Results:
+    """Read the results file of one recipe."""
+    runs = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"{path}:{number}"
+        try:
+            run = {**parse(line), "where": where}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ReportError(f"{where}: not a run: {error}") from error
+        for other in runs:
+            alike = run["variant"] == other["variant"]
+            if alike and run["seed"] == other["seed"]:
+                raise ReportError(f"{where}: {run['variant']!r}, seed {run['seed']} is in {other['where']} already")
+            for name in ("recipe", "depth_name", *["parameters", "flops"] * alike):
+                if run[name] != other[name]:
+                    raise ReportError(f"{where}: {name} is {run[name]!r}, but {other[name]!r} in {other['where']}")
+        runs.append(run)
+    if not runs:
+        raise ReportError(f"{path}: no runs")
+    runs.sort(key=lambda run: (rank(run["variant"]), run["seed"]))
+    about = ("variant", "seed", "flops")
+    points = [{**count, **{name: run[name] for name in about}} for run in runs for count in run["counts"]]
+    points.sort(key=lambda point: (rank(point["variant"]), point["passes"], point["depth"]))
+    points = pd.DataFrame(points)
+    points["share"] = 100 * points.correct / points.total
+    points["own"] = [own(*pair) for pair in zip(points.variant, points.passes)]
+    return Results(runs[0]["recipe"], runs[0]["depth_name"], pd.DataFrame(runs), pd.DataFrame(points))
+
+
+def pretty(variant: str, passes: int | None = None) -> str:
+    """A variant as it is written, with the N at which any N is evaluated."""
+    return variant.replace("=", " = ") + (f", N = {passes}" if variant == ANY and passes else "")
+
+
+def cell(points: pd.DataFrame, seeds: int) -> str:
+    """Mean over seeds and, if they differ, the lowest and the highest; of a single seed its interval."""
+    if points.empty:
+        return "–"
+    shares = points.share
+    if len(shares) == seeds == 1:
+        low, high = 100 * points.low.iloc[0], 100 * points.high.iloc[0]
+        return f"{shares.iloc[0]:.1f} [{low:.0f}–{high:.0f}]"
+    low, high = f"{shares.min():.1f}", f"{shares.max():.1f}"
+    notes = [f"{low}–{high}"] if low != high else []
+    notes += [f"{len(shares)} of {seeds}"] if len(shares) < seeds else []
+    return f"{shares.mean():.1f}" + (f" ({'; '.join(notes)})" if notes else "")
+
+
+def table(results: Results) -> str:
+    """The Markdown table, and a line under it that says what it shows."""
+    runs, points, depth_name = results.runs, results.points, results.depth_name
+    depths = sorted(points.depth.unique())
+    base = runs.flops[runs.variant == "N=1"].mean()  # nan without that variant
+    heads = "".join(f" {depth_name} = {depth} |" for depth in depths)
+    lines = [f"| variant | N |{heads} seeds | FLOPs / N = 1 | parameters | minutes |"]
+    lines += ["|---|" + "---:|" * (len(depths) + 5)]
+    for (variant, passes), group in points.groupby(["variant", "passes"], sort=False):
+        its_runs = runs[runs.variant == variant]
+        seeds, flops = group.seed.nunique(), its_runs.flops.mean() / base
+        cells = [pretty(variant), str(passes), *(cell(group[group.depth == depth], seeds) for depth in depths)]
+        cells += [str(seeds), "–" if math.isnan(flops) else f"{flops:.2f}"]
+        cells += [f"{its_runs.parameters.iloc[0]:,}", f"{its_runs.seconds.min() / 60:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    totals = sorted({points.total.min(), points.total.max()})
+    machines = sorted({f"{run.device} ({run.threads} thread{'s'[: run.threads > 1]})" for run in runs.itertuples()})
+    answers = "–".join(f"{total:,}" for total in totals)
+    # A run in slices may name several.
+    commits = sorted({commit for names in runs.commit.replace("", "unknown") for commit in names.split(", ")})
+    caption = (
+        f"Whole answers right in % by {depth_name}: mean over seeds (lowest–highest seed), of a single seed [95 % "
+        f"interval]. N: passes when evaluated. {answers} answers per seed and depth. "
+        f"FLOPs: of a training; minutes: of the fastest, on {', '.join(machines)}. Commit {', '.join(commits)}."
+    )
+    return "\n".join([*lines, "", caption]) + "\n"
+
+
+def style(variant: str, passes: int) -> dict:
+    """The look of a variant at N = `passes`, the same in every plot: hollow for any N, greys for controls."""
+    kind, n = rank(variant)
+    if kind == 2:
+        dashes = ((1, 1), (5, 1), (4, 1, 1, 1), (2, 2), (6, 3))[n]
+        return dict(color=str((0.25, 0.5, 0.35, 0.6, 0.45)[n]), linestyle=(0, dashes), marker="Xv<P*"[n], markersize=5)
+    return figures.look_of_passes(passes) | ({"markerfacecolor": "white"} if kind == 1 else {})
+
+
+def plot_accuracy(results: Results) -> Figure:
+    """Accuracy by depth: on the left a model per N with the controls, on the right one model at any N."""
+    points, depths = results.points, sorted(results.points.depth.unique())
+    parts = [("a model per N, and controls", points.variant != ANY), ("one model, any N", points.variant == ANY)]
+    parts = [(title, points[chosen & points.own]) for title, chosen in parts if chosen.any()]
+    figure, panels = figures.figure(len(parts), (2.2 + 3.7 * len(parts), 4), sharey=True, squeeze=False)
+    panels = panels[0]
+    for axes, (title, part) in zip(panels, parts):
+        for (variant, passes), group in part.groupby(["variant", "passes"], sort=False):
+            look = style(variant, passes)
+            mean = group.groupby("depth").share.mean()
+            axes.plot(mean.index, mean, label=pretty(variant, passes), **look)
+            if group.seed.nunique() > 1:
+                axes.scatter(group.depth, group.share, color=look["color"], s=9, alpha=0.35, linewidths=0)
+        if depths[0] > 0 and depths[-1] > 8:
+            axes.set_xscale("log", base=2)
+        if len(depths) <= 10:
+            axes.set_xticks(depths, labels=depths)
+            axes.minorticks_off()
+        figures.finish(axes, title=title, xlabel=results.depth_name, ylim=(-3, 103))
+    panels[0].set_ylabel("whole answer right (%)")
+    figure.suptitle(results.recipe)
+    return figure
+
+
+def telling_depth(points: pd.DataFrame) -> int:
+    """The depth at which means differ most, controls apart unless there is too little else to compare."""
+    means = points.groupby(["variant", "passes", "depth"]).share.mean().unstack()
+    ours = means[~means.index.get_level_values("variant").isin(CONTROLS)]
+    means = ours if len(ours) > 1 else means
+    return (means.max() - means.min()).idxmax()
+
+
+def plot_flops(results: Results) -> Figure:
+    """Accuracy over the FLOPs of the training, a point per run and N."""
+    shown = results.points[results.points.own]
+    base = results.runs.flops[results.runs.variant == "N=1"].mean()
+    unit, suffix = (1, "") if math.isnan(base) else (base, " / those of N = 1")
+    (figure, axes), title = figures.figure(size=(6.4, 4)), results.recipe
+    if len(shown):
+        depth = telling_depth(shown)
+        title += f"\nat {results.depth_name} = {depth}, where variants (controls apart) differ most"
+        for (variant, passes), group in shown[shown.depth == depth].groupby(["variant", "passes"], sort=False):
+            look = {**style(variant, passes), "linestyle": "none"}
+            axes.plot(group.flops / unit, group.share, label=pretty(variant, passes), alpha=0.8, **look)
+    limits = dict(xlim=(0, 1.06 * results.runs.flops.max() / unit), ylim=(-3, 103))
+    figures.finish(axes, xlabel="FLOPs of the training" + suffix, ylabel="whole answer right (%)", **limits)
+    axes.set_title(title, fontsize=10)
+    return figure
+
+
+def plot_loss(results: Results) -> Figure:
+    """Loss over steps, a line per variant: mean over seeds, lightly smoothed; a curriculum makes it a saw."""
+    figure, axes = figures.figure(size=(6.4, 4))
+    for variant, runs in results.runs.groupby("variant", sort=False):
+        losses = pd.DataFrame(runs.losses.sum(), columns=["step", "loss"])
+        mean = losses.groupby("step").loss.mean()
+        mean = mean.rolling(1 + len(mean) // 50, center=True, min_periods=1).mean()
+        kind, n = rank(variant)
+        look = style(variant, n or 1) | {"markevery": 1 + len(mean) // 8, "markersize": 4}
+        if variant == ANY:  # which has no N of its own, so none of the colours of an N
+            look |= {"color": figures.COLOURS[1], "linestyle": "-"}
+        axes.plot(mean.index, mean, label=pretty(variant), linewidth=1.2, **look)
+    values = [loss for losses in results.runs.losses for _, loss in losses] or [0]
+    if 0 < 20 * min(values) < max(values):
+        axes.set_yscale("log")
+    figures.finish(axes, title=results.recipe, xlabel="optimizer steps", ylabel="training loss, smoothed")
+    return figure
+
+
+def fill(page: Path, tables: dict[str, str]) -> str:
+    """The text of `page` with the tables between its markers renewed."""
+    text = page.read_text(encoding="utf-8")
+    blocks = list(BLOCK.finditer(text))
+    if not blocks or len(blocks) != text.count("<!-- table:"):
+        raise ReportError(f"{page}: every `<!-- table: recipe -->`, of which one is needed, has its `<!-- end -->`")
+    for block in blocks:
+        if block["recipe"] not in tables:
+            line = text.count("\n", 0, block.start()) + 1
+            raise ReportError(f"{page}:{line}: no results of {block['recipe']!r}, only of {', '.join(tables)}")
+    return BLOCK.sub(lambda block: f"{block[1]}\n{tables[block['recipe']]}\n{block[4]}", text)
+
+
+def main(argv: list[str] | None = None):
+    parser = argparse.ArgumentParser(description="Turn results into tables and plots.")
+    parser.add_argument("results", type=Path, nargs="+", help="files with a finished run per line")
+    parser.add_argument("--output", type=Path, help="folder of tables and plots (default: beside each file)")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="Markdown page whose tables are renewed")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is out of date")
+    args = parser.parse_args(argv)
+    try:
+        everything = {}
+        for path in args.results:
+            results = read(path)
+            if results.recipe in everything:
+                raise ReportError(f"{path}: {results.recipe!r} is in another file too")
+            everything[results.recipe] = (args.output or path.parent, results)
+        tables = {recipe: table(results) for recipe, (_, results) in everything.items()}
+        texts = {folder / f"{recipe}.md": tables[recipe] for recipe, (folder, _) in everything.items()}
+        if args.into:
+            texts[args.into] = fill(args.into, tables)
+    except (ReportError, OSError) as error:
+        parser.error(str(error))  # exits with 2
+
+    if args.check:
+        old = [path for path, text in texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+        sys.exit("\n".join(f"out of date: {path}" for path in old) or 0)
+    for recipe, (folder, results) in everything.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, plot in (("accuracy", plot_accuracy), ("flops", plot_flops), ("loss", plot_loss)):
+            figure = plot(results)
+            figures.legend(figure, fontsize=8)
+            figure.savefig(folder / f"{recipe}-{name}.png", dpi=150)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
