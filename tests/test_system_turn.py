@@ -20,7 +20,9 @@ TEMPLATES = {
     "with a default": "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe good.<|im_end|>\n{% endif %}"
     + MARKED,
     "with a first token": "{{ bos_token }}" + MARKED,
-    "with tools": MARKED.replace("{{ m['content'] }}", "{{ m['content'] }}{% if loop.first and tools %}{{ tools }}{% endif %}"),
+    "with tools": MARKED.replace(
+        "{{ m['content'] }}", "{{ m['content'] }}{% if loop.first and tools %}{{ tools }}{% endif %}"
+    ),
     "never without a user": "{% if messages | length == 1 and messages[0]['role'] == 'system' %}"
     "{{ raise_exception('no user') }}{% endif %}" + MARKED,
     "within the user's turn": "{% if messages[0]['role'] == 'system' %}[INST] <<SYS>>\n{{ messages[0]['content'] }}\n"
