@@ -136,7 +136,8 @@ def check_past(mask: torch.Tensor, state: SleepState) -> None:
 def check_pinned_tokens(pinned_tokens: int, state: SleepState, config: SleepConfig) -> None:
     """Raise unless so many of a text's first tokens can be pinned."""
     if not isinstance(pinned_tokens, Integral) or isinstance(pinned_tokens, bool) or pinned_tokens < 0:
-        raise ValueError(f"`pinned_tokens` is a number of tokens, at least 0, got {pinned_tokens!r}.")
+        hint = " `True` is for `generate`, `read` and conversations." if pinned_tokens is True else ""
+        raise ValueError(f"`pinned_tokens` is a number of tokens, at least 0, got {pinned_tokens!r}.{hint}")
     if pinned_tokens > config.window_size:
         raise ValueError(
             f"`pinned_tokens` is {pinned_tokens}, more than the window of {config.window_size} tokens that a text "

@@ -19,12 +19,13 @@ from transformers.cache_utils import Cache
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.utils import logging
 
-from .cache_sleep import read_state, window_layer
+from .cache_sleep import SleepState, read_state, window_layer
 from .checks_sleep import check_input_ids, check_past, one_cache
 from .distributed_sleep import is_sharded
 from .memory_sleep import MemoryTurn, SleepMemory
 from .nap_sleep import Sleep, SleepEvent, raise_if_not_finite
 from .outputs_sleep import CACHE
+from .system_turn_sleep import pinned_by
 
 
 logger = logging.get_logger(__name__)
@@ -92,7 +93,7 @@ class SleepGenerationMixin:
         *args,
         sleep_passes: int | Sleep | None = None,
         sleep_callback: Callable[[SleepEvent], None] | None = None,
-        pinned_tokens: int | None = None,
+        pinned_tokens: int | bool | None = None,
         past_key_values: Cache | None = None,
         cache: Cache | None = None,
         keep_memory: bool = True,
@@ -108,8 +109,9 @@ class SleepGenerationMixin:
             have one, or else `config.sleep_passes`.
         sleep_callback : callable, optional
             Called with a [`SleepEvent`] after every sleep, for instance to advance a progress bar.
-        pinned_tokens : int, optional
-            How many of a new text's first tokens keep their keys for good. Default: `config.pinned_tokens`.
+        pinned_tokens : int or True, optional
+            How many of a new text's first tokens keep their keys for good. True: those of the system's turn, which are
+            found by the chat template of the `tokenizer` that is given, too. Default: `config.pinned_tokens`.
         past_key_values, cache : Cache, optional
             What earlier calls returned, by either name. It is carried on, also with `use_cache=False`. With a
             [`SleepMemory`], tokens, embeddings and mask are those of the new text alone, and so are all lengths that
@@ -125,7 +127,8 @@ class SleepGenerationMixin:
         Raises
         ------
         ValueError
-            If what is asked for cannot work with fast weights: assisted decoding, other caches.
+            If what is asked for cannot work with fast weights: assisted decoding, other caches. Or if where the
+            system's turn ends cannot be told.
         FloatingPointError
             If the fast weights or the logits are not finite.
         """
@@ -154,10 +157,14 @@ class SleepGenerationMixin:
             )
         if input_ids is not None and not input_ids.is_floating_point():
             check_input_ids(input_ids, model.config)
+        state = SleepState.empty(0)
         if (cache := one_cache(past_key_values, cache)) is not None:
             state = read_state(cache, model.config)
             raise_if_not_finite(model.fast_weights(state))
             kwargs |= {CACHE: cache, "use_cache": True}
+        if option("pinned_tokens") is True:
+            mask = kwargs.get("attention_mask")
+            kwargs["pinned_tokens"] = pinned_by(True, state, kwargs.get("tokenizer"), input_ids, mask)
         turn = None
         if getattr(cache, "is_memory", False):
             turn = self._turn(cache, input_ids, kwargs, option)

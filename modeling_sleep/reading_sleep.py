@@ -9,6 +9,7 @@ from transformers.utils import logging
 from .checks_sleep import check_input_ids
 from .memory_sleep import MemoryMixin, SleepMemory
 from .nap_sleep import Sleep, SleepEvent, check_sleep_passes
+from .system_turn_sleep import pinned_by
 from .window_sleep import largest
 
 
@@ -34,7 +35,7 @@ class ReadingMixin(MemoryMixin):
         skip: int = 0,
         sleep_passes: int | Sleep | None = None,
         sleep_callback: Callable[[SleepEvent], None] | None = None,
-        pinned_tokens: int | None = None,
+        pinned_tokens: int | bool | None = None,
         progress: bool = True,
         total: int | None = None,
     ) -> SleepMemory:
@@ -61,8 +62,9 @@ class ReadingMixin(MemoryMixin):
             N. Default: `config.sleep_passes`.
         sleep_callback : callable, optional
             Called with a [`SleepEvent`] after every sleep.
-        pinned_tokens : int, optional
-            How many of a new text's first tokens keep their keys for good. Default: `config.pinned_tokens`.
+        pinned_tokens : int or True, optional
+            How many of a new text's first tokens keep their keys for good. True: those of the system's turn, by the
+            chat template of `tokenizer`. Default: `config.pinned_tokens`.
         progress : bool, optional
             Whether to show a bar with tokens per second, sleeps, and when it will end.
         total : int, optional
@@ -112,7 +114,8 @@ class ReadingMixin(MemoryMixin):
                     length = ids.shape[1]
                     mask = None if attention_mask is None else attention_mask[:, column : column + length]
                     if not memory.state.has_begun and pinned_tokens is not None:
-                        options["pinned_tokens"] = pinned_tokens
+                        begin, whole_mask = (chunks[0], attention_mask) if whole else (ids, None)
+                        options["pinned_tokens"] = pinned_by(pinned_tokens, memory.state, tokenizer, begin, whole_mask)
                     # On a fork, as an interruption may come anywhere: a name is bound at once or not at all.
                     fork = memory.fork()
                     model(ids.to(self.device), attention_mask=mask, past_key_values=fork, **options)

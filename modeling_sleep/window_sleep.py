@@ -119,7 +119,14 @@ class Window(NamedTuple):
     def append(self, past: torch.Tensor | None, new: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """Each row's `new` tokens behind its `past` ones, along `dim`; `past` is None if there is nothing yet."""
         joined = new if past is None else torch.cat([past, new], dim)
-        return joined if self.order is None else select(joined, self.order, dim)
+        if self.order is None:
+            return joined
+        columns = self.order.shape[1]
+        if past is None or new.shape[dim] > 1 or columns != joined.shape[dim]:
+            return select(joined, self.order, dim)
+        # One token for each row: it alone is moved, and the last column of shorter rows means nothing.
+        flat = joined.flatten(0, dim).index_copy_(0, _places(joined, self.positions, dim), new.flatten(0, dim))
+        return flat.view(joined.shape)
 
     def last(self, values: torch.Tensor, number: int) -> torch.Tensor:
         """
@@ -138,6 +145,14 @@ def select(tensor: torch.Tensor, order: torch.Tensor, dim: int) -> torch.Tensor:
     """Of `tensor` along `dim` what `order`, (1 or batch, number), names for each row."""
     if order.shape[0] == 1:
         return tensor.index_select(dim, order[0])
-    shape = [1] * tensor.ndim
-    shape[0], shape[dim] = order.shape
-    return tensor.take_along_dim(order.view(shape), dim)
+    # By whole vectors of what lies behind `dim`, as indices for every number would cost more than the copy.
+    shape = tensor.shape
+    chosen = tensor.flatten(0, dim).index_select(0, _places(tensor, order, dim))
+    return chosen.view(*shape[:dim], order.shape[1], *shape[dim + 1 :])
+
+
+def _places(tensor: torch.Tensor, columns: torch.Tensor, dim: int) -> torch.Tensor:
+    """Where `columns`, (batch, number), of `dim` stand in `tensor.flatten(0, dim)`, for all dimensions before it."""
+    between = tensor.shape[1:dim].numel()
+    first = torch.arange(tensor.shape[0] * between, device=columns.device).view(-1, between, 1) * tensor.shape[dim]
+    return (first + columns.unsqueeze(1)).flatten()

@@ -313,7 +313,7 @@ def test_two_caches_are_refused(model, ids, call):
     [
         (-1, "is a number of tokens, at least 0, got -1"),
         (1.0, "is a number of tokens, at least 0, got 1.0"),
-        (True, "is a number of tokens, at least 0, got True"),
+        (False, "is a number of tokens, at least 0, got False"),
         (9, "is 9, more than the window of 8"),
     ],
     ids=str,

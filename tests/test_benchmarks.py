@@ -19,11 +19,13 @@ from examples.experiments.benchmarks import (
     cache,
     compiled,
     decode,
+    long,
     machine,
     memory,
     models,
     prefill,
     profile,
+    ragged,
     report,
     rule,
     run,
@@ -182,6 +184,41 @@ def test_prefill():
     rows = checked(prefill, result)
     assert [row.target for row in rows.values()][:3] == [1.05] * 3
     assert result.data["ms"].keys() == {*models.PEERS, *(prefill.ours(n) for n in prefill.PASSES)}
+
+
+def test_ragged():
+    result = ragged.measure(QUICK)
+    rows = checked(ragged, result)
+    assert [row.target for name, row in rows.items() if "over even" in name] == [ragged.TARGET] * 6
+    assert sum("packed over padded" in name for name in rows) == 4
+    (memory_of_two,) = (row for name, row in rows.items() if "peak memory of a step with N = 2" in name)
+    assert memory_of_two.details["one"] != memory_of_two.details["other"]
+
+
+def test_lengths_spread_over_a_factor_of_four():
+    for bench in (QUICK, Bench()):
+        texts = ragged.lengths(bench)
+        assert max(texts) == 4 * min(texts) == 8 * bench.window_size and len(set(texts)) == len(texts)
+        assert 0 <= sum(texts) - sum(ragged.even(texts)) < len(texts)
+
+
+def test_packed_and_padded_hold_the_same_texts():
+    """As they are read: what is learned from either is the same."""
+    model, losses = models.build(models.OURS, QUICK), []
+    for packed in (False, True):
+        torch.manual_seed(0)
+        inputs = memory.inputs(model, memory.Step(lengths=(20, 33), packed=packed), QUICK)
+        assert inputs["input_ids"].shape == ((1, 53) if packed else (2, 33))
+        losses.append(model(**inputs).loss)
+    torch.testing.assert_close(*losses)
+
+
+def test_long():
+    result = long.measure(QUICK)
+    rows = checked(long, result)
+    *times, size = rows.values()
+    assert len(times) == 2 and size.ratio == 1.0 and size.verdict == "met"
+    assert [*result.data["points"]] == long.contexts(QUICK)
 
 
 def test_training(monkeypatch):

@@ -9,6 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..memory_sleep import SleepMemory
 from ..nap_sleep import Sleep, SleepEvent
+from ..system_turn_sleep import pinned_by
 from ..window_sleep import largest
 from .idle import IdleNap
 from .turns import turn_ids
@@ -27,6 +28,9 @@ class Conversation:
         What the system says first.
     sleep_passes : int or Sleep, optional
         N. Default: `config.sleep_passes`.
+    pinned_tokens : int or True, optional
+        How many of the first tokens keep their keys for good. True: those of the system's turn, by the chat template.
+        Default: `config.pinned_tokens`.
     idle_from : float, optional
         How full the window must be, as a share of L, for `idle` to nap over it.
     sleep_callback : callable, optional
@@ -41,12 +45,18 @@ class Conversation:
         tokenizer,
         system: str | None = None,
         sleep_passes: int | Sleep | None = None,
+        pinned_tokens: int | bool | None = None,
         idle_from: float = 0.5,
         sleep_callback: Callable[[SleepEvent], None] | None = None,
         **options,
     ):
         self.model, self.tokenizer, self.system, self.sleep_passes = model, tokenizer, system, sleep_passes
-        self.idle_from, self.sleep_callback, self.options = idle_from, sleep_callback, options
+        self.pinned_tokens, self.idle_from, self.sleep_callback, self.options = (
+            pinned_tokens,
+            idle_from,
+            sleep_callback,
+            options,
+        )
         self.nap_ahead: IdleNap | None = None
         self.forget()
 
@@ -80,18 +90,21 @@ class Conversation:
         ids = ids.to(self.model.device)
         if not ids.shape[1]:
             raise ValueError("There is nothing to say: the tokenizer makes no token of it.")
+        # Said with the first tokens.
+        pinned = None if memory.rows else pinned_by(self.pinned_tokens, memory.state, self.tokenizer, ids)
         if largest(memory.state.stored) + ids.shape[1] > self.model.config.window_size and ids.shape[1] > 1:
-            options = dict(past_key_values=memory, sleep_passes=self.sleep_passes, progress=progress)
-            read = self.model.read(ids[:, :-1], sleep_callback=self.sleep_callback, **options)
+            options = dict(past_key_values=memory, sleep_passes=self.sleep_passes, pinned_tokens=pinned)
+            read = self.model.read(ids[:, :-1], sleep_callback=self.sleep_callback, progress=progress, **options)
             if read.interrupted:
                 raise KeyboardInterrupt
-            memory, ids = read, ids[:, -1:]
+            memory, ids, pinned = read, ids[:, -1:], None
         output = self.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             past_key_values=memory,
             sleep_passes=self.sleep_passes,
             sleep_callback=self.sleep_callback,
+            pinned_tokens=pinned,
             streamer=streamer,
             return_dict_in_generate=True,
             **self.options,

@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DataCollatorWithFlattening
 
 from .bench import Bench, Row
 from .models import KEPT, OURS, build
@@ -42,6 +44,8 @@ class Step:
     windows: int = 4
     batch: int = BATCH
     overrides: tuple = ()  # pairs: fields of our config and their values
+    lengths: tuple = ()  # of the texts, instead of so many windows in each row of the batch
+    packed: bool = False  # these texts in one row
 
 
 def trained(step: Step, bench: Bench):
@@ -53,14 +57,26 @@ def trained(step: Step, bench: Bench):
     return model
 
 
-def run(model, step: Step, tokens: torch.Tensor) -> None:
-    """Forward and backward. Gradients add up, as nothing takes them away."""
+def run(model, step: Step, tokens: torch.Tensor | dict) -> None:
+    """Forward and backward, of tokens or of `inputs`. Gradients add up, as nothing takes them away."""
     ours = {"sleep_passes": step.passes} if step.model in (OURS, KEPT) else {}
-    model(tokens, labels=tokens, use_cache=False, **ours).loss.backward()
+    given = tokens if isinstance(tokens, dict) else {"input_ids": tokens, "labels": tokens}
+    model(**given, use_cache=False, **ours).loss.backward()
 
 
 def text(model, step: Step, bench: Bench) -> torch.Tensor:
     return bench.tokens(model.config.vocab_size, step.batch, step.windows * bench.window_size)
+
+
+def inputs(model, step: Step, bench: Bench) -> dict[str, torch.Tensor]:
+    """Texts of `step.lengths`: padded on the left with their mask, or packed into one row with their positions."""
+    texts = [{"input_ids": bench.tokens(model.config.vocab_size, 1, n)[0].tolist()} for n in step.lengths]
+    if step.packed:
+        batch = DataCollatorWithFlattening(return_position_ids=True)(texts)
+        return {name: batch[name].to(bench.device) for name in ("input_ids", "labels", "position_ids")}
+    rows = [torch.tensor(text["input_ids"], device=bench.device) for text in texts]
+    ids, labels = (pad_sequence(rows, True, value, padding_side="left") for value in (0, -100))
+    return {"input_ids": ids, "labels": labels, "attention_mask": (labels != -100).long()}
 
 
 def resident_bytes(name: str) -> int | None:
@@ -74,8 +90,8 @@ def resident_bytes(name: str) -> int | None:
 def memory_of(step: Step, bench: Bench) -> dict[str, int | None]:
     """Bytes of one step of this process: `before`, `peak` and `tensors`."""
     model = trained(step, bench)
-    tokens = text(model, step, bench)
-    run(model, step, tokens[:1, :16])
+    tokens = inputs(model, step, bench) if step.lengths else text(model, step, bench)
+    run(model, step, bench.tokens(model.config.vocab_size, 1, 16))
 
     if bench.device != "cpu":
         torch.cuda.synchronize()
@@ -142,7 +158,8 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    step = Step(**{**args.step, "overrides": tuple(map(tuple, args.step.get("overrides", ())))})
+    overrides, lengths = (tuple(args.step.get(name, ())) for name in ("overrides", "lengths"))
+    step = Step(**{**args.step, "overrides": tuple(map(tuple, overrides)), "lengths": lengths})
     print(json.dumps(memory_of(step, Bench(args.quick, args.device, args.threads))))
 
 

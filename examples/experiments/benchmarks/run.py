@@ -6,6 +6,8 @@
     window      the same beside a sliding window, by the length of the window
     cache       bytes remembered by length of the context
     prefill     time to the first token after a prompt; a sleep over prefills of its window
+    ragged      texts of different lengths over even ones, packed over padded
+    long        a token of generate behind texts of up to 1M tokens that were read
     training    time and peak memory of a step, over N, windows and checkpointing
     rule        the gated delta rule alone, over the one in transformers and over the machine's peak
     compiled    torch.compile of the layers: what it saves, how long it takes
@@ -28,7 +30,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from . import bfloat16, cache, compiled, decode, prefill, profile, report, rule, training, window
+from . import bfloat16, cache, compiled, decode, long, prefill, profile, ragged, report, rule, training, window
 from .bench import Bench, Result
 
 
@@ -37,6 +39,8 @@ SECTIONS = {
     "window": window,
     "cache": cache,
     "prefill": prefill,
+    "ragged": ragged,
+    "long": long,
     "training": training,
     "rule": rule,
     "compiled": compiled,
