@@ -9,6 +9,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from .. import figures
 from . import report
 from .bench import Bench, Result, Row, named, short
 from .models import OURS, build, described
@@ -85,13 +86,13 @@ def tables(data: dict) -> str:
 
 
 def plot(data: dict) -> Figure:
-    figure, axes = report.figure(panels=2)
+    figure, axes = figures.figure(panels=2)
     tokens = [*map(int, data["points"])]
     for panel, label, ys in (
         (axes[0], "ms per token of generate", [x["ms"] for x in data["points"].values()]),
         (axes[1], "remembered (KiB)", [x["before"] / 1024 for x in data["points"].values()]),
     ):
-        report.line(panel, tokens, ys, None, 0)
+        figures.line(panel, tokens, ys, None, 0)
         report.finish(panel, "tokens in the context", label, tokens)
         panel.set_yscale("linear")
         panel.set_ylim(0, 1.5 * max(ys))

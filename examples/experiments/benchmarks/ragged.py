@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from matplotlib.figure import Figure
 
+from .. import figures
 from . import memory, report
 from .bench import Bench, Result, Row, short
 from .memory import Step
@@ -104,17 +105,14 @@ def tables(data: dict) -> str:
 
 def plot(data: dict) -> Figure:
     """Bars: time over that of even batches."""
-    figure, axes = report.figure()
-    for number, side in enumerate(("ragged", "packed")):
-        found = {i: x["ms"][side] / x["ms"]["even"] for i, x in enumerate(data.values()) if side in x["ms"]}
-        places = [i + 0.4 * (number - 0.5) for i in found]
-        label = "packed" if side == "packed" else "ragged, padded"
-        axes.barh(places, found.values(), height=0.38, color=report.COLOURS[number], label=label)
-    axes.axvline(1.0, color="#999999", linestyle=":")
-    axes.set_yticks(range(len(data)), labels=data)
-    axes.invert_yaxis()
-    axes.set_xlabel("time over that of rows of one length")
-    axes.grid(alpha=0.3, axis="x")
-    axes.spines[["top", "right"]].set_visible(False)
-    report.legend(figure)
+    figure, axes = figures.figure()
+    ratios = {
+        "ragged, padded" if side == "ragged" else side: [
+            x["ms"][side] / x["ms"]["even"] if side in x["ms"] else None for x in data.values()
+        ]
+        for side in ("ragged", "packed")
+    }
+    figures.bars(axes, [*data], ratios, "time over that of rows of one length")
+    axes.axvline(1.0, color=figures.GREY, linestyle=":")
+    figures.legend(figure)
     return figure
