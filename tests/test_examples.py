@@ -1,5 +1,6 @@
 """What we tell people to run, runs: the presets and the code of the pages."""
 
+import ast
 import json
 import os
 import re
@@ -117,6 +118,17 @@ def test_a_shipped_checkpoint_is_weights_config_tokenizer_and_card(folder):
     assert card == model_card(folder, read_metadata(folder / "README.md"))
     (recipe,) = re.findall(r"^python -m examples\.experiments\.train (\S+)", card, re.M)
     assert recipe in list_recipes()
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_can_be_copied(path):
+    """It imports nothing that stands beside it."""
+    beside = {"examples", *(other.stem for other in path.parent.iterdir())}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module.partition(".")[0] not in beside
+        elif isinstance(node, ast.Import):
+            assert not {alias.name.partition(".")[0] for alias in node.names} & beside
 
 
 def test_text_of_ones_own_has_nothing_to_resume(tmp_path):

@@ -337,9 +337,8 @@ def test_bad_files_say_what_is_wrong(model, tmp_path):
 
 
 KILLED = """
-    import os, signal, sys
+    import os, signal
     import torch
-    sys.path.insert(0, {tests!r})
     from test_memory import make_ids, make_model
 
     model = make_model()
@@ -358,8 +357,9 @@ def test_killed_in_the_middle_of_a_save_the_old_file_is_whole(model, tmp_path, c
     path = tmp_path / "memory"
     old = model.read(make_ids(1, 12), progress=False)
     old.save(path, model)
-    source = KILLED.format(tests=os.path.dirname(__file__), call=call, path=str(path), before="pass")
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True)
+    source = KILLED.format(call=call, path=str(path), before="pass")
+    command = [sys.executable, "-c", textwrap.dedent(source)]
+    done = subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert_same(SleepMemory.load(path, model), old)
     assert len(list(tmp_path.iterdir())) == 2  # what was begun lies beside it
