@@ -104,7 +104,7 @@ check: env ## lint without changing anything
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 
-bench: env ## measure wake, sleep and training against other models (three quarters of an hour; resumable)
+bench: env ## measure wake, sleep and training against other models (an hour; resumable)
 	$(BIN)/python -m examples.experiments.benchmarks.run
 
 gpu: env ## check, measure and train what only a GPU shows, by what it is worth (hours; resumable, and it says so)

@@ -1,4 +1,4 @@
-"""Measure what wake, sleep and training cost, as ratios: `make bench`, half an hour on a CPU.
+"""Measure what wake, sleep and training cost, as ratios: `make bench`, an hour on a CPU.
 
     python -m examples.experiments.benchmarks.run [--only decode rule] [--quick] [--output runs/benchmarks]
 
