@@ -24,7 +24,7 @@ FLA := .venv-fla
 SUITE := .transformers_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo chat smollm2 suite suite-if-online test slow test-oldest test-fla style check bench gpu evidence evidence-quick clean
+.PHONY: help env demo chat smollm2 suite suite-if-online test slow yardsticks test-oldest test-fla style check bench gpu evidence evidence-quick clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -71,6 +71,10 @@ test: suite-if-online ## run the tests, transformers' own too
 
 slow: suite-if-online ## run the tests that take minutes
 	$(BIN)/$(PYTEST) -m slow
+
+yardsticks: env ## run the tests that need lm-evaluation-harness
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[eval]'
+	$(BIN)/$(PYTEST) -m "slow or not slow" tests/test_yardsticks*.py
 
 # The oldest transformers is laid over the environment, with the dependencies it asks for, so that torch is not
 # installed twice. The version that is really imported is checked first, and pytest's header repeats it.
