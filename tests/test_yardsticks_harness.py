@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from helpers import byte_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from modeling_sleep import SleepConfig, SleepForCausalLM
@@ -31,11 +31,7 @@ LONGEST = 10 * L  # `auto` reads batches of such texts, to see how large a batch
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A tiny model of bytes, whose S says much."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_alone = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<pad>", "<end>", *alphabet])}, merges=[]))
-    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_alone.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_alone, pad_token="<pad>", eos_token="<end>")
+    tokenizer = byte_tokenizer()
     torch.manual_seed(0)
     config = SleepConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,

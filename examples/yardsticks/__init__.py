@@ -1,1 +1,1 @@
-"""Yardsticks of others, held against models that sleep: `python -m examples.yardsticks.NAME`, see docs/YARDSTICKS.md."""
+"""Yardsticks of others for models that sleep: `python -m examples.yardsticks.NAME`, see docs/YARDSTICKS.md."""

@@ -22,7 +22,7 @@ WINDOWS = 8  # of an ordinary text
 
 
 def facts(questions: int = 100, between: int | None = None, split: str = "eval", seed: int = 0, **options):
-    """Questions for facts behind 1 to 8 sleeps: `context`, what the `answer` begins with, `value`, `candidates`, ..."""
+    """Questions for facts behind 1 to 8 sleeps: the `context`, how the answer has `begun`, its `value`, ..."""
     chat, window_size = chat_of(**options)
     rows, distance = [], {} if between is None else {"between": between}
     for unit in evaluation_units(split, seed, chat, window_size, questions, **distance):
