@@ -8,13 +8,16 @@ import torch
 from helpers import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from examples.yardsticks import recall
 from examples.yardsticks.readers import Reader, equal_bytes
+from examples.yardsticks.recall_data import draw
 from examples.yardsticks.rows import Rows
 from modeling_sleep import SleepForCausalLM
 
 
 L = 16
 IDS = torch.arange(3, 75).tolist()
+ESSAY = "Some people work. Others do not.\nWho knows why? Nobody asks them what they would like to do. " * 100
 
 
 @pytest.fixture(scope="module")
@@ -104,58 +107,104 @@ def test_rows_are_found_again(tmp_path):
     assert read["accuracy"] == 0.5 and read["versions"]["torch"] == torch.__version__
 
 
-@pytest.fixture
-def folders(original, sleeping, tokenizer, tmp_path):
-    for name, model in (("original", original), ("sleeping", sleeping)):
-        model.save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
-    return [str(tmp_path / "sleeping"), "--original", str(tmp_path / "original")]
-
-
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
     reason='RULER comes with lm-evaluation-harness: pip install ".[eval]"',
 )
 
 
+@pytest.fixture(scope="module")
+def word_tokenizer(tokenizer):
+    """One that has learned RULER's templates and the form of English."""
+    from lm_eval.tasks.ruler import cwe_utils, fwe_utils, niah_utils, vt_utils
+
+    templates = [module.TEMPLATE for module in (cwe_utils, fwe_utils, niah_utils, vt_utils)]
+    texts = [*templates * 5, ESSAY, "The grass is green. The sky is blue. The sun is yellow. Here we go."]
+    return tokenizer.train_new_from_iterator(texts, vocab_size=1000)
+
+
 @needs_harness
 @pytest.mark.slow
-def test_ruler_goes_on_where_it_stopped(folders, tmp_path, capsys):
+def test_ruler_goes_on_where_it_stopped(word_tokenizer, tmp_path):
     from examples.yardsticks import ruler
 
+    original = make_original(word_tokenizer, layers=2)
+    sleeping = SleepForCausalLM.from_causal_lm(original, window_size=L, memory="gated_delta", memory_layers=1)
+    for name, model in (("original", original), ("sleeping", sleeping)):
+        model.save_pretrained(tmp_path / name)
+        word_tokenizer.save_pretrained(tmp_path / name)
     essays = tmp_path / "essays.json"
-    essays.write_text(json.dumps({"text": "Some people work. Others do not.\nWho knows why? " * 200}))
-    command = [
-        *folders,
-        "--rows",
-        str(tmp_path / "rows.jsonl"),
-        "--samples",
-        "2",
-        "--lengths",
-        "6144",
-        "--passes",
-        "2",
-    ]
-    command += ["--essays", str(essays), "--tasks", "niah_single_2", "niah_multivalue"]
-    assert ruler.main([*command, "--readers", "sleep", "whole"]) == 0
-    assert ruler.main([*command, "--readers", "sleep", "whole", "truncated"]) == 0
+    essays.write_text(json.dumps({"text": ESSAY}))
+    command = (
+        f"{tmp_path / 'sleeping'} --original {tmp_path / 'original'} --rows {tmp_path / 'rows.jsonl'} --samples 2"
+    )
+    command += f" --essays {essays} --tasks niah_single_2 niah_multivalue --passes 2 --lengths"
+    assert ruler.main([*command.split(), "2048", "--readers", "sleep", "whole"]) == 0
+    assert ruler.main([*command.split(), "2048", "--readers", "sleep", "whole", "truncated"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [row["reader"] for row in rows] == ["sleep"] * 2 + ["whole"] * 2 + ["truncated"] * 2
     assert all(row["haystack"] == "essay" and row["accuracy"] == 0 and row["bytes"] > 0 for row in rows)
-    assert 3000 < rows[0]["tokens"] <= 6144 and rows[-1]["tokens"] == rows[-1]["kept"]
+    assert 1000 < rows[0]["tokens"] <= 2048 and rows[-1]["tokens"] == rows[-1]["kept"]
     with pytest.raises(SystemExit):
-        ruler.main([*command, "--lengths", "500"])
+        ruler.main([*command.split(), "500"])
 
 
 @needs_harness
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_3", "niah_multiquery", "vt", "cwe", "fwe"])
-def test_samples_hold_their_answers_and_fit(task, tokenizer):
+def test_samples_hold_their_answers_and_fit(task, word_tokenizer, tokenizer):
     from examples.yardsticks import ruler
 
-    samples = ruler.Samples(tokenizer)
-    one, two = (samples.draw(task, 4096, i) for i in range(2))
-    assert one != two and one == samples.draw(task, 4096, 0)
+    samples = ruler.Samples(word_tokenizer)
+    one, two = (samples.draw(task, 8192, i) for i in range(2))
+    assert one != two and one == samples.draw(task, 8192, 0)
     assert all(value in one["input"] for value in one["outputs"])
-    assert 0.5 * 4096 < len(ruler.prompt(one, tokenizer)) <= 4096
+    assert 0.4 * 8192 < len(ruler.prompt(one, word_tokenizer)) <= 8192
     assert samples.haystack("niah_single_2") == "repeat" and samples.haystack("vt") is None
+    with pytest.raises(ValueError, match="tokenizers of words"):
+        ruler.Samples(tokenizer).draw(task, 4096, 0)
+
+
+@pytest.mark.parametrize("kind, pairs, length", [("mqar", 8, 64), ("forgetting", 8, 64), ("compositional", 9, 64)])
+def test_recall_is_asked_for_what_was_told_last(kind, pairs, length):
+    examples = draw(kind, pairs, length, 20, torch.Generator().manual_seed(0))
+    width = 3 if kind == "compositional" else 2
+    told = pairs + (pairs // 2 if kind == "forgetting" else 0)
+    for ids, labels in zip(examples["input_ids"].tolist(), examples["labels"].tolist(), strict=True):
+        memory, changed = {}, 0
+        for begin in range(0, width * told, width):
+            *key, value = ids[begin : begin + width]
+            changed += tuple(key) in memory and memory[tuple(key)] != value
+            memory[tuple(key)] = value
+        asked = [place for place, label in enumerate(labels) if label != -100]
+        assert len(memory) == len(asked) == pairs and changed == told - pairs and min(asked) > width * told
+        assert all(labels[p] == memory[tuple(ids[p - width + 1 : p])] for p in asked)
+        assert len(set(memory.values())) == pairs or kind == "forgetting"
+        if kind == "compositional":  # neither key alone tells
+            assert all(len({key[i] for key in memory}) == 3 for i in (0, 1))
+
+
+def test_recall_that_does_not_fit_is_refused():
+    generator = torch.Generator()
+    with pytest.raises(ValueError, match="not 40"):
+        draw("mqar", 16, 40, 2, generator)
+    with pytest.raises(ValueError, match="square"):
+        draw("compositional", 8, 64, 2, generator)
+    with pytest.raises(ValueError, match="there are mqar"):
+        draw("unknown", 8, 64, 2, generator)
+
+
+def test_every_model_is_trained_on_recall_and_measured(tmp_path):
+    command = "mqar --widths 16 --learning-rates 1e-2 --epochs 1 --scale 0.0004 --most-pairs 8 --batch-size 8 "
+    command += f"--passes 1 3 --rows {tmp_path / 'rows.jsonl'} --device cpu --models "
+    assert recall.main((command + "sleep attention").split()) == 0
+    assert recall.main((command + " ".join(recall.MODELS)).split()) == 0
+    rows = {(row["model"], row["passes"]): row for row in map(json.loads, (tmp_path / "rows.jsonl").open())}
+    assert len(rows) == len(recall.MODELS) + 1  # `sleep` has two N
+    for (name, _), row in rows.items():
+        assert row["accuracy"].keys() == row["bytes"].keys() == {"4", "8"} and 0 < row["loss"] < 12, name
+    kept = rows["attention", None]["bytes"]
+    assert kept["4"] == kept["8"] == 2 * 2 * 16 * 4 * 64  # both tests have 64 tokens
+    assert rows["sleep", 1]["bytes"]["8"] < kept["8"]
+    assert rows["sleep", 1]["loss"] != rows["sleep", 3]["loss"]
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(rows)

@@ -10,27 +10,27 @@ The number of passes N is drawn anew for every step. Texts are those of `natural
 whose answers lie behind sleeps, and ordinary text, so that the model does not forget how to read. The same command
 goes on where an interrupted one stopped; `--minutes 9` ends a slice by itself.
 
-Before and after, the model is compared with the pretrained one, which reads once with its whole cache and once with
-what stands in the current window alone. The trained model, too, reads once without what it remembers: the difference
-is what the memory is worth, the rest is that it has got used to such texts.
+Before and after, the model is compared with the pretrained one by lm-evaluation-harness (`pip install ".[eval]"`), on
+the tasks of docs/YARDSTICKS.md: facts behind sleeps, in other words than those of training, and ordinary text. Either
+reads once whole and once cut to its last window: the difference is what its memory is worth, the rest is that it has
+got used to such texts. `--examples 0` measures nothing, and needs no harness.
 """
 
 import argparse
 import json
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments, set_seed
 
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.adopt_sleep import ATTENTION_FAMILIES
 from modeling_sleep.from_causal_lm import number_or_places
 
+from ..yardsticks.harness import check_harness, measure
 from .natural_texts import NaturalTexts
 from .progress import use_loss_bar
 from .resume import last_checkpoint
@@ -89,58 +89,6 @@ def train(model, texts: NaturalTexts, mixture: dict[str, float], steps: int, lea
     return trainer.state
 
 
-def logits_by_row(model, rows, texts: NaturalTexts, truncate: bool = False, **options) -> Iterator[tuple]:
-    """Each row with the logits of its tokens, (length, vocab_size). `truncate`: of each window by itself."""
-    rows, window = list(rows), texts.window_size
-    for begin in tqdm(range(0, len(rows), 4), leave=False, desc="   reading"):
-        batch = texts.collator()([{k: row[k] for k in ("input_ids", "labels")} for row in rows[begin : begin + 4]])
-        ids, mask = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-        if truncate:
-            padding = (0, -ids.shape[1] % window)
-            number = len(ids)
-            ids, mask = (torch.nn.functional.pad(x, padding).reshape(-1, window) for x in (ids, mask))
-            ids, mask = ids[alive := mask.any(-1)], mask[alive]
-            some = model(ids, attention_mask=mask).logits
-            logits = some.new_zeros(len(alive), window, some.shape[-1])
-            logits[alive] = some
-            logits = logits.reshape(number, -1, logits.shape[-1])
-        else:
-            logits = model(ids, attention_mask=mask, **options).logits
-        for row, one in zip(rows[begin : begin + 4], logits.float().cpu()):
-            yield row, one[: len(row["input_ids"])]
-
-
-@torch.no_grad()
-def evaluate(model, texts: NaturalTexts, number: int, **options) -> dict:
-    """
-    Read the evaluation's texts.
-
-    Returns
-    -------
-    dict
-        `perplexity` of ordinary text behind the first window, and for each kind of chat, by sleeps `since`, how many
-        of `total` answers were `right`: the value, decided by greedy search behind the right beginning of the answer.
-    """
-    model.eval()
-    tokens, loss, answers = 0, 0.0, {}
-    for row, logits in logits_by_row(model, texts.dataset(number, "eval", ordinary=1), texts, **options):
-        targets = torch.tensor(row["input_ids"])[texts.window_size + 1 :]
-        loss += torch.nn.functional.cross_entropy(logits[texts.window_size : -1], targets, reduction="sum").item()
-        tokens += len(targets)
-    for kind in ("facts", "problems"):
-        for row, logits in logits_by_row(model, texts.dataset(number, "eval", **{kind: 1}), texts, **options):
-            right = logits[:-1].argmax(-1) == torch.tensor(row["labels"])[1:]
-            for (begin, end), since in zip(row["values"], row["since"]):
-                cell = answers.setdefault(kind, {}).setdefault(since, [0, 0])
-                cell[0] += right[begin - 1 : end - 1].all().item()
-                cell[1] += 1
-    by_since = {
-        kind: [dict(since=since, right=cell[0], total=cell[1]) for since, cell in sorted(cells.items())]
-        for kind, cells in answers.items()
-    }
-    return {"perplexity": math.exp(loss / tokens), "tokens": tokens, **by_since}
-
-
 def print_row(reader: str, result: dict):
     facts = "  ".join(f"{cell['since']}: {100 * cell['right'] / cell['total']:5.1f} %" for cell in result["facts"])
     print(f"   {reader:<34}{result['perplexity']:8.2f}   {facts}", flush=True)
@@ -161,7 +109,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=16, help="of LoRA")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--mixture", type=float, nargs=3, default=[0.6, 0.0, 0.4], help="facts, problems, ordinary")
-    parser.add_argument("--examples", type=int, default=60, help="texts of each kind to evaluate")
+    parser.add_argument("--examples", type=int, default=60, help="questions and texts to evaluate, 0 for none")
     parser.add_argument("--minutes", type=float, help="end this slice after so long, with a checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
@@ -169,6 +117,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.examples:
+        check_harness()
     settings = {name: value for name, value in vars(args).items() if name not in ("output", "minutes")}
     args.deadline = time.monotonic() + 60 * args.minutes if args.minutes else None  # of both stages
     set_seed(args.seed)
@@ -204,18 +154,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if results["settings"] != json.loads(json.dumps(settings)):
         raise SystemExit(f"error: {args.output} holds a run with other settings. Choose another --output.")
     args.output.mkdir(parents=True, exist_ok=True)
+    report.write_text(json.dumps(results, indent=1) + "\n")
 
     def show(reader: str, model, **options):
         """Evaluate once; a run that goes on knows what it has measured."""
+        if not args.examples:
+            return
         if reader not in results["readers"]:
-            results["readers"][reader] = evaluate(model, texts, args.examples, **options)
+            results["readers"][reader] = measure(
+                model, tokenizer, args.model, args.window_size, args.examples, args.batch_size, **options
+            )
             report.write_text(json.dumps(results, indent=1) + "\n")
         print_row(reader, results["readers"][reader])
 
     show("original, whole cache", original)
-    show("original, current window alone", original, truncate=True)
+    show("original, cut to a window", original, cut=True)
     del original
-    show("with sleep, not trained", model, sleep_passes=max(args.train_passes))
+    show("with sleep, not trained", model, passes=max(args.train_passes))
     for number, (steps, learning_rate) in enumerate(zip(args.steps, args.learning_rate), start=1):
         if not steps:
             continue
@@ -227,9 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"   stage {number}: {state.global_step} of {steps} steps. The same command goes on from here.")
             return 0
         model = learner if number == 1 else learner.merge_and_unload()
-        show(f"stage {number}, current window alone", model, truncate=True)
+        show(f"stage {number}, cut to a window", model, cut=True)
         for passes in args.passes:
-            show(f"stage {number}, N = {passes}", model, sleep_passes=passes)
+            show(f"stage {number}, N = {passes}", model, passes=passes)
     model.requires_grad_(True)
     model.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
@@ -264,7 +219,7 @@ def plot(results: dict, path: Path):
     readers = results["readers"]
     bars.barh(list(readers), [result["perplexity"] for result in readers.values()], color="C7")
     bars.invert_yaxis()
-    bars.set(xlabel="perplexity", title="ordinary text behind the first window")
+    bars.set(xlabel="perplexity of a word", title="ordinary text")
     for reader, result in readers.items():
         cells = result["facts"]
         lines.plot(
@@ -276,7 +231,8 @@ def plot(results: dict, path: Path):
         )
     lines.set(xlabel="sleeps since the fact was told", ylabel="answers right, %", ylim=(-3, 103), title="facts")
     lines.xaxis.get_major_locator().set_params(integer=True)
-    lines.legend(fontsize="x-small")
+    if readers:
+        lines.legend(fontsize="x-small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -140,10 +140,15 @@ def now(device: torch.device) -> float:
 
 
 def held(cache) -> int:
-    """Bytes of a memory, or of the keys and values of any other cache."""
+    """Bytes of a memory, or of the keys, values and states of any other cache."""
     if hasattr(cache, "nbytes"):
         return cache.nbytes
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    tensors = []
+    for layer in cache.layers:
+        tensors += [getattr(layer, "keys", None), getattr(layer, "values", None)]
+        for name in ("conv_states", "recurrent_states"):
+            tensors += getattr(layer, name, {}).values()
+    return sum({x.data_ptr(): x.nbytes for x in tensors if isinstance(x, torch.Tensor)}.values())
 
 
 def slid(model: PreTrainedModel, window: int) -> PreTrainedModel:

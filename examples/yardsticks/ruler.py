@@ -41,6 +41,7 @@ except ImportError as error:
 
 
 SAMPLES, SHORTEST = 100, 1024
+TOKENS_PER_WORD = 3.0  # at most, of English: some tasks begin with an example of a fixed size, which must fit
 SHOWN = 3  # answers in a row, for a reader to see what was wrong
 # Options of lm_eval's generator of needles, by task.
 NEEDLES = {
@@ -106,16 +107,22 @@ class Samples:
         Raises
         ------
         ValueError
-            If the task cannot be told in so few tokens.
+            If the task does not fit into so few tokens, or never fits with this tokenizer.
         """
+        template = vt_utils.TEMPLATE
+        if len(self.tokenizer(template)["input_ids"]) > TOKENS_PER_WORD * len(template.split()):
+            raise ValueError(
+                f"RULER's samples are made for tokenizers of words, and this one has more than {TOKENS_PER_WORD:g} "
+                "tokens for a word of English: no length is long enough for all tasks."
+            )
         seed = f"ruler/{task}/{length}/{index}"
         random.seed(seed)
         np.random.seed(random.getrandbits(32))
         cwe_utils.RNG.seed(seed)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             (sample,) = self._generator(task)(length)
-        if sample["length"] > length + TO_WRITE.get(task, 0):
-            raise ValueError(f"{task} has no sample of {length} tokens, the shortest has {sample['length']}.")
+        if not sample["outputs"]:  # no word found room
+            raise ValueError(f"{task} needs more than {length} tokens: ask for longer samples.")
         return sample
 
     def _generator(self, task: str) -> Callable[[int], list[dict]]:
