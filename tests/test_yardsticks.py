@@ -8,7 +8,7 @@ import torch
 from helpers import byte_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from examples.yardsticks import recall
+from examples.yardsticks import gsm, recall
 from examples.yardsticks.readers import Reader, equal_bytes
 from examples.yardsticks.recall_data import draw
 from examples.yardsticks.rows import Rows
@@ -208,3 +208,32 @@ def test_every_model_is_trained_on_recall_and_measured(tmp_path):
     assert rows["sleep", 1]["bytes"]["8"] < kept["8"]
     assert rows["sleep", 1]["loss"] != rows["sleep", 3]["loss"]
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(rows)
+
+
+@pytest.mark.parametrize("operations", [1, 3])
+def test_problems_are_text_that_ends_before_its_answer(operations):
+    task = gsm.task_of(operations, sentences=20, solved=2)
+    for index in range(5):
+        text, number = gsm.problem(task, operations, index)
+        context, *questions = text.split("\n")
+        assert context.count(".") == 20 and text.endswith("? Answer:") and number.isdigit()
+        assert 1 <= len(questions) <= 3 and all(line.startswith("How many") for line in questions)
+        (example,) = task.examples([index], split="eval", depth=operations)
+        assert [int(number)] == [int(task.tokenizer().decode(x)) for x in task.solve(example)][-1:]
+
+
+def test_problems_from_the_command_to_the_rows(original, sleeping, tokenizer, tmp_path, capsys):
+    for name, model in (("original", original), ("sleeping", sleeping)):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    command = f"{tmp_path / 'sleeping'} --original {tmp_path / 'original'} --rows {tmp_path / 'rows.jsonl'}"
+    command += " --samples 2 --operations 1 2 --sentences 8 --solved 1 --passes 2 --kept 30 --device cpu --readers"
+    assert gsm.main([*command.split(), "sleep"]) == 0
+    assert gsm.main([*command.split(), "sleep", "whole", "sliding", "truncated"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    readers = ["sleep", "whole", "sliding", "truncated"]
+    assert [(row["reader"], row["operations"]) for row in rows] == [(r, n) for r in readers for n in (1, 2)]
+    assert rows[-1]["tokens"] == 30 < rows[0]["tokens"] and rows[0]["model"] == "sleeping"
+    assert capsys.readouterr().out.count("\n") == 8
+    with pytest.raises(SystemExit, match="--original"):
+        gsm.main([str(tmp_path / "sleeping"), "--rows", str(tmp_path / "other.jsonl")])

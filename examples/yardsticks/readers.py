@@ -98,6 +98,10 @@ class Reader:
         window = self.model.config.window_size if self.name == "sleep" else None
         return {"reader": self.name, "kept": self.kept, "passes": self.passes, "window_size": window}
 
+    @property
+    def described(self) -> str:
+        return self.name + "".join(f", {n} {x}" for n, x in (("passes", self.passes), ("kept", self.kept)) if x)
+
     @torch.no_grad()
     def answer(self, ids: Sequence[int], max_new_tokens: int) -> Answer:
         """What the model writes behind these tokens, greedily."""

@@ -204,15 +204,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 began = time.perf_counter()
                 row |= measure(reader, samples, task, length, args.samples)
                 rows.add(row | {"seconds": round(time.perf_counter() - began, 1)})
-                print(described(row), flush=True)
+                print(described(row, reader), flush=True)
     return 0
 
 
-def described(row: dict) -> str:
+def described(row: dict, reader: Reader) -> str:
     """A row in one line."""
-    how = "".join(f", {name} {row[name]}" for name in ("passes", "kept") if row[name])
     return (
-        f"{row['length']:6} {row['task']:16}{row['reader'] + how:22}{100 * row['accuracy']:6.1f} %  "
+        f"{row['length']:6} {row['task']:16}{reader.described:22}{100 * row['accuracy']:6.1f} %  "
         f"{row['read_ms_per_token']:8.2f} ms a token, {row['bytes']:13,} bytes"
     )
 
