@@ -119,7 +119,9 @@ def accuracy(model, data: list[dict], **options) -> dict[int, float]:
 
 @torch.no_grad()
 def state_bytes(model, length: int, **options) -> int:
-    """What a model holds of a text of so many tokens."""
+    """What a model holds of a text of so many tokens; one that sleeps with its window full, which is the most."""
+    if isinstance(model, SleepForCausalLM):
+        length -= length % model.config.window_size
     ids = torch.zeros(1, length, dtype=torch.long, device=next(model.parameters()).device)
     if isinstance(model, SleepForCausalLM):
         return model.read(ids, progress=False, **options).nbytes
@@ -154,7 +156,7 @@ def segments(task: str, whole: list[Segment], scale: float, most: int) -> list[S
     for segment in whole:
         pairs = segment.pairs if task != "compositional" else round(segment.pairs**0.5) ** 2
         if pairs <= most:
-            length = max(segment.length, longer * pairs + 2)
+            length = max(segment.length, longer * pairs)
             found.append(Segment(pairs, length + length % 2, max(1, int(scale * segment.examples))))
     return found
 
