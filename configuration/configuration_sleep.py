@@ -267,9 +267,6 @@ class SleepConfig(PreTrainedConfig):
             How many tokens before a token are averaged for its query and for the key of the next one.
         recall_poolings (`int`, *optional*, defaults to 2):
             How many learned averages over the window join them.
-        recall_ahead (`int`, *optional*, defaults to 1):
-            How many learned averages over the rest of the window join the key of a token. A sleep writes the window as
-            a whole, so a value may be told before what it is the value of.
         recall_pooling_dim (`int`, *optional*, defaults to 64):
             Dimension of the queries and keys of each of these.
 
@@ -360,7 +357,6 @@ class SleepConfig(PreTrainedConfig):
     recall_value_dim: int | None = None
     recall_span: int = 5
     recall_poolings: int = 2
-    recall_ahead: int = 1
     recall_pooling_dim: int = 64
 
     def __post_init__(self, **kwargs):
@@ -593,8 +589,6 @@ class SleepConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.recall_ahead < 0:
-            raise ValueError(f"`recall_ahead` must not be negative, got {self.recall_ahead}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of `num_key_value_heads` "

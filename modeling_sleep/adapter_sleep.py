@@ -40,7 +40,6 @@ FIELDS = (
     "recall_value_dim",
     "recall_span",
     "recall_poolings",
-    "recall_ahead",
     "recall_pooling_dim",
 )
 

@@ -200,6 +200,5 @@ def whitening(memory: RecallMemoryLayer, mean: torch.Tensor, covariance: torch.T
         bias[row : row + size] = -(part @ mean[i]).to(bias)
         row += size
     for projection in (memory.q_proj, memory.k_proj):
-        projection.weight.zero_()  # what keys look ahead for, they are to learn
-        projection.weight[:, : weight.shape[1]] = weight
+        projection.weight.copy_(weight)
         projection.bias.copy_(bias)

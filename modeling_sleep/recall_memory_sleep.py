@@ -8,9 +8,8 @@ value:
     c_t     `context`           x_t; the mean of x over the `recall_span` tokens before t; `recall_poolings` learned
                                 means of x over the window up to t, sum_s w_ts x_s with
                                 w_ts = softmax_s(Q x_t . K x_s - slope (t - s))
-    a_t     `looked_ahead`      `recall_ahead` such means of x over the rest of the window, s > t
     q_t     `query`             A c_t + a
-    k_t     `key`               B c_{t-1} + C a_t + b; a window's first token has none and is not written
+    k_t     `key`               B c_{t-1} + b; a window's first token has none and is not written
     v_t     `value`             P e_t, where e_t is the embedding of the token
     beta_t  `beta`              sigmoid(w . x_t + w' . x_{t-1} + bias): whether the token is worth writing
     alpha   `log_decay`         exp(-exp(A_log)): how much of S a token leaves
@@ -23,8 +22,6 @@ The write is the gated delta rule of arXiv 2605.26099, section 2, with q and k L
 
 - S is read as it stood when the window began, and written in the sleep. Attention sees the window anyway, so that
   nothing is lost; the first window is the original model, bit for bit, trained or not; a token awake only reads;
-- a sleep has all of the window before it. So a token's key knows what comes after it, too: in "not Ben but Ada won the
-  race", what is asked for stands behind its answer;
 - there is no norm behind S, as it would make noise as loud as a find. Where nothing is found, nothing is added;
 - values come from embeddings, as the word that is sought cannot be read out of hidden states of unseen words;
 - a window decays S once, however often it is written;
@@ -102,12 +99,8 @@ class RecallMemoryLayer(nn.Module):
         self.pool_q_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
         self.pool_k_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
         self.log_slope = nn.Parameter(torch.empty(self.poolings))
-        self.ahead = config.recall_ahead
-        self.ahead_q_proj = nn.Linear(hidden_size, self.ahead * config.recall_pooling_dim, bias=False)
-        self.ahead_k_proj = nn.Linear(hidden_size, self.ahead * config.recall_pooling_dim, bias=False)
-        self.log_slope_ahead = nn.Parameter(torch.empty(self.ahead))
         self.q_proj = nn.Linear(context_dim, config.recall_key_dim)
-        self.k_proj = nn.Linear(context_dim + self.ahead * hidden_size, config.recall_key_dim)
+        self.k_proj = nn.Linear(context_dim, config.recall_key_dim)
         self.v_proj = nn.Linear(hidden_size, config.recall_value_dim, bias=False)
         self.b_proj = nn.Linear(2 * hidden_size, 1)
         self.g_proj = nn.Linear(hidden_size, 1)
@@ -124,10 +117,8 @@ class RecallMemoryLayer(nn.Module):
         init.constant_(self.A_log, INITIAL_A_LOG)
         first, last = map(math.log, INITIAL_SLOPES)
         init.copy_(self.log_slope, torch.linspace(first, last, self.poolings))
-        init.constant_(self.log_slope_ahead, last)
-        for module in (self.pool_k_proj, self.ahead_k_proj):
-            init.normal_(module.weight, std=module.in_features**-0.5)
-        for module in (self.pool_q_proj, self.ahead_q_proj, self.b_proj, self.g_proj, self.o_proj):
+        init.normal_(self.pool_k_proj.weight, std=self.pool_k_proj.in_features**-0.5)
+        for module in (self.pool_q_proj, self.b_proj, self.g_proj, self.o_proj):
             init.zeros_(module.weight)
         for module in (self.q_proj, self.k_proj, self.b_proj, self.g_proj):
             init.zeros_(module.bias)
@@ -189,41 +180,18 @@ class RecallMemoryLayer(nn.Module):
         distance = (positions.unsqueeze(-1) - columns).unsqueeze(1)  # (1 or batch, 1, length, columns)
         mean = ((distance > 0) & (distance <= self.span)).to(x.dtype) / self.span
 
-        scores = pooling_scores(self.pool_q_proj(x), state.pool_keys, self.log_slope, distance)
+        queries, keys = (
+            y.unflatten(-1, (self.poolings, -1)).transpose(1, 2) for y in (self.pool_q_proj(x), state.pool_keys)
+        )
+        scores = queries @ keys.mT  # (batch, poolings, length, columns)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        scores = scores - self.log_slope.to(scores.dtype).exp().view(-1, 1, 1) * distance
         pooling = scores.masked_fill(distance < 0, -torch.inf).softmax(-1).to(x.dtype)
 
         weights = torch.cat([mean.expand(batch, -1, -1, -1), pooling], dim=1)
         pooled = weights.flatten(1, 2) @ state.features
         pooled = pooled.unflatten(1, (-1, length)).to(x.dtype)
         return torch.cat([x.unsqueeze(1), pooled], dim=1).transpose(1, 2).flatten(2)
-
-    def looked_ahead(self, x: torch.Tensor, live: torch.Tensor | None) -> torch.Tensor:
-        """
-        a of all tokens of a window.
-
-        Parameters
-        ----------
-        x : torch.Tensor
-            (batch, columns, hidden_size).
-        live : torch.Tensor | None
-            (batch, columns) of bool: which columns hold tokens. None: all.
-
-        Returns
-        -------
-        torch.Tensor
-            (batch, columns, ahead * hidden_size), zeros where no token follows.
-        """
-        columns = torch.arange(x.shape[1], device=x.device)
-        distance = columns - columns.unsqueeze(-1)
-        is_later = (distance > 0).unsqueeze(0)
-        if live is not None:
-            is_later = is_later & live.unsqueeze(1)
-        is_later = is_later.unsqueeze(1)  # (1 or batch, 1, columns, columns)
-        scores = pooling_scores(self.ahead_q_proj(x), self.ahead_k_proj(x), self.log_slope_ahead, distance)
-        # The least number instead of -inf, as a token that nothing follows would have no sum to divide by.
-        pooling = scores.masked_fill(~is_later, torch.finfo(scores.dtype).min).softmax(-1) * is_later
-        pooled = pooling.to(x.dtype).flatten(1, 2) @ x
-        return pooled.to(x.dtype).unflatten(1, (self.ahead, -1)).transpose(1, 2).flatten(2)
 
     def read_out(self, x: torch.Tensor, recalled: torch.Tensor) -> torch.Tensor:
         """What is added to the hidden states, (..., hidden_size), for x and what S gave, (..., value_dim)."""
@@ -249,10 +217,7 @@ class RecallMemoryLayer(nn.Module):
         x = state.features
         dtype = torch.promote_types(x.dtype, torch.float32)
         columns = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-        known = [_previous(self.context(x, state, columns))]
-        if self.ahead:
-            known.append(self.looked_ahead(x, live))
-        key = self.k_proj(torch.cat(known, dim=-1)).to(dtype)
+        key = self.k_proj(_previous(self.context(x, state, columns))).to(dtype)
         beta = self.b_proj(torch.cat([x, _previous(x)], dim=-1)).squeeze(-1).to(dtype).sigmoid()
         beta = beta.masked_fill(columns == 0, 0)
         log_decay = -self.A_log.to(dtype).exp().expand_as(beta)
@@ -271,27 +236,6 @@ class RecallMemoryLayer(nn.Module):
                 log_decay = torch.zeros_like(log_decay)
             S = write(key, value, log_decay, beta, S)
         return RecallState(S)
-
-
-def pooling_scores(
-    queries: torch.Tensor, keys: torch.Tensor, log_slope: torch.Tensor, distance: torch.Tensor
-) -> torch.Tensor:
-    """
-    Scores of learned means, (batch, poolings, length, columns), in float32 or better: Q x_t . K x_s - slope distance.
-
-    Parameters
-    ----------
-    queries, keys : torch.Tensor
-        (batch, length, poolings * pooling_dim) and (batch, columns, poolings * pooling_dim).
-    log_slope : torch.Tensor
-        (poolings,).
-    distance : torch.Tensor
-        Broadcast to (batch, poolings, length, columns).
-    """
-    queries, keys = (y.unflatten(-1, (len(log_slope), -1)).transpose(1, 2) for y in (queries, keys))
-    scores = queries @ keys.mT
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    return scores - log_slope.to(scores.dtype).exp().view(-1, 1, 1) * distance
 
 
 def recall(query: torch.Tensor, recurrent_state: torch.Tensor) -> torch.Tensor:

@@ -29,22 +29,6 @@ def context(layer, x, t):
     return torch.cat(parts)
 
 
-def ahead(layer, x, t):
-    """a_t of a window whose features are the list `x`: what the window has yet to say."""
-    parts = []
-    for n, slope in enumerate(layer.log_slope_ahead.exp()):
-        size = layer.ahead_q_proj.out_features // layer.ahead
-        rows = slice(n * size, (n + 1) * size)
-        Q, K = layer.ahead_q_proj.weight[rows], layer.ahead_k_proj.weight[rows]
-        later = range(t + 1, len(x))
-        if not later:
-            parts.append(torch.zeros_like(x[t]))
-            continue
-        weights = torch.stack([(Q @ x[t]) @ (K @ x[s]) - slope * (s - t) for s in later]).softmax(0)
-        parts.append(sum(w * x[s] for s, w in zip(later, weights)))
-    return torch.cat(parts)
-
-
 def read(layer, hidden_states, S):
     """Hidden states behind the layer, (tokens of one window, hidden_size), S as it was when the window began."""
     x = [rms_norm(h, layer.input_layernorm) for h in hidden_states]
@@ -64,8 +48,7 @@ def write(layer, hidden_states, embeddings, S, decays=True):
         S = alpha * S
         if t == 0:
             continue
-        known = torch.cat([context(layer, x, t - 1), ahead(layer, x, t)])
-        k = unit(layer.k_proj.weight @ known + layer.k_proj.bias)
+        k = unit(layer.k_proj.weight @ context(layer, x, t - 1) + layer.k_proj.bias)
         v = layer.v_proj.weight @ embeddings[t]
         beta = sigmoid(layer.b_proj.weight[0] @ torch.cat([x[t], x[t - 1]]) + layer.b_proj.bias)
         S = S + beta * torch.outer(k, v - S.T @ k)

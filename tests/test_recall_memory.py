@@ -318,7 +318,6 @@ def test_generation_compiles_single_tokens(fresh_dynamo):
     [
         (dict(memory_layers=[]), "always inserted"),
         (dict(memory_layers=[1, 2]), "must be indices of"),
-        (dict(recall_ahead=-1), "`recall_ahead` must not be negative"),
         (dict(recall_span=0), "`recall_span` must be at least 1"),
         (dict(loop_span=(3, 2)), "0 <= start <= end"),
         (dict(loop_span=(3, 4)), "leaves no memory"),

@@ -61,7 +61,7 @@ class Stage:
 
 
 ALONE = Stage(steps=300, stories=8, windows=(2, 8), questions=99)
-THROUGH = Stage(steps=750, stories=4, windows=(2, 10), questions=7, rest=0.3, sparse=0.3)
+THROUGH = Stage(steps=600, stories=4, windows=(2, 10), questions=7, rest=0.3, sparse=0.3)
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
 KEPT_TOKENS = 2  # of each window that asks
