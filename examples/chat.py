@@ -177,6 +177,7 @@ class Chat:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or name on the Hub")
+    parser.add_argument("--memory", help="folder or name on the Hub: a taught memory, for MODEL as it was pretrained")
     parser.add_argument("--name", help="of the session; it goes on where it stopped, and is kept after every turn")
     parser.add_argument("--sessions", type=Path, help="folder of the sessions; default: in the cache of the Hub")
     parser.add_argument("--system", help="what the system says first")
@@ -193,7 +194,11 @@ def main() -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # of the weights
     try:
-        model = SleepForCausalLM.from_pretrained(options.model, dtype="auto").to(options.device).eval()
+        if options.memory:
+            model = SleepForCausalLM.from_causal_lm(options.model, memory=options.memory, dtype="auto")
+        else:
+            model = SleepForCausalLM.from_pretrained(options.model, dtype="auto")
+        model.to(options.device).eval()
         tokenizer = AutoTokenizer.from_pretrained(options.model)
     except (OSError, ValueError, HfHubHTTPError) as error:
         is_there = Path(options.model).exists()

@@ -22,6 +22,14 @@ from modeling_sleep.from_causal_lm import dequantised
 
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# What the model's own card says, so that it goes along with whatever is made of it.
+CARD = """---
+license: apache-2.0
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+---
+
+SmolLM2-135M-Instruct, from 4 bits.
+"""
 
 
 def prepare(folder: Path) -> Path:
@@ -36,6 +44,7 @@ def prepare(folder: Path) -> Path:
         source = dict(pretrained_model_name_or_path=str(Path(package.origin).parent), gguf_file=GGUF)
         model = AutoModelForCausalLM.from_pretrained(**source, **dequantised(), dtype=torch.float32)
         model.save_pretrained(folder)
+        (folder / "README.md").write_text(CARD, encoding="utf-8")
         AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     return folder
 

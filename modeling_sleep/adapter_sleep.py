@@ -143,9 +143,12 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     base = {name: getattr(config, name) for name in BASE_FIELDS}
+    named = config.adopted_from
+    if named and Path(named).exists():
+        named = None  # a folder here, of which nobody else knows
     base["num_hidden_layers"] -= len(config.memory_layers)
     contents = {
-        "base_model_name_or_path": config.adopted_from,
+        "base_model_name_or_path": named,
         "base": base,
         **{name: getattr(config, name) for name in FIELDS},
         "modeling_sleep_version": config.code_version,
@@ -159,7 +162,7 @@ def save_memory(model: PreTrainedModel, folder: str | Path) -> None:
     (folder / CONFIG_NAME).write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     if not (folder / "README.md").exists():
-        (folder / "README.md").write_text(card(config.adopted_from), encoding="utf-8")
+        (folder / "README.md").write_text(card(named), encoding="utf-8")
 
 
 def card(base: str | None) -> str:

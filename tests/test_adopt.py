@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from examples import smollm2
-from examples.experiments import adopt_smollm2
 from modeling_sleep import SleepConfig, SleepForCausalLM, from_causal_lm
 from modeling_sleep.adopt_sleep import spread
 from modeling_sleep.rotary_sleep import rotary_embedding
@@ -391,5 +390,9 @@ def test_a_real_model_says_the_same(tmp_path):
     ids = tokenizer("The window is not full yet. " * 12, return_tensors="pt")["input_ids"][:, :96]
     with torch.no_grad():  # of logits up to 30
         torch.testing.assert_close(model(ids).logits, original(ids).logits, atol=1e-3, rtol=0)
-    answers = [adopt_smollm2.reply(each, tokenizer, adopt_smollm2.QUESTION) for each in (original, model)]
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = (each.generate(**prompt, max_new_tokens=24, do_sample=False)[0] for each in (original, model))
+    begin = prompt["input_ids"].shape[1]
+    answers = [tokenizer.decode(ids[begin:], skip_special_tokens=True).strip() for ids in written]
     assert answers[0] == answers[1] == "The capital of France is Paris."

@@ -33,6 +33,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("model", help="folder or name on the Hub: a model that sleeps, or a pretrained one")
+    parser.add_argument("--base-name", help="on the Hub, of a model in a folder: for the card")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--minutes", type=float, default=None, help="of learning; default: all steps")
     parser.add_argument("--seed", type=int, default=0, help="of lessons and steps")
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         known = metadata_of_base(options.model)
         model = load_model(options).to(options.device)
         tokenizer = AutoTokenizer.from_pretrained(options.model)
+        if options.base_name:
+            model.config.adopted_from = known.base_model = options.base_name
         if options.passes is not None:
             model.config.sleep_passes = options.passes
         results = teach(

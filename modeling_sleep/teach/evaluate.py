@@ -359,17 +359,29 @@ def main() -> None:
     parser.add_argument("--readers", nargs="+", choices=("whole", "alone", "last", "nearest"), default=["whole"])
     parser.add_argument("--last", type=int, default=9, help="tokens of the story that the reader `last` still holds")
     parser.add_argument("--nearest", type=int, default=1, help="sentences that the reader `nearest` is given")
+    parser.add_argument(
+        "--passes",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="of a model that sleeps: answers with each, as readers `N=...`",
+    )
     parser.add_argument("--rows", type=Path, required=True, help="file to which the rows are added")
     args = parser.parse_args()
     chat = Chat(AutoTokenizer.from_pretrained(args.model))
     model = AutoModelForCausalLM.from_pretrained(args.model).eval()
+    if args.passes and model.config.model_type != "sleep":
+        parser.error(f"--passes is for models that sleep, and {args.model} is a {model.config.model_type}.")
     asked = evaluation_units(args.split, args.seed, chat, args.window_size, args.questions)
     befores = {"whole": {}, "alone": {"before": alone}, "last": {"before": last(args.last)}}
     befores["nearest"] = {"before": nearest(chat, args.nearest)}
     rows = []
     with args.rows.open("a") as file:
-        for name in args.readers:
-            for row in answers(Reader(name, model, chat, **befores[name]), asked):
+        for name, passes in itertools.product(args.readers, args.passes or [None]):
+            if passes is not None:
+                model.config.sleep_passes = passes
+            label = name if passes is None else f"{name}, N={passes}"
+            for row in answers(Reader(label, model, chat, **befores[name]), asked):
                 rows.append(row)
                 print(json.dumps(row), file=file, flush=True)
     print(table(rows))

@@ -60,8 +60,8 @@ class Stage:
     sparse: float = 0.0
 
 
-ALONE = Stage(steps=300, stories=8, windows=(2, 8), questions=99)
-THROUGH = Stage(steps=600, stories=4, windows=(2, 10), questions=7, rest=0.3, sparse=0.3)
+ALONE = Stage(steps=300, stories=8, windows=(2, 8), questions=99, sparse=1.0)
+THROUGH = Stage(steps=750, stories=4, windows=(2, 10), questions=7, rest=0.3, sparse=1.0)
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
 KEPT_TOKENS = 2  # of each window that asks
