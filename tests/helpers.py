@@ -19,10 +19,22 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def gradients_of(loss, model) -> dict[str, torch.Tensor]:
+    """Copies, by the names of all parameters: each has one."""
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
 def largest_difference(first: dict, second: dict) -> float:
     """Between two dictionaries of tensors."""
     assert first.keys() == second.keys()
     return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def assert_close(ours, expected, atol=1e-9) -> None:
+    """In every number, however large it is."""
+    torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
 
 
 def fast_weights(cache) -> list[torch.Tensor | None]:
@@ -48,6 +60,10 @@ def tensors_of(cache) -> dict[tuple[int, str], torch.Tensor]:
             names = ("kept_hidden_states", "kept_inputs_embeds", "last_hidden_state")
             found |= {(i, name): getattr(layer.common, name) for name in names}
     return {key: tensor for key, tensor in found.items() if tensor is not None}
+
+
+def nbytes(cache) -> int:
+    return sum(tensor.nbytes for tensor in tensors_of(cache).values())
 
 
 def tensors_of_row(cache, row: int) -> dict[tuple[int, str], torch.Tensor]:

@@ -6,12 +6,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from builders import tiny_model
 from helpers import assert_same_memory, tensors_of
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import DynamicCache, EncoderDecoderCache, GenerationConfig, LlamaConfig, StaticCache, cache_utils
 from transformers.cache_utils import QuantizedCache
 
-from modeling_sleep import Sleep, SleepConfig, SleepForCausalLM
+from modeling_sleep import Sleep, SleepConfig
 
 
 LLAMA = LlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=4, vocab_size=64)
@@ -19,14 +20,9 @@ USE_OURS = re.escape("Use `DynamicCache(config=model.config)`, or leave `past_ke
 ATTENTION, LINEAR = "sleep_attention", "linear_attention"
 
 
-def make_model(**overrides):
-    torch.manual_seed(0)
-    return SleepForCausalLM(SleepConfig.from_preset("tiny", **overrides)).eval()
-
-
 @pytest.fixture(scope="module")
 def model():
-    return make_model()
+    return tiny_model()
 
 
 @pytest.fixture
@@ -148,7 +144,7 @@ def test_an_unknown_preset_names_the_known_ones():
 
 @pytest.mark.parametrize("call", [forward, generate, sleep])
 def test_attention_alone_does_not_sleep(ids, call):
-    model = make_model(layer_types=[ATTENTION] * 4, sleep_passes=1)
+    model = tiny_model(layer_types=[ATTENTION] * 4, sleep_passes=1)
     window = torch.cat([ids, ids], dim=1)[:, :8]
     # Its cache is evicted all the same: what is behind a window's end does not know the window.
     torch.testing.assert_close(model(torch.cat([window, ids], dim=1)).logits[:, 8:], model(ids).logits)
@@ -345,7 +341,7 @@ needs_fp8 = pytest.mark.skipif(
 
 
 def used_cache(**overrides):
-    return make_model(**overrides)(torch.ones(2, 5, dtype=torch.long)).past_key_values
+    return tiny_model(**overrides)(torch.ones(2, 5, dtype=torch.long)).past_key_values
 
 
 @every_way_in
@@ -442,7 +438,7 @@ def test_a_refused_call_leaves_the_cache_alone(model, ids):
 @pytest.mark.parametrize("place", ["call", "GenerationConfig", "model"])
 @pytest.mark.parametrize("implementation", ["static", "offloaded_static", "quantized", "offloaded", "paged"])
 def test_other_kinds_of_cache_are_refused(ids, place, implementation):
-    model, options = make_model(), {}
+    model, options = tiny_model(), {}
     if place == "call":
         options = dict(cache_implementation=implementation)
     elif place == "GenerationConfig":
@@ -482,14 +478,14 @@ def test_fast_weights_that_are_not_finite_are_reported(model, ids, value):
 
 
 def test_logits_too_large_for_their_dtype_are_reported(ids):
-    model = make_model()
+    model = tiny_model()
     model.lm_head.weight.data.fill_(6e4)[::2] *= -1
     with pytest.raises(FloatingPointError, match="largest logit is inf: .* too large for this dtype"):
         model.half().generate(ids, max_new_tokens=2)
 
 
 def test_weights_that_are_not_a_number_are_reported(ids):
-    model = make_model()
+    model = tiny_model()
     model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("nan")
     for options in (dict(), dict(num_beams=2), dict(do_sample=True)):
         with pytest.raises(FloatingPointError, match="largest logit is nan: weights or fast weights are NaN"):

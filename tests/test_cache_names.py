@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import transformers
+from builders import random_ids, tiny_model
 from packaging import version
 from transformers import DynamicCache, StaticCache
 
@@ -13,13 +14,8 @@ from modeling_sleep import SleepCache, SleepConfig, SleepForCausalLM, SleepForSe
 from modeling_sleep.outputs_sleep import CACHE
 
 
-IDS = torch.randint(1, 64, (2, 13), generator=torch.Generator().manual_seed(1))
-
-
-def make_model(model_class=SleepForCausalLM, **options):
-    torch.manual_seed(0)
-    config = SleepConfig.from_preset("tiny", initializer_range=0.2, window_size=5, **options)
-    return model_class(config).double().eval()
+IDS = random_ids(2, 13)
+make_model = functools.partial(tiny_model, dtype=torch.float64, initializer_range=0.2, window_size=5)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from builders import tiny_model
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -22,9 +23,7 @@ HEADS = [SleepForSequenceClassification, SleepForTokenClassification]
 
 
 def make(head, **overrides):
-    torch.manual_seed(0)
-    config = SleepConfig.from_preset("tiny", initializer_range=0.1, num_labels=3, **overrides)
-    return head(config).double().eval()
+    return tiny_model(head, torch.float64, initializer_range=0.1, num_labels=3, **overrides)
 
 
 @pytest.fixture

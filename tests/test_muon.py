@@ -6,14 +6,10 @@ import pickle
 
 import pytest
 import torch
+from builders import tiny_model
 from torch import nn
 
 from examples.experiments.muon import Muon, MuonAdamW, orthogonalize, split_parameters
-from modeling_sleep import SleepConfig, SleepForCausalLM
-
-
-def sleepy_model(**overrides):
-    return SleepForCausalLM(SleepConfig.from_preset("tiny", **overrides))
 
 
 class Plain(nn.Module):
@@ -54,7 +50,7 @@ def assert_same_weights(first, second):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_split_of_a_model_that_sleeps(tied):
-    model = sleepy_model(tie_word_embeddings=tied)
+    model = tiny_model(tie_word_embeddings=tied)
     split = split_parameters(model)
     ids = [id(p) for part in split.values() for p in part.values()]
     assert sorted(ids) == sorted({id(p) for p in model.parameters()})
@@ -72,7 +68,7 @@ def test_split_of_a_model_with_other_names():
 
 
 def test_each_parameter_is_in_one_group_and_frozen_ones_in_none():
-    model = sleepy_model()
+    model = tiny_model()
     model.model.layers[0].requires_grad_(False)
     optimizer = MuonAdamW(model, weight_decay=0.3)
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]

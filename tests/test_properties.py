@@ -1,28 +1,19 @@
 """Properties that hold for any length, L, N, batch, span and chunking: hypothesis looks for counter-examples."""
 
+import functools
+
 import torch
+from builders import tiny_model
 from helpers import assert_same_memory, tensors_of
 from hypothesis import given
 from hypothesis import strategies as st
+from rows_alone import SPANS, cut
 
-from modeling_sleep import SleepConfig, SleepForCausalLM, gated_delta_rule
+from modeling_sleep import gated_delta_rule
 from modeling_sleep.gated_delta_rule import recurrent_gated_delta_rule
 
 
-SPANS = st.sampled_from([None, (0, 2), (1, 3), (1, 4), (2, 4)])
-
-
-def make_model(**overrides):
-    torch.manual_seed(0)
-    config = SleepConfig.from_preset("tiny", initializer_range=0.1, **overrides)
-    return SleepForCausalLM(config).double().eval()
-
-
-def cut(data, length):
-    """Lengths of at least 1 that add up to `length`."""
-    cuts = data.draw(st.sets(st.integers(1, max(length - 1, 1)), max_size=6))
-    points = [0, *sorted(c for c in cuts if c < length), length]
-    return [b - a for a, b in zip(points, points[1:], strict=False)]
+make_model = functools.partial(tiny_model, dtype=torch.float64, initializer_range=0.1)
 
 
 def close(first, second):

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
+from builders import tiny_model
+from helpers import gradients_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainingArguments
-
-from modeling_sleep import SleepConfig, SleepForCausalLM
 
 
 VOCABULARY, WINDOW = 64, 8
 
 
 def sleepy_model(**overrides):
-    config = SleepConfig.from_preset("tiny", initializer_range=0.2, sleep_passes=2, **overrides)
-    assert (config.vocab_size, config.window_size) == (VOCABULARY, WINDOW)
-    return SleepForCausalLM(config)
+    model = tiny_model(initializer_range=0.2, sleep_passes=2, **overrides).train()
+    assert (model.config.vocab_size, model.config.window_size) == (VOCABULARY, WINDOW)
+    return model
 
 
 def labels_of(ids, case):
@@ -30,10 +30,8 @@ def labels_of(ids, case):
 
 
 def loss_and_gradients(model, **inputs):
-    model.zero_grad()
     output = model(**inputs)
-    output.loss.backward()
-    return output, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return output, gradients_of(output.loss, model)
 
 
 @pytest.mark.parametrize("num_items", [None, 7, torch.tensor(11)], ids=str)
