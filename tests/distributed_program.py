@@ -1,6 +1,7 @@
 """Run by `torchrun` in test_distributed.py: a model in several processes beside a whole one in every process.
 
-Usage: distributed_program.py PROGRAM FOLDER, where FOLDER holds the saved model, and what one process did.
+Usage: distributed_program.py FOLDER PROGRAM..., where FOLDER holds the saved model of each program, in a folder of its
+name, and will hold there what each process has found.
 """
 
 import json
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from helpers import largest_difference
 from torch import distributed as dist
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
@@ -36,11 +38,6 @@ def sharded_model(folder: str, **overrides) -> SleepForCausalLM:
 def gradients_of(model) -> dict[str, torch.Tensor]:
     gradients = {name.removeprefix("module."): parameter.grad for name, parameter in model.named_parameters()}
     return {n: grad.full_tensor() if hasattr(grad, "full_tensor") else grad for n, grad in gradients.items()}
-
-
-def largest_difference(first: dict, second: dict) -> float:
-    assert first.keys() == second.keys()
-    return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
 def same_texts(folder: str, parallelism: str) -> dict:
@@ -119,7 +116,8 @@ def unequal_ddp(folder: str) -> dict:
     def wrap(folder, **settings):
         return DistributedDataParallel(whole_model(folder, **settings))
 
-    dist.init_process_group("gloo")
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
     return different_texts(folder, wrap)
 
 
@@ -168,13 +166,22 @@ def checkpoint(folder: str) -> dict:
     return results
 
 
-PROGRAMS = {"tensor": tensor, "data": data, "ddp": unequal_ddp, "fsdp2": unequal_fsdp2, "checkpoint": checkpoint}
+PROGRAMS = {
+    "tensor": tensor,
+    "data": data,
+    "tensor of a family": tensor,
+    "data of a family": data,
+    "ddp": unequal_ddp,
+    "fsdp2": unequal_fsdp2,
+    "checkpoint": checkpoint,
+}
 
 
-def main(program: str, folder: str):
-    results = PROGRAMS[program](folder)
-    results["processes"] = dist.get_world_size()
-    Path(folder, f"results-{dist.get_rank()}.json").write_text(json.dumps(results))
+def main(folder: str, *programs: str):
+    for program in programs:
+        found = PROGRAMS[program](os.path.join(folder, program))
+        found["processes"] = dist.get_world_size()
+        Path(folder, program, f"results-{dist.get_rank()}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 

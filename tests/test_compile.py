@@ -6,18 +6,14 @@ import pickle
 
 import pytest
 import torch
+from builders import tiny_model
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache, set_seed
 
-from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep import SleepForCausalLM
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo():
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def losses_and_gradients(model, call, ids, passes: int = 3) -> list[torch.Tensor]:
@@ -28,9 +24,8 @@ def losses_and_gradients(model, call, ids, passes: int = 3) -> list[torch.Tensor
 
 
 def build(num_layers: int = 4) -> tuple[SleepForCausalLM, torch.Tensor]:
-    torch.manual_seed(0)
-    config = SleepConfig.from_preset("tiny", num_hidden_layers=num_layers, window_size=8)
-    return SleepForCausalLM(config).double().train(), torch.randint(1, config.vocab_size, (2, 40))
+    model = tiny_model(dtype=torch.float64, num_hidden_layers=num_layers, window_size=8).train()
+    return model, torch.randint(1, model.config.vocab_size, (2, 40))
 
 
 def test_the_whole_model_is_one_graph():
@@ -64,7 +59,7 @@ def test_compiled_layers_run_four_graphs_whatever_the_text(train):
 
 def test_generation_through_compiled_layers_stops_compiling():
     """Lengths that differ, of prompts and of keys, become dynamic: later texts and tokens need no more graphs."""
-    model, ids = build()
+    model, ids = build(num_layers=2)
     model.eval()
     options = dict(min_new_tokens=20, max_new_tokens=20, do_sample=False, sleep_passes=3)
     prompts = [ids[:1, :length] for length in (19, 29, 22)]
@@ -111,7 +106,7 @@ COMPILED = dict(compile_config=CompileConfig(backend="eager", mode="default", fu
 
 def test_generation_compiles_single_tokens():
     """First of a window, second, later ones, and the first that was ever met; texts and sleeps are not compiled."""
-    model, ids = build()
+    model, ids = build(num_layers=2)
     model.eval()
     options = dict(min_new_tokens=20, max_new_tokens=20, do_sample=False)
     for length, passes in ((19, 2), (29, 1), (8, 3), (1, 2)):
@@ -146,11 +141,13 @@ def test_compiled_generation_of_a_padded_batch(chunk):
     torch.testing.assert_close(found.hidden_states, expected.hidden_states)
 
 
-@pytest.mark.parametrize("overrides", [dict(loop_span=(1, 3)), dict(memory_layers=[1]), dict(num_key_value_heads=1)])
-def test_compiled_generation_of_other_stacks(overrides):
-    torch.manual_seed(0)
-    config = SleepConfig.from_preset("tiny", num_hidden_layers=4, window_size=8, **overrides)
-    model, ids = SleepForCausalLM(config).double().eval(), torch.randint(1, config.vocab_size, (1, 13))
+@pytest.mark.parametrize(
+    "num_layers, overrides",
+    [(4, dict(loop_span=(1, 3))), (2, dict(memory_layers=[1])), (2, dict(num_key_value_heads=1))],
+)
+def test_compiled_generation_of_other_stacks(num_layers, overrides):
+    model = tiny_model(dtype=torch.float64, num_hidden_layers=num_layers, window_size=8, **overrides)
+    ids = torch.randint(1, model.config.vocab_size, (1, 13))
     options = dict(min_new_tokens=20, max_new_tokens=20, do_sample=False, sleep_passes=3)
     options |= dict(return_dict_in_generate=True, output_scores=True)
     expected, found = (model.generate(ids, **options, **extra) for extra in ({}, COMPILED))
@@ -180,18 +177,16 @@ def test_generation_stays_compiled_in_a_process_with_other_batches():
     assert 8 < counters["stats"]["unique_graphs"] == graphs
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copy_generates_with_its_own_weights(copied):
-    model, ids = build(num_layers=2)
-    model.eval()
+def test_a_copy_generates_with_its_own_weights():
+    original, ids = build(num_layers=2)
     options = dict(min_new_tokens=10, max_new_tokens=10, do_sample=False)
-    model.generate(ids[:1, :5], **options, **COMPILED)
-    model = copied(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.neg_()
-    expected = model.generate(ids[:1, :5], **options)
-    torch.testing.assert_close(model.generate(ids[:1, :5], **options, **COMPILED), expected)
+    original.eval().generate(ids[:1, :5], **options, **COMPILED)
+    for model in (copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.neg_()
+        expected = model.generate(ids[:1, :5], **options)
+        torch.testing.assert_close(model.generate(ids[:1, :5], **options, **COMPILED), expected)
 
 
 def test_generation_compiles_only_where_it_can_and_is_asked_to(caplog, monkeypatch):

@@ -1,6 +1,8 @@
 """Memories in use: turns, idle naps, sessions by name, pictures, the command and the chat in a terminal."""
 
 import contextlib
+import functools
+import io
 import json
 import socket
 import subprocess
@@ -12,12 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import tiny_model, word_tokenizer
 from helpers import tensors_of
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TextStreamer
+from transformers.utils import logging
 from transformers.utils.import_utils import is_serve_available
 
-from modeling_sleep import SleepConfig, SleepForCausalLM, SleepMemory, serve
+from examples import chat
+from modeling_sleep import SleepForCausalLM, SleepMemory, serve
 from modeling_sleep.memory.__main__ import main
 from modeling_sleep.memory.conversation import Conversation, Sessions
 from modeling_sleep.memory.idle import IdleNap
@@ -27,7 +31,7 @@ from modeling_sleep.memory.watch import watched
 
 
 L = 8
-CHAT = Path(__file__).parents[1] / "examples" / "chat.py"
+CHAT = Path(chat.__file__)
 WORDS = ["<unk>", "<end>", "system", "user", "assistant", "you", "are", "?", "8f14e45fceea167a", "begin"]
 TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}begin system you are <end> {% endif %}"
@@ -39,17 +43,11 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def tokenizer():
     words = WORDS + [f"w{i}" for i in range(64 - len(WORDS))]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<end>")
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
+    return word_tokenizer(words, unk_token="<unk>", eos_token="<end>", chat_template=TEMPLATE)
 
 
-def make_model(**overrides):
-    options = dict(window_size=L, initializer_range=0.3, sleep_passes=2, pad_token_id=None, eos_token_id=1)
-    torch.manual_seed(0)
-    return SleepForCausalLM(SleepConfig.from_preset("tiny", **{**options, **overrides})).eval()
+OPTIONS = dict(window_size=L, initializer_range=0.3, sleep_passes=2, pad_token_id=None, eos_token_id=1)
+make_model = functools.partial(tiny_model, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -187,20 +185,36 @@ def test_sessions_have_names(tmp_path, model, tokenizer):
             sessions.path(name)
 
 
-def run_chat(folder, sessions, *lines, name=None):
-    options = [] if name is None else ["--name", name]
-    command = [sys.executable, str(CHAT), str(folder), "--sessions", str(sessions), "--max-new-tokens", "6", *options]
-    done = subprocess.run(command, input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run_chat(folder, tmp_path, monkeypatch, capsys):
+    """Type lines into the chat, in this process or in a new one, and return what it shows."""
+
+    def run_chat(*lines, model=folder, name=None, new_process=False):
+        options = [] if name is None else ["--name", name]
+        command = [str(CHAT), str(model), "--sessions", str(tmp_path), "--max-new-tokens", "6", *options]
+        typed = "\n".join(lines) + "\n"
+        if new_process:
+            done = subprocess.run([sys.executable, *command], input=typed, capture_output=True, text=True, timeout=300)
+            return done.returncode, done.stdout, done.stderr
+        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        verbosity = logging.get_verbosity()
+        capsys.readouterr()
+        code = chat.main()
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+        return code, *capsys.readouterr()
+
+    return run_chat
 
 
-def test_two_chats_in_two_processes_never_see_each_other(folder, model, tokenizer, tmp_path):
-    """By name, in turns, each in a new process every time: each goes on as if it had never stopped."""
+def test_two_chats_never_see_each_other(run_chat, folder, tokenizer, tmp_path):
+    """By name, in turns, and the last turn of each in a new process: each goes on as if it had never stopped."""
     said = {"ada": ["w1 w2 w3", "w4", "w5"], "bob": ["w11 w12", "w13 w14", "w5"]}
     for turn in range(3):
         for name, lines in said.items():
-            out = run_chat(folder, tmp_path, lines[turn], "/memory", "/quit", name=name)
+            code, out, errors = run_chat(lines[turn], "/memory", "/quit", name=name, new_process=turn == 2)
+            assert code == 0, errors
             assert ("Session" in out) == (turn > 0)
     for name, lines in said.items():
         alone = SleepForCausalLM.from_pretrained(folder).eval()
@@ -212,7 +226,7 @@ def test_two_chats_in_two_processes_never_see_each_other(folder, model, tokenize
         assert (memory.notes["turns"], memory.tokens) == (3, conversation.memory.tokens)
 
 
-def test_the_commands_of_the_chat(folder, tmp_path):
+def test_the_commands_of_the_chat(run_chat, tmp_path):
     (tmp_path / "text.txt").write_text("w1 w2 w3 w4 w5 w6 w7 w8 w9 w10 w11\n")
     lines = [
         "w1",
@@ -227,7 +241,8 @@ def test_the_commands_of_the_chat(folder, tmp_path):
         "/what",
         "/nap z",
     ]
-    out = run_chat(folder, tmp_path, *lines, f"/read {tmp_path / 'text.txt'}", "/sessions", "/help")
+    code, out, errors = run_chat(*lines, f"/read {tmp_path / 'text.txt'}", "/sessions", "/help")
+    assert code == 0, errors
     for expected in (
         "Slept 3 passes",
         "nothing in the window to sleep over",
@@ -241,8 +256,8 @@ def test_the_commands_of_the_chat(folder, tmp_path):
         "/sessions   their names",
     ):
         assert expected in out, out
-    missing = subprocess.run([sys.executable, str(CHAT), str(tmp_path / "nothing")], capture_output=True, text=True)
-    assert missing.returncode == 1 and "modeling_sleep.teach" in missing.stderr
+    code, _, errors = run_chat(model=tmp_path / "nothing")
+    assert code == 1 and "modeling_sleep.teach" in errors
 
 
 # The command.
