@@ -262,7 +262,7 @@ class SleepConfig(PreTrainedConfig):
         recall_key_dim (`int`, *optional*):
             Rows of S of the `"recall_memory"` layers. Defaults to about two thirds of `hidden_size`.
         recall_value_dim (`int`, *optional*):
-            Columns of their S, at most `hidden_size`. Defaults to about four ninths of it.
+            Columns of their S, at most and by default `hidden_size`. With fewer, what is recalled stands out less.
         recall_span (`int`, *optional*, defaults to 5):
             How many tokens before a token are averaged for its query and for the key of the next one.
         recall_poolings (`int`, *optional*, defaults to 2):
@@ -393,7 +393,7 @@ class SleepConfig(PreTrainedConfig):
         if self.recall_key_dim is None:
             self.recall_key_dim = _share(2 / 3, self.hidden_size)
         if self.recall_value_dim is None:
-            self.recall_value_dim = _share(4 / 9, self.hidden_size)
+            self.recall_value_dim = self.hidden_size
         if self.loop_span is not None:
             self.loop_span = list(self.loop_span)  # as JSON gives it back
         if (old_name := kwargs.pop("rope_scaling", None)) is not None:

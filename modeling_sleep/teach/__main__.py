@@ -37,7 +37,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--minutes", type=float, default=None, help="of learning; default: all steps")
     parser.add_argument("--seed", type=int, default=0, help="of lessons and steps")
-    parser.add_argument("--units", type=int, default=320, help="stories to learn from, of about seven facts each")
+    parser.add_argument("--units", type=int, default=1000, help="stories to learn from, of about seven facts each")
     parser.add_argument("--questions", type=int, default=60, help="of each kind, to measure with")
     parser.add_argument("--window-size", type=int, default=256, metavar="L", help="of a pretrained model")
     parser.add_argument(

@@ -41,7 +41,7 @@ def teach(
     cache: str | Path | None = None,
     minutes: float | None = None,
     seed: int = 0,
-    units: int = 320,
+    units: int = 1000,
     natural_texts: int = 48,
     questions: int = 60,
     alone: Stage = ALONE,
