@@ -370,7 +370,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     for folder in (out, exported):
         card = ModelCard.load(folder / "README.md")
         assert card.data.license == "mit" and (folder / "LICENSE").exists()
-        assert "taught with `python -m modeling_sleep.teach`" in card.text and "| memory | eval |" in card.text
+        assert "taught with `modeling_sleep.teach`" in card.text and "| memory | eval |" in card.text
         assert "not recorded" not in card.text and "None are" not in card.text
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["seed"] == 0 and 0 < results["steps"]["through"] < THROUGH.steps

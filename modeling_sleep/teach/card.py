@@ -33,7 +33,7 @@ def section(results: dict) -> str:
     """Markdown of what was taught and measured."""
     settings, steps = results["settings"], results["steps"]
     lines = [
-        f"Its recall memory was taught with `python -m modeling_sleep.teach` (seed {settings['seed']}, "
+        f"Its recall memory was taught with `modeling_sleep.teach` (seed {settings['seed']}, "
         f"{settings['units']} stories, {steps.get('alone', 0)} + {steps.get('through', 0)} steps, windows of "
         f"{settings['window_size']} tokens). All other weights are the original's.",
     ]
