@@ -23,7 +23,7 @@ from .configuration_sleep import SleepConfig
 
 
 RECORD = "modeling_sleep_memory"  # the key of the record in the file's metadata
-FORMAT = 1  # raised whenever older code could not read the file
+FORMAT = 2  # raised whenever older code could not read the file
 # Of a configuration, what changes nothing of what is read and written: N and pinned tokens belong to a call, a
 # vocabulary to its embeddings, and the rest to training, to clients and to how weights were first drawn.
 NOT_OF_THE_MEMORY = {
@@ -48,7 +48,7 @@ NOT_OF_THE_MEMORY = {
     "modeling_sleep_version",
     "transformers_range",
 }
-SAMPLE = 64  # elements of a parameter that are looked at one by one
+PIECES = 64  # of a parameter, each with a sum of its own
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -57,9 +57,15 @@ def core_of(model):
     return next(module for module in model.modules() if hasattr(module, "fast_weights") and hasattr(module, "norm"))
 
 
-def fingerprint(model) -> dict:
+def fingerprint(model, version: int | None = None) -> dict:
     """
     What tells a model from all others to which its memories mean nothing.
+
+    Parameters
+    ----------
+    model : SleepPreTrainedModel
+    version : int, optional
+        Format of the file that it is compared with. Default: the newest.
 
     Returns
     -------
@@ -75,16 +81,15 @@ def fingerprint(model) -> dict:
     fields = [name for name in SleepConfig.__annotations__ if name not in NOT_OF_THE_MEMORY]
     return {
         "config": json.loads(json.dumps({name: getattr(config, name) for name in fields})),  # tuples become lists
-        "weights": weights_digest(core),
+        "weights": weights_digest(core, version or FORMAT),
         "dtype": str(core.dtype).removeprefix("torch."),
         "code_version": config.code_version,
     }
 
 
-def weights_digest(core) -> str:
+def weights_digest(core, version: int) -> str:
     """
-    A digest of all parameters: of each its name, shape and dtype, the sum of its bits, read as integers, and some of
-    its elements. The sum is exact, and the same on every device. It is computed again only if a parameter has changed.
+    The digest of all parameters that files of this format hold. It is computed again only if a parameter has changed.
     """
     parameters = dict(core.named_parameters())
     for name, parameter in parameters.items():
@@ -93,26 +98,49 @@ def weights_digest(core) -> str:
                 f"`{name}` is not in this process (offloaded, or sharded over several), so that this model cannot "
                 "tell its own memories from others. Save and load memories with a model that is whole."
             )
-    version = tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in parameters.values())
+    key = version, *((x.data_ptr(), 0 if x.is_inference() else x._version) for x in parameters.values())
     known = core.__dict__.get("_weights_digest")
-    if known is None or known[0] != version:
-        core.__dict__["_weights_digest"] = known = (version, digest_of(parameters))
+    if known is None or known[0] != key:
+        digest = digest_of if version > 1 else digest_of_format_1
+        core.__dict__["_weights_digest"] = known = (key, digest(parameters))
     return known[1]
 
 
 @torch.no_grad()
 def digest_of(parameters: dict[str, torch.Tensor]) -> str:
-    """Of each parameter its name, shape and dtype, the sum of its bits, and some of its elements."""
+    """
+    Of each parameter its name, shape and dtype, and the sums of its bits, piece by piece.
+
+    Bits are read as integers of 64 bits, several elements at once, which is as fast as memory is read. The sums, modulo
+    2^64, are exact and the same on every device, and none stays what it was if one element changes. The first integer
+    of each piece counts once more by itself.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(parameters.items()):
-        bits = parameter.detach().reshape(-1)
-        bits = bits.view(INTEGERS[bits.element_size()])
-        looked_at = torch.cat([bits.sum(dtype=torch.int64).view(1), bits[:: max(1, bits.numel() // SAMPLE)].long()])
+        flat = parameter.detach().reshape(-1)
+        if flat.stride(0) != 1 or flat.storage_offset() * flat.element_size() % 8:
+            flat = flat.clone(memory_format=torch.contiguous_format)
+        whole = flat.numel() - flat.numel() % (PIECES * (8 // flat.element_size()))
+        words = flat[:whole].view(torch.int64).view(PIECES, whole // PIECES * flat.element_size() // 8)
+        rest = flat[whole:].view(INTEGERS[flat.element_size()]).long()
+        looked_at = torch.cat([words.sum(1), words[:, :1].flatten(), rest])
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {looked_at.tolist()}".encode())
     return digest.hexdigest()
 
 
-def check_fingerprint(path: Path, saved: dict, model, force: bool) -> None:
+@torch.no_grad()
+def digest_of_format_1(parameters: dict[str, torch.Tensor]) -> str:
+    """The same in files of the first format: one sum of all elements, and about 64 of them."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(parameters.items()):
+        bits = parameter.detach().reshape(-1)
+        bits = bits.view(INTEGERS[bits.element_size()])
+        looked_at = torch.cat([bits.sum(dtype=torch.int64).view(1), bits[:: max(1, bits.numel() // 64)].long()])
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype} {looked_at.tolist()}".encode())
+    return digest.hexdigest()
+
+
+def check_fingerprint(path: Path, record: dict, model, force: bool) -> None:
     """
     Raise unless the memory of a file belongs to `model`.
 
@@ -121,7 +149,7 @@ def check_fingerprint(path: Path, saved: dict, model, force: bool) -> None:
     ValueError
         If the model is another one; the message says what differs. With `force`, other weights are let through.
     """
-    ours = fingerprint(model)
+    saved, ours = record["model"], fingerprint(model, record["format"])
     names = sorted(saved["config"].keys() | ours["config"].keys())
     missing = object()
     different = [

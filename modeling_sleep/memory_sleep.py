@@ -211,7 +211,7 @@ class SleepMemory(SleepCache):
         """
         path = Path(path)
         tensors, record = read_file(path)
-        check_fingerprint(path, record["model"], model, force)
+        check_fingerprint(path, record, model, force)
         core = core_of(model)
         memory = cls(config=model.config)
         read_state(memory, model.config)  # which gives every layer of the cache its own class

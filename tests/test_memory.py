@@ -1,5 +1,6 @@
 """A memory as a file, forked, joined, read into and asked: going on from it equals never having stopped."""
 
+import hashlib
 import json
 import os
 import signal
@@ -16,8 +17,17 @@ from test_family_layers import make_model as make_family
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import DynamicCache, PreTrainedTokenizerFast, TextIteratorStreamer, pipeline
 
-from modeling_sleep import Sleep, SleepCache, SleepConfig, SleepForCausalLM, SleepMemory, SleepModel, reading_sleep
-from modeling_sleep.memory_file_sleep import RECORD
+from modeling_sleep import (
+    Sleep,
+    SleepCache,
+    SleepConfig,
+    SleepForCausalLM,
+    SleepMemory,
+    SleepModel,
+    memory_file_sleep,
+    reading_sleep,
+)
+from modeling_sleep.memory_file_sleep import INTEGERS, RECORD, digest_of
 
 
 L = 5
@@ -286,6 +296,51 @@ def test_training_changes_the_fingerprint(tmp_path):
     optimizer.step()
     with pytest.raises(ValueError, match="other weights"):
         SleepMemory.load(tmp_path / "memory", model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("length", [1, 63, 64, 511, 512, 1031])
+def test_every_bit_changes_the_digest(dtype, length):
+    """And neither where a parameter lies in memory nor who else lies there does."""
+    bits = torch.randint(-100, 100, (length,), dtype=INTEGERS[dtype.itemsize])
+    digest = digest_of({"x": bits.view(dtype)})
+    for place in {0, length // 2, length - 1}:
+        for bit in range(8 * dtype.itemsize - 1):
+            other = bits.clone()
+            other[place] ^= 1 << bit
+            assert digest_of({"x": other.view(dtype)}) != digest
+    shifted = torch.cat([bits[:1], bits])[1:]
+    assert digest_of({"x": shifted.view(dtype)}) == digest
+    assert digest_of({"x": torch.stack([bits, bits], dim=1)[:, 0].view(dtype)}) == digest
+    assert digest_of({"y": bits.view(dtype)}) != digest
+
+
+def test_moved_weights_change_the_digest():
+    """Rows in another order have the same sum, and not the same sums of pieces."""
+    weight = torch.randn(64, 16)
+    assert digest_of({"x": weight.flip(0)}) != digest_of({"x": weight})
+
+
+def test_a_file_of_the_first_format_is_loaded(model, tmp_path, monkeypatch):
+    memory = model.read(make_ids(), progress=False)
+    with monkeypatch.context() as then:
+        then.setattr(memory_file_sleep, "FORMAT", 1)
+        memory.save(tmp_path / "memory", model)
+    record, digest = SleepMemory.info(tmp_path / "memory"), hashlib.sha256()
+    assert record["format"] == 1
+    for name, x in sorted(model.model.named_parameters()):  # as was done then
+        bits = x.detach().flatten().view(torch.int64)
+        looked_at = [bits.sum().item(), *bits[:: max(1, len(bits) // 64)].tolist()]
+        digest.update(f"{name} {tuple(x.shape)} {x.dtype} {looked_at}".encode())
+    assert record["model"]["weights"] == digest.hexdigest()
+    assert_same(SleepMemory.load(tmp_path / "memory", model), memory)
+    memory.save(tmp_path / "new", model)
+    assert_same(SleepMemory.load(tmp_path / "new", model), memory)
+    trained = make_model()
+    with torch.no_grad():
+        trained.model.layers[0].mlp.up_proj.weight[3, 5] += 1e-3
+    with pytest.raises(ValueError, match="other weights"):
+        SleepMemory.load(tmp_path / "memory", trained)
 
 
 def edited(path, change):
