@@ -23,8 +23,10 @@ from transformers.utils import logging
 
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.memory.conversation import Conversation, Sessions
+from modeling_sleep.memory.turns import turn_ids
 from modeling_sleep.memory.watch import watched
 from modeling_sleep.nap_sleep import SleepEvent
+from modeling_sleep.system_turn_sleep import system_turn
 from modeling_sleep.window_sleep import largest
 
 
@@ -181,6 +183,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--name", help="of the session; it goes on where it stopped, and is kept after every turn")
     parser.add_argument("--sessions", type=Path, help="folder of the sessions; default: in the cache of the Hub")
     parser.add_argument("--system", help="what the system says first")
+    parser.add_argument("--pin", action="store_true", help="what the system says keeps its keys for good")
     parser.add_argument("--passes", type=int, metavar="N", help="passes over a window; default: the model's")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="T")
     parser.add_argument("--sample", action="store_true", help="instead of the likeliest token each time")
@@ -201,6 +204,8 @@ def main() -> int:
             model = SleepForCausalLM.from_pretrained(options.model, dtype="auto")
         model.to(options.device).eval()
         tokenizer = AutoTokenizer.from_pretrained(options.model)
+        if options.pin:
+            system_turn(tokenizer, turn_ids(tokenizer, "?", system=options.system))  # is there one?
     except (OSError, ValueError, HfHubHTTPError) as error:
         is_there = Path(options.model).exists()
         print(f"error: {error if is_there else NO_MODEL.format(model=options.model)}", file=sys.stderr)
@@ -218,6 +223,7 @@ def main() -> int:
         system=options.system,
         sleep_passes=options.passes,
         nap_before_turns=options.nap_before_turns,
+        pinned_tokens=options.pin or None,
         max_new_tokens=options.max_new_tokens,
         do_sample=options.sample,
     )

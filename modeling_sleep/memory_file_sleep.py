@@ -111,9 +111,9 @@ def digest_of(parameters: dict[str, torch.Tensor]) -> str:
     """
     Of each parameter its name, shape and dtype, and the sums of its bits, piece by piece.
 
-    Bits are read as integers of 64 bits, several elements at once, which is as fast as memory is read. The sums, modulo
-    2^64, are exact and the same on every device, and none stays what it was if one element changes. The first integer
-    of each piece counts once more by itself.
+    Bits are read as integers of 64 bits, several elements at once, which is as fast as memory is read. The sums,
+    modulo 2^64, are exact and the same on every device, and none stays what it was if one element changes. The first
+    integer of each piece counts once more by itself.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(parameters.items()):

@@ -1,6 +1,6 @@
 """`transformers serve` with models that sleep: an OpenAI-compatible server.
 
-    pip install "transformers[serving]"
+    pip install ".[serve]"
     python -m modeling_sleep.serve MODEL --port 8000        # options are those of `transformers serve`
 
 The server looks a model's class up in transformers by its name, where a class of ours is not; here it is. Every
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: `{option}` {reason}. Serve without it.", file=sys.stderr)
             return 1
     if not is_serve_available():
-        print('error: a server needs `pip install "transformers[serving]"`.', file=sys.stderr)
+        print('error: a server needs `pip install ".[serve]"`.', file=sys.stderr)
         return 1
     from transformers.cli.transformers import app  # which needs what was just looked for
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -202,8 +203,8 @@ def test_sessions_have_names(tmp_path, model, tokenizer):
 def run_chat(folder, tmp_path, monkeypatch, capsys):
     """Type lines into the chat, in this process or in a new one, and return what it shows."""
 
-    def run_chat(*lines, model=folder, name=None, new_process=False):
-        options = [] if name is None else ["--name", name]
+    def run_chat(*lines, model=folder, name=None, options=(), new_process=False):
+        options = [*options] if name is None else [*options, "--name", name]
         command = [str(CHAT), str(model), "--sessions", str(tmp_path), "--max-new-tokens", "6", *options]
         typed = "\n".join(lines) + "\n"
         if new_process:
@@ -271,6 +272,20 @@ def test_the_commands_of_the_chat(run_chat, tmp_path):
         assert expected in out, out
     code, _, errors = run_chat(model=tmp_path / "nothing")
     assert code == 1 and "modeling_sleep.teach" in errors
+
+
+def test_the_chat_pins_what_the_system_says(run_chat, folder, tokenizer, tmp_path):
+    """Here the template's own message; without any, the chat does not begin."""
+    for line in ("w1", "w2 w3 w4 w5 w6"):
+        code, _, errors = run_chat(line, name="ada", options=["--pin"])
+        assert code == 0, errors
+    pinned = len(tokenizer("begin system you are <end>")["input_ids"])
+    info = SleepMemory.info(tmp_path / "ada.memory")
+    assert info["state"]["pinned_tokens"] == pinned and info["notes"]["turns"] == 2 and info["sleeps"] > 0
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    code, _, errors = run_chat(model=bare, options=["--pin"])
+    assert code == 1 and "with a chat template" in errors
 
 
 # The command.
@@ -404,9 +419,9 @@ def free_port() -> int:
 
 def test_transformers_serve(folder, model, tokenizer):
     """Two clients at once, several turns, streamed and not: what `generate` says behind the whole conversation."""
-    openai = pytest.importorskip("openai")
+    openai = pytest.importorskip("openai", reason='needs `pip install ".[serve]"`')
     if not is_serve_available():
-        pytest.skip('needs `pip install "transformers[serving]"`')
+        pytest.skip('needs `pip install ".[serve]"`')
     port, name = free_port(), str(folder)
     command = [sys.executable, "-m", "modeling_sleep.serve", name, "--port", str(port), "--host", "127.0.0.1"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
