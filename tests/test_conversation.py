@@ -41,10 +41,14 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
+def make_tokenizer():
     words = WORDS + [f"w{i}" for i in range(64 - len(WORDS))]
     return word_tokenizer(words, unk_token="<unk>", eos_token="<end>", chat_template=TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
 
 
 OPTIONS = dict(window_size=L, initializer_range=0.3, sleep_passes=2, pad_token_id=None, eos_token_id=1)
@@ -193,6 +197,9 @@ def test_sessions_have_names(tmp_path, model, tokenizer):
     again = talk(model, tokenizer)
     again.load(sessions.path("my book"))
     assert again.turns == 1
+    conversation.memory.fork(2).save(tmp_path / "two", model)
+    with pytest.raises(ValueError, match="two holds 2 rows, and a conversation is one"):
+        again.load(tmp_path / "two")
     assert again.say("w2") == conversation.say("w2")
     for name in ("", "../x", "a/b", ".hidden"):
         with pytest.raises(ValueError, match="A session's name"):

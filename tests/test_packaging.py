@@ -18,15 +18,18 @@ PRESETS = {f"modeling_sleep/configuration/presets/{p.name}" for p in REPOSITORY.
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "demo", "outputs", "runs", "*.egg-info")
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The built wheel. It is built from a copy, for setuptools leaves `build/` and an egg-info beside the sources."""
-    folder = tmp_path_factory.mktemp("packaging")
+def build_wheel(folder: Path) -> Path:
+    """From a copy in `folder`, for setuptools leaves `build/` and an egg-info beside the sources."""
     shutil.copytree(REPOSITORY, folder / "source", ignore=NOT_SOURCE)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--quiet", "--wheel-dir", folder, folder / "source"], check=True)
     (path,) = folder.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build_wheel(tmp_path_factory.mktemp("packaging"))
 
 
 @pytest.fixture(scope="module")

@@ -149,9 +149,21 @@ class Conversation:
         self.memory.save(path, self.model)
 
     def load(self, path: str | Path) -> None:
-        """Go on with what was saved."""
+        """
+        Go on with what was saved.
+
+        Raises
+        ------
+        ValueError
+            As [`SleepMemory.load`], or if it has several rows.
+        """
         self.wake()
-        self.memory = SleepMemory.load(path, self.model)
+        memory = SleepMemory.load(path, self.model)
+        if memory.rows > 1:
+            raise ValueError(
+                f"{path} holds {memory.rows} rows, and a conversation is one of them: save it with `row=...`."
+            )
+        self.memory = memory
 
 
 class Sessions:

@@ -40,6 +40,45 @@ class Trace(NamedTuple):
     memory: SleepMemory
 
 
+class Changes:
+    """
+    How much of S is new, look by look.
+
+    Parameters
+    ----------
+    model : SleepForCausalLM
+
+    Raises
+    ------
+    ValueError
+        If it has no fast weights.
+    """
+
+    def __init__(self, model):
+        self.core = core_of(model)
+        self.memories = [i for i, layer in enumerate(self.core.layers) if layer.is_memory]
+        if not self.memories:
+            raise ValueError("A model of attention layers alone has no fast weights to look at.")
+        self.before: list[torch.Tensor] = []
+        self.sizes: list[torch.Tensor] = []
+
+    @torch.no_grad()
+    def look(self, memory: SleepMemory) -> list[torch.Tensor]:
+        """S now less S at the last look, (heads, key_dim, value_dim) of every memory layer."""
+        S = self.core.fast_weights(memory.state)
+        after = [S[i][0].double() for i in self.memories]
+        before = self.before or [torch.zeros_like(S) for S in after]
+        changes = [S - S_before for S, S_before in zip(after, before, strict=True)]
+        self.sizes.append(_norms(changes) / _norms(after).clamp_min(1e-30))
+        self.before = after
+        return changes
+
+    def trace(self, memory: SleepMemory, reading: torch.Tensor | None = None) -> Trace:
+        """What was seen so far."""
+        heads = [f"layer {i}, head {h}" for i, S in zip(self.memories, self.before) for h in range(S.shape[0])]
+        return Trace(torch.stack(self.sizes, dim=1).cpu(), reading, heads, memory)
+
+
 @torch.no_grad()
 def trace(model, ids: torch.Tensor, question: torch.Tensor | None = None, sleep_passes=None) -> Trace:
     """
@@ -55,29 +94,20 @@ def trace(model, ids: torch.Tensor, question: torch.Tensor | None = None, sleep_
     sleep_passes : int or Sleep, optional
         N. Default: `config.sleep_passes`.
     """
-    core = core_of(model)
-    memories = [i for i, layer in enumerate(core.layers) if layer.is_memory]
-    if not memories:
-        raise ValueError("A model of attention layers alone has no fast weights to look at.")
-    memory, before, changes, sizes = SleepMemory(config=model.config), None, [], []
+    seen, changes, memory = Changes(model), [], SleepMemory(config=model.config)
     for window in ids.split(model.config.window_size, dim=1):
         memory = model.read(window, past_key_values=memory, sleep_passes=sleep_passes, progress=False)
         model.sleep(memory, sleep_passes)
-        after = [core.fast_weights(memory.state)[i][0].double() for i in memories]  # (heads, key_dim, value_dim)
-        before = [torch.zeros_like(S) for S in after] if before is None else before
-        changes.append([S - S_before for S, S_before in zip(after, before, strict=True)])
-        sizes.append(_norms(changes[-1]) / _norms(after).clamp_min(1e-30))
-        before = after
+        changes.append(seen.look(memory))
     reading = None
     if question is not None:
-        queries = queries_of(model, question[:, : model.config.window_size], memory, memories)
+        queries = queries_of(model, question[:, : model.config.window_size], memory, seen.memories)
         reading = [
             torch.cat([(q @ x).norm(dim=-1).mean(-1) for q, x in zip(queries, change, strict=True)])
             for change in changes
         ]
         reading = torch.stack(reading, dim=1).cpu()
-    heads = [f"layer {i}, head {h}" for i, S in zip(memories, before, strict=True) for h in range(S.shape[0])]
-    return Trace(torch.stack(sizes, dim=1).cpu(), reading, heads, memory)
+    return seen.trace(memory, reading)
 
 
 def _norms(matrices: list[torch.Tensor]) -> torch.Tensor:
@@ -112,9 +142,20 @@ def queries_of(model, ids: torch.Tensor, memory: SleepMemory, memories: list[int
     return [queries[i] for i in memories]
 
 
-def draw(trace: Trace, path: str | Path, title: str = "", question: str = "") -> None:
+def draw(
+    trace: Trace, path: str | Path, title: str = "", question: str = "", column: str = "window of the text"
+) -> None:
     """
     Draw a [`Trace`] as a PNG: windows from left to right, heads from top to bottom.
+
+    Parameters
+    ----------
+    trace : Trace
+    path : str or Path
+    title, question : str, optional
+        What is written over it, and over what a question reads.
+    column : str, optional
+        What stands between two looks.
 
     Raises
     ------
@@ -125,7 +166,7 @@ def draw(trace: Trace, path: str | Path, title: str = "", question: str = "") ->
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("A picture needs matplotlib: `pip install matplotlib`.") from None
-    maps = [("how much of S is new after the sleep over a window", trace.change)]
+    maps = [(f"how much of S is new after each {column}", trace.change)]
     if trace.reading is not None:
         share = trace.reading / trace.reading.sum(1, keepdim=True).clamp_min(1e-30)
         maps.append((f"where what it reads was written: {question}" if question else "where it reads", share))
@@ -135,10 +176,11 @@ def draw(trace: Trace, path: str | Path, title: str = "", question: str = "") ->
     for axes, (name, values) in zip(figure.subplots(len(maps), squeeze=False)[:, 0], maps, strict=True):
         image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
         axes.set_title(name, fontsize=9)
-        axes.set_xlabel("window of the text", fontsize=8)
+        axes.set_xlabel(column, fontsize=8)
         step = -(-heads // 40)
         axes.set_yticks(range(0, heads, step), trace.heads[::step], fontsize=6)
         axes.tick_params(axis="x", labelsize=7)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         figure.colorbar(image, ax=axes)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path)
