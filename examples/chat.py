@@ -102,13 +102,13 @@ class Chat:
 
     def say(self, line: str) -> None:
         saved = self.conversation.wake()
-        before, self.sleeps.number, self.sleeps.seconds = self.conversation.memory.sleeps, 0, 0.0
+        self.sleeps.number, self.sleeps.seconds = 0, 0.0
         streamer = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.conversation.say(line, streamer, progress=sys.stderr.isatty())
         told = []
         if saved:
             told.append(f"slept {saved:.1f} s while you were typing")
-        if self.conversation.memory.sleeps > before:
+        if self.sleeps.number:
             told.append(f"sleeps: {self.sleeps.number}, {self.sleeps.seconds:.1f} s")
         if told:
             print(f"({'; '.join(told)})")
