@@ -26,7 +26,7 @@ from modeling_sleep import SleepForCausalLM, SleepMemory, serve
 from modeling_sleep.memory.__main__ import main
 from modeling_sleep.memory.conversation import Conversation, Sessions
 from modeling_sleep.memory.idle import IdleNap
-from modeling_sleep.memory.picture import trace
+from modeling_sleep.memory.picture import Changes, trace
 from modeling_sleep.memory.turns import turn_ids
 from modeling_sleep.memory.watch import watched
 
@@ -401,6 +401,22 @@ def test_what_a_question_reads_of_all_windows_is_what_it_reads_of_s(options):
     # With one window there is nothing to part.
     one = trace(model, ids[:, :L], question)
     assert (one.reading > 0).all()
+
+
+def test_before_the_first_sleep_nothing_is_new():
+    """A recall memory has no S until then."""
+    model = make_model(
+        layer_types=["sleep_attention", "recall_memory", "sleep_attention", "linear_attention"],
+        memory_layers=[1],
+        recall_pooling_dim=4,
+    )
+    seen, memory = Changes(model), model.read(list(range(2, 6)), progress=False)
+    assert seen.look(memory) == [] and not seen.before
+    model.sleep(memory)
+    change, _ = seen.look(memory)
+    assert change.equal(model.model.fast_weights(memory.state)[1][0].double())
+    heads = len(seen.trace(memory).heads)
+    torch.testing.assert_close(seen.trace(memory).change, torch.tensor([[0, 1]] * heads).double())
 
 
 def memories(model, memory):

@@ -108,8 +108,8 @@ class Session:
         )
 
     def picture(self) -> str | None:
-        """A PNG of what every turn has changed in S, layer by layer and head by head. None before the first."""
-        if not self.changes.sizes:
+        """A PNG of what every turn has changed in S, layer by layer and head by head. None before there is an S."""
+        if not self.changes.before:
             return None
         path = Path(self.folder.name) / "memory.png"
         draw(self.changes.trace(self.conversation.memory), path, column="turn or nap")

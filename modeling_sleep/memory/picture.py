@@ -60,12 +60,18 @@ class Changes:
         if not self.memories:
             raise ValueError("A model of attention layers alone has no fast weights to look at.")
         self.before: list[torch.Tensor] = []
-        self.sizes: list[torch.Tensor] = []
+        self.sizes: list[torch.Tensor | None] = []
 
     @torch.no_grad()
     def look(self, memory: SleepMemory) -> list[torch.Tensor]:
-        """S now less S at the last look, (heads, key_dim, value_dim) of every memory layer."""
+        """
+        S now less S at the last look, (heads, key_dim, value_dim) of every memory layer; nothing before a first sleep,
+        where a memory that is written asleep alone holds none.
+        """
         S = self.core.fast_weights(memory.state)
+        if any(S[i] is None for i in self.memories):
+            self.sizes.append(None)
+            return []
         after = [S[i][0].double() for i in self.memories]
         before = self.before or [torch.zeros_like(S) for S in after]
         changes = [S - S_before for S, S_before in zip(after, before, strict=True)]
@@ -76,7 +82,9 @@ class Changes:
     def trace(self, memory: SleepMemory, reading: torch.Tensor | None = None) -> Trace:
         """What was seen so far."""
         heads = [f"layer {i}, head {h}" for i, S in zip(self.memories, self.before) for h in range(S.shape[0])]
-        return Trace(torch.stack(self.sizes, dim=1).cpu(), reading, heads, memory)
+        nothing = torch.zeros(len(heads), dtype=torch.float64)
+        sizes = [nothing if size is None else size.cpu() for size in self.sizes]
+        return Trace(torch.stack(sizes, dim=1), reading, heads, memory)
 
 
 @torch.no_grad()
