@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from examples import remember
 from examples.finetune_trainer import new_tokenizer
@@ -16,6 +17,15 @@ from modeling_sleep.teach.filler import sentences
 
 
 L = 32
+
+
+@pytest.fixture(autouse=True)
+def as_loud_as_before():
+    """The program lowers transformers' voice."""
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")
