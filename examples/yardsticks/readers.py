@@ -138,8 +138,8 @@ class Reader:
 
 def now(device: torch.device) -> float:
     """Seconds, of which only differences mean something, once the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

@@ -55,13 +55,8 @@ class Conversation:
         **options,
     ):
         self.model, self.tokenizer, self.system, self.sleep_passes = model, tokenizer, system, sleep_passes
-        self.pinned_tokens, self.idle_from, self.sleep_callback, self.options = (
-            pinned_tokens,
-            idle_from,
-            sleep_callback,
-            options,
-        )
-        self.nap_before_turns = nap_before_turns
+        self.pinned_tokens, self.nap_before_turns, self.idle_from = pinned_tokens, nap_before_turns, idle_from
+        self.sleep_callback, self.options = sleep_callback, options
         self.nap_ahead: IdleNap | None = None
         self.forget()
 

@@ -16,7 +16,6 @@ What is notable:
 import argparse
 import copy
 import dataclasses
-import inspect
 import itertools
 import json
 import math
@@ -31,6 +30,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from ..outputs_sleep import CACHE
 from .facts import BEGINNINGS, PATTERNS, Chat, Question, Unit, mentions, unit
 from .filler import sentences
 
@@ -77,7 +77,7 @@ class Reader:
         if not ids:
             return None
         output = self.model(input_ids=self._row(ids), use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values if hasattr(output, "past_key_values") else output.cache
+        cache = output[CACHE]
         if self.forget is not None:
             self.forget(cache)
         return cache
@@ -106,8 +106,7 @@ class Reader:
         return torch.tensor([list(ids)], device=self.model.device)
 
     def _behind(self, cache: Cache | None) -> dict:
-        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
-        return {} if cache is None else {name: copy.deepcopy(cache)}
+        return {} if cache is None else {CACHE: copy.deepcopy(cache)}
 
     def _eos(self) -> list[int]:
         eos = self.model.generation_config.eos_token_id
@@ -158,7 +157,7 @@ def bm25(query: str, documents: Sequence[str], k: float = 1.5, b: float = 0.75) 
 
 def tokens_of(size: int, model: PreTrainedModel) -> int:
     """How many tokens' keys and values take so many bytes in an ordinary model's cache, rounded up."""
-    cache = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True).past_key_values
+    cache = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)[CACHE]
     return -(-size // sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers))
 
 

@@ -27,6 +27,7 @@ from ..heads_sleep import SleepForCausalLM
 from .evaluate import Reader, answers, evaluation_units, share
 from .facts import Chat, Unit, unit
 from .filler import stream
+from .lessons import windows_of
 from .reading import written
 from .states import StateCache
 
@@ -34,16 +35,11 @@ from .states import StateCache
 SLEEPS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
 FACTS = (10, 20, 50, 100, 200, 500, 1000)
 TOKENS_OF_A_FACT = 24  # with what stands around it
-BEGINNINGS = ("question",)  # of the answers
 
 
 def other_text(chat: Chat, seed: int, window_size: int, windows: int) -> list[list[int]]:
     """So many windows in which nothing is told."""
-    sentences = stream(random.Random(f"lengths/{seed}"), "eval")
-    ids: list[int] = []
-    while len(ids) < windows * window_size:
-        ids += chat.encode(" " + next(sentences))[0]
-    return [ids[i * window_size : (i + 1) * window_size] for i in range(windows)]
+    return windows_of(chat, stream(random.Random(f"lengths/{seed}"), "eval"), window_size, windows)
 
 
 def sleeps_over(model: SleepForCausalLM, windows: list[list[int]]) -> Callable[[Cache, int], None]:
@@ -125,7 +121,7 @@ def measure(
                 units = evaluation_units("eval", seed, chat, window_size, questions, windows=1, facts=told, between=0)
                 if count > 1:
                     forget = lambda cache, others=count - 1: sleep(cache, others)  # noqa: E731
-            rows = list(answers(Reader("memory", model, chat, forget=forget), units, BEGINNINGS))
+            rows = list(answers(Reader("memory", model, chat, forget=forget), units, ["question"]))
             right = sum(row["right"] for row in rows)
             bar.set_postfix_str(f"{curve} {count}, N = {n}: {share(right, len(rows))}")
             yield {"curve": curve, "count": count, "passes": n, "right": right, "asked": len(rows), "seed": seed}

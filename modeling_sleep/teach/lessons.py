@@ -98,14 +98,16 @@ def lessons(
 def texts(cache: StateCache, split: str, seed: int, chat: Chat, window_size: int, count: int) -> Iterator[list[Read]]:
     """Natural texts of four windows each."""
     for index in range(count):
-        rng = random.Random(f"text/{split}/{seed}/{index}")
-        ids: list[int] = []
-        for sentence in stream(rng, split, TEXT_SOURCES, run=40):
-            ids += chat.encode((" " if ids else "") + sentence)[0]
-            if len(ids) >= 4 * window_size:
-                break
-        windows = [ids[i * window_size : (i + 1) * window_size] for i in range(4)]
-        yield cache.read([], windows)[1]
+        sentences = stream(random.Random(f"text/{split}/{seed}/{index}"), split, TEXT_SOURCES, run=40)
+        yield cache.read([], windows_of(chat, sentences, window_size, 4))[1]
+
+
+def windows_of(chat: Chat, sentences: Iterator[str], window_size: int, count: int) -> list[list[int]]:
+    """The first `count` windows of sentences that stand behind one another, in tokens."""
+    ids: list[int] = []
+    while len(ids) < count * window_size:
+        ids += chat.encode((" " if ids else "") + next(sentences))[0]
+    return [ids[i * window_size : (i + 1) * window_size] for i in range(count)]
 
 
 def alike_tokens(chat: Chat, count: int, seed: int) -> dict[int, list[int]]:
