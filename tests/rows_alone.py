@@ -4,38 +4,21 @@ A row is to get what its text gets alone, so each test reads a batch once, and i
 """
 
 import torch
+from builders import UNEVEN, uneven_model
 from hypothesis import strategies as st
 from torch.utils._pytree import tree_leaves
 
-from modeling_sleep import SleepConfig, SleepForCausalLM
+from modeling_sleep import SleepForCausalLM
 
 
 SPANS = st.sampled_from([None, (0, 2), (1, 3), (1, 4), (2, 4)])
-VOCABULARY = 23
+VOCABULARY = UNEVEN["vocab_size"]
 
 
 def make_model(dtype=torch.float64, model_class=SleepForCausalLM, **overrides):
     """Two layers of each kind, no parameter left where a mistake would not show."""
-    options = dict(
-        vocab_size=VOCABULARY,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=4,
-        layer_types=["sleep_attention", "linear_attention"] * 2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=6,
-        linear_value_head_dim=5,
-        window_size=5,
-        initializer_range=0.2,
-        rope_parameters={"rope_theta": 100.0},
-        pad_token_id=None,
-        eos_token_id=None,
-    )
-    torch.manual_seed(0)
-    model = model_class(SleepConfig(**{**options, **overrides})).to(dtype).eval()
+    options = dict(initializer_range=0.2, rope_parameters={"rope_theta": 100.0}, pad_token_id=None, eos_token_id=None)
+    model = uneven_model(model_class, dtype, **{**options, **overrides}).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

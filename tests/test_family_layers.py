@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from builders import UNEVEN
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from packaging.version import Version
 from safetensors.torch import save_file
@@ -27,18 +28,9 @@ from modeling_sleep.family_layers_sleep import MODULES, family_base_config, fami
 
 
 L = 6
-SMALL = dict(
-    vocab_size=23,
-    hidden_size=16,
-    intermediate_size=24,
+SMALL = {name: value for name, value in UNEVEN.items() if name != "window_size"} | dict(
     num_hidden_layers=5,
     layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention", "linear_attention"],
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    linear_key_head_dim=6,
-    linear_value_head_dim=5,
     initializer_range=0.1,
     pad_token_id=None,
     eos_token_id=None,

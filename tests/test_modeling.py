@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from algorithm_1 import algorithm_1
+from builders import uneven_model
 from helpers import assert_same_memory, fast_weights, gradients, largest_difference, tensors_of, tensors_of_row
 from transformers import DynamicCache
 
@@ -18,23 +19,8 @@ SPANS = {"all layers": None, "prelude and coda": [1, 4], "coda": [0, 2]}
 
 def make_model(dtype=torch.float64, **overrides):
     """A small model of all kinds of layers, its parameters large enough that nothing is lost in rounding."""
-    options = dict(
-        vocab_size=23,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=6,
-        layer_types=["sleep_attention", "linear_attention"] * 3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=6,
-        linear_value_head_dim=5,
-        window_size=L,
-        initializer_range=0.1,
-    )
-    torch.manual_seed(0)
-    return SleepForCausalLM(SleepConfig(**{**options, **overrides})).to(dtype)
+    options = dict(num_hidden_layers=6, layer_types=["sleep_attention", "linear_attention"] * 3, initializer_range=0.1)
+    return uneven_model(dtype=dtype, **{**options, **overrides})
 
 
 def make_ids(batch, length, seed=1):
