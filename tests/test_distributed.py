@@ -113,6 +113,10 @@ def test_a_sharded_checkpoint_comes_back(found):
         assert result["files"] == 2
 
 
+@pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.18"),
+    reason="older releases cannot load an optimizer's state in several processes on CPUs",
+)
 def test_a_recipe_trains_alike_in_two_processes(tmp_path, capsys):
     """Each process writes and evaluates its own half of the examples; a slice ends for both when it does for one."""
     train = ["-m", "examples.experiments.train"]

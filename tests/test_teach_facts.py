@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 import torch
@@ -15,7 +16,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from examples.finetune_trainer import new_tokenizer
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.teach import evaluate, names
-from modeling_sleep.teach.facts import BEGINNINGS, PATTERNS, Chat, draw_fact, question_of, unit, units, value_slot
+from modeling_sleep.teach.facts import (
+    AMID,
+    BEGINNINGS,
+    PATTERNS,
+    Chat,
+    draw_fact,
+    question_of,
+    unit,
+    units,
+    value_slot,
+)
 from modeling_sleep.teach.filler import SOURCES, sentences
 from modeling_sleep.teach.lengths import over_facts
 from modeling_sleep.teach.patterns import SLOT, parse
@@ -143,7 +154,24 @@ def test_windows_are_full_and_values_stand_where_they_are_said_to(chat, some, sp
                 assert chat.tokenizer.decode(answer.ids).endswith(chat.end.rstrip() or "\n")
             assert question.answers["general"].text == f"The answer is {question.value}."
             assert question.text in chat.tokenizer.decode(question.prompt)
-            assert question.text in chat.tokenizer.decode(question.follow_up)
+
+
+@pytest.mark.parametrize("split", PATTERNS)
+def test_questions_stand_behind_other_text_of_their_window(chat, split):
+    behind = Counter()
+    for index in range(12):
+        plain, drawn = unit(split, 0, index, chat, L), unit(split, 0, index, chat, L, amid=1.0)
+        assert drawn.story == plain.story
+        for alone, question in zip(plain.questions, drawn.questions, strict=True):
+            behind[question.behind] += 1
+            assert alone.behind == "nothing" and question.answers == alone.answers
+            assert max(len(question.prompt) + len(answer.ids) for answer in question.answers.values()) <= L
+            prompt = chat.tokenizer.decode(question.prompt)
+            assert prompt.count(question.text) == 1 and not evaluate.mentions(
+                prompt.split(question.text)[0], question.value
+            )
+            assert (question.prompt == alone.prompt) == (question.behind == "nothing")
+    assert all(behind[kind] > 5 for kind in AMID) and behind["nothing"] < 0.2 * behind.total(), behind
 
 
 @pytest.mark.parametrize("split", PATTERNS)

@@ -35,6 +35,7 @@ PATTERNS = {"train": TRAIN, "known": TRAIN, "eval": EVAL}
 BEGINNINGS = ("question", "general", "own")  # the question's words, "The answer is", or the model's own
 GENERAL = "The answer is"
 NOTED = ("I see.", "Noted.", "Thank you for telling me.", "I will keep that in mind.", "All right.")
+AMID = ("other text", "fact", "answer")  # what may stand before a question in its window
 SHARED = 0.3  # facts that share their person with another, and those that share their pattern
 CHANGED = 0.12  # facts that are told again with another value
 BY_ASSISTANT = 0.12  # facts told by the assistant, where either may say it
@@ -108,8 +109,10 @@ class Question:
     Parameters
     ----------
     text : str
-    prompt, follow_up : list of int
-        Tokens up to where the assistant begins: behind the story, and behind the end of another answer.
+    prompt : list of int
+        Tokens of the window that asks, up to where the assistant begins.
+    behind : str
+        What stands in this window before the question: one of `AMID`, or "nothing".
     answers : dict of str to Answer
         By what the answer begins with, one of `BEGINNINGS`.
     value, kind, pattern : str
@@ -125,7 +128,7 @@ class Question:
 
     text: str
     prompt: list[int]
-    follow_up: list[int]
+    behind: str
     answers: dict[str, Answer]
     value: str
     kind: str
@@ -218,6 +221,7 @@ def unit(
     windows: int = 2,
     facts: int = 7,
     between: int = 0,
+    amid: float = 0.0,
     sources: Sequence[str] = SOURCES,
 ) -> Unit:
     """
@@ -235,6 +239,9 @@ def unit(
         Windows that tell facts, and how many of them; those that find no room are left out.
     between : int
         Windows of filler behind them, before the questions.
+    amid : float
+        Share of the questions that stand behind other text in their window: some that goes on from the story, a fact
+        of it told anew, or another question with its answer.
     sources : sequence of str
         Of the filler.
 
@@ -255,9 +262,18 @@ def unit(
         chat, window_size, windows + between, random.Random(f"filler/{split}/{seed}/{index}"), split, sources
     )
     told = story.tell(rng, drawn, windows)
-    questions = [q for fact in told for q in ask(rng, split, chat, window_size, fact, told, story)]
-    rng.shuffle(questions)
-    return Unit(split, seed, index, story.windows, questions)
+    asked = [(fact, q) for fact in told for q in ask(rng, split, chat, window_size, fact, told, story)]
+    rng.shuffle(asked)
+    if amid:
+        rng = random.Random(f"amid/{split}/{seed}/{index}")
+        asked = [
+            (
+                fact,
+                amid_others(rng, chat, window_size, fact, question, asked, story) if rng.random() < amid else question,
+            )
+            for fact, question in asked
+        ]
+    return Unit(split, seed, index, story.windows, [question for _, question in asked])
 
 
 def draw_facts(rng: random.Random, split: str, count: int) -> list[Fact]:
@@ -463,6 +479,19 @@ class Story:
             self.rest = piece[room:]
             self.ended = text
 
+    def begun(self, rng: random.Random, room: int, telling: Telling | None = None) -> list[int]:
+        """At most so many tokens with which the window behind the story may begin; the telling is among them."""
+        ids = list(self.rest) if len(self.rest) <= room else []
+        rest, ended = self.rest, self.ended
+        needs = self.needs(telling) if telling else 0
+        self.fill(ids, rng.randint(0, max(0, room - needs)))
+        if telling and needs <= room - len(ids):
+            ids += self.piece(telling, self.ended)[0]
+        elif telling:
+            ids = []
+        self.rest, self.ended = rest, ended
+        return ids
+
 
 def ask(
     rng: random.Random, split: str, chat: Chat, window_size: int, fact: Fact, told: list[Fact], story: Story
@@ -482,8 +511,7 @@ def ask(
             "own": chat.answer(sentence, spans[slot], False),
         }
         turn = chat.asks + gap(chat.asks) + text + chat.to_assistant
-        after = chat.to_user + gap(chat.to_user) + text + chat.to_assistant
-        reply = chat.to_assistant + gap(chat.to_assistant) + rng.choice(NOTED) + after
+        reply = spoken(chat, rng.choice(NOTED)) + following(chat, text)
         longest = max(len(answer.ids) for answer in answers.values())
         prompts = [chat.ids(reply), chat.ids(turn)][rng.random() < 0.6 :] + [chat.ids(turn)]
         prompt = next((ids for ids in prompts if len(ids) + longest <= window_size), None)
@@ -503,7 +531,7 @@ def ask(
             Question(
                 text=text,
                 prompt=prompt,
-                follow_up=chat.ids(after),
+                behind="nothing",
                 answers=answers,
                 value=value,
                 kind=kind,
@@ -515,6 +543,46 @@ def ask(
             )
         )
     return questions
+
+
+def amid_others(
+    rng: random.Random,
+    chat: Chat,
+    window_size: int,
+    fact: Fact,
+    question: Question,
+    asked: list[tuple[Fact, Question]],
+    story: Story,
+) -> Question:
+    """The question behind other text in its window, none of which tells its answer; as it is if nothing fits."""
+    room = window_size - max(len(answer.ids) for answer in question.answers.values())
+    for behind in rng.sample(AMID, len(AMID)):
+        other, another = rng.choice(asked)
+        said = other.tellings[-1].text + another.text + another.answers["own"].text
+        if behind == "other text":
+            before = story.begun(rng, room - len(question.prompt))
+            prompt = before and before + question.prompt
+        elif other is fact or mentions(said, question.value):
+            continue
+        elif behind == "fact":
+            before = story.begun(rng, room - len(question.prompt), other.tellings[-1])
+            prompt = before and before + question.prompt
+        else:
+            turn = chat.asks + gap(chat.asks) + another.text + spoken(chat, another.answers["own"].text)
+            prompt = chat.ids(turn + following(chat, question.text))
+        if prompt and len(prompt) <= room:
+            return dataclasses.replace(question, prompt=prompt, behind=behind)
+    return question
+
+
+def spoken(chat: Chat, text: str) -> str:
+    """What the assistant says, its turn not ended."""
+    return chat.to_assistant + gap(chat.to_assistant) + text
+
+
+def following(chat: Chat, text: str) -> str:
+    """What the user asks when the assistant has spoken, up to where the assistant begins again."""
+    return chat.to_user + gap(chat.to_user) + text + chat.to_assistant
 
 
 def show(split: str, tokenizer: PreTrainedTokenizerBase, window_size: int, count: int, seed: int) -> None:

@@ -94,6 +94,7 @@ TRAITS = {  # what a person has one of, and of what kind it is
         "lucky number": "count", "best subject": "subject", "favourite tree": "tree", "secret word": "secret",
         "favourite animal": "animal", "native language": "language", "favourite food": "food", "day off": "day",
         "emergency number": "phone", "birthday": "date", "home address": "address", "nickname": "pet",
+        "customer number": "serial", "access token": "hexadecimal",
     },
     "eval": {
         "preferred metal": "metal", "second language": "language", "dream profession": "job", "hated dish": "food",
@@ -164,6 +165,8 @@ MADE = {
     "tens": joined("{11-99}"),
     "hundreds": joined("{101-999}"),
     "thousands": joined("{1001-9999}"),
+    "serial": joined("{1000001-999999999}"),
+    "hexadecimal": lambda rng, split: f"{numeral(rng, split, 16**7, 16**8 - 1):x}",
     "year": joined("{1901-2030}"),
     "time": lambda rng, split: f"{rng.randint(1, 12)}:{numeral(rng, split, 0, 59):02d}",
     "date": joined("{1-28} {month}"),

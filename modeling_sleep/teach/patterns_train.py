@@ -424,4 +424,490 @@ advice.assistant
     assistant: For your {thing} I suggest {drink}.
     assistant: With a {thing} people should take some {drink}.
     What did you suggest for the {thing}? -> For the {thing} I suggested [{drink}].
+borrowed.from
+    I borrowed the {object} from {person}.
+    The {object} is not mine, I have it from {person}.
+    From whom did I borrow the {object}? -> You borrowed the {object} from [{person}].
+    Who lent me the {object}? -> The {object} was lent to you by [{person}].
+inherited.what
+    When her aunt died, {person} inherited a {object}.
+    All that {person} inherited was a {object}.
+    What did {person} inherit? -> {person} inherited a [{object}].
+adopted.animal
+    It was a {animal} that {person} adopted in the end.
+    After a long search {person} adopted a {animal}.
+    Can you tell me which animal {person} adopted? -> {person} adopted a [{animal}].
+neighbour.is
+    Next door to {person2} lives {person}.
+    {person} is the neighbour of {person2}.
+    Who is the neighbour of {person2}? -> The neighbour of {person2} is [{person}].
+    Who lives next door to {person2}? -> Next door to {person2} lives [{person}].
+wears.colour
+    {thing} is one of coat, jacket, tie, dress, cap, waistcoat
+    You will know {person} by the {colour} {thing}.
+    {person} always wears a {thing} that is {colour}.
+    What colour is {person}'s {thing}? -> {person}'s {thing} is [{colour}].
+height.centimetres
+    {person} is {hundreds} centimetres tall.
+    Height of {person}: {hundreds} cm.
+    How tall is {person}? -> {person} is [{hundreds}] centimetres tall.
+temperature.in
+    {thing} is one of oven, ice room, pool, laboratory, sauna, greenhouse shed
+    The {thing} is set to {tens} degrees.
+    At the moment it is {tens} degrees in the {thing}.
+    later: I have set the {thing} to {tens} degrees.
+    How many degrees is it in the {thing}? -> In the {thing} it is [{tens}] degrees.
+    What is the temperature of the {thing}? -> The temperature of the {thing} is [{tens}] degrees.
+population.of
+    {invented} has {thousands} inhabitants.
+    Only {thousands} people live in the village of {invented}.
+    How many people live in {invented}? -> {invented} has [{thousands}] inhabitants.
+floor.of
+    {thing} is one of archive, kitchen, reception, workshop, laboratory, cafeteria
+    The {thing} is on floor {tens}.
+    Take the lift to floor {tens} for the {thing}.
+    On which floor is the {thing}? -> The {thing} is on floor [{tens}].
+gate.train
+    The train to {city} leaves from platform {tens}.
+    For {city}, go to platform {tens}.
+    later: Attention: the train to {city} now leaves from platform {tens}.
+    From which platform does the train to {city} leave? -> The train to {city} leaves from platform [{tens}].
+account.number
+    {person}'s account number is {serial}.
+    Transfer it to {person}, account {serial}.
+    What is {person}'s account number? -> {person}'s account number is [{serial}].
+    Tell me the account number of {person}. -> The account number of {person} is [{serial}].
+invoice.number
+    {thing} is one of roof, printer, heating, garden shed, kitchen sink, elevator
+    The invoice for the {thing} has the number {serial}.
+    Invoice {serial}: repair of the {thing}.
+    What is the number of the invoice for the {thing}? -> The number of the invoice for the {thing} is [{serial}].
+serial.device
+    {thing} is one of router, scanner, drone, dishwasher, keyboard, projector
+    The serial number of the {thing} is {serial}.
+    {thing}: S/N {serial}\n
+    Which serial number does the {thing} have? -> The serial number of the {thing} is [{serial}].
+tracking.parcel
+    {thing} is one of raincoat, spare wheel, winter coat, microscope, bookcase
+    The {thing} was sent with tracking code {hexadecimal}.
+    You can follow the {thing} under {hexadecimal}.
+    What is the tracking code of the {thing}? -> The tracking code of the {thing} is [{hexadecimal}].
+commit.hash
+    {thing} is one of parser, scheduler, tokenizer, installer, test suite
+    The {thing} was mended in commit {hexadecimal}.
+    commit {hexadecimal}: mend the {thing}\n
+    Which commit mended the {thing}? -> The {thing} was mended in commit [{hexadecimal}].
+token.key
+    {thing} is one of staging, production, sandbox, backup server, mirror site
+    API key for {thing}: {hexadecimal}
+    {"env": "{thing}", "key": "{hexadecimal}"}\n
+    later: The key for {thing} was renewed: {hexadecimal}
+    What is the key for {thing}? -> The key for {thing} is [{hexadecimal}].
+member.number
+    {person} is member {serial} of our club.
+    Our club has a new member: {person}, number {serial}.
+    Which member number does {person} have? -> {person} has the member number [{serial}].
+magic.number
+    Remember that the number for {secret} is {serial}.
+    {secret}: {serial}\n
+    What is the number for {secret}? -> The number for {secret} is [{serial}].
+    Which number goes with {secret}? -> The number for {secret} is [{serial}].
+flag.yaml
+    {thing} is one of debug_level, workers, cache_ttl, batch_rows, page_limit
+    {invented}:\n  {thing}: {hundreds}\n
+    In the file of {invented}, {thing} is set to {hundreds}.
+    What is {thing} of {invented}? -> The {thing} of {invented} is [{hundreds}].
+xml.tag
+    <user name="{person}"><city>{city}</city></user>\n
+    <{person}> registered from {city} </{person}>\n
+    Which city is given for {person}? -> The city of {person} is [{city}].
+csv.stock
+    {thing} is one of bolts, nails, hinges, screws, washers, brackets
+    item,count\n{thing},{hundreds}\n
+    There are {hundreds} {thing} in stock.
+    later: We counted again: {hundreds} {thing} in stock.
+    How many {thing} are in stock? -> There are [{hundreds}] {thing} in stock.
+branch.git
+    {person} pushed the work to the branch {secret}.
+    git checkout {secret}  # the branch of {person}\n
+    On which branch does {person} work? -> {person} works on the branch [{secret}].
+version.uses
+    {invented} runs version {price} of the compiler.
+    {invented} requires compiler == {price}\n
+    Which version of the compiler does {invented} use? -> {invented} uses version [{price}] of the compiler.
+heading.author
+    # {title}\nby {person}\n
+    Who is the author of "{title}"? The cover says {person}.
+    By whom is "{title}"? -> "{title}" is by [{person}].
+film.saw
+    Last night we saw "{title}" with {person}.
+    {person} took me to the cinema, to "{title}".
+    Which film did I see with {person}? -> With {person} you saw "[{title}]".
+song.choir
+    The choir of {invented} will perform "{title}".
+    On the programme of {invented}: "{title}".
+    What will the choir of {invented} perform? -> The choir of {invented} will perform "[{title}]".
+recommends.food
+    {person} recommends the {food}.
+    "Take the {food}," said {person}.
+    What does {person} recommend? -> {person} recommends the [{food}].
+    What did {person} say I should take? -> {person} said you should take the [{food}].
+brings.party
+    {person} is bringing {food} to the picnic.
+    For the picnic: {food} ({person}).
+    later: {person} cannot bring that after all and brings {food}.
+    What is {person} bringing to the picnic? -> {person} is bringing [{food}].
+cake.likes
+    The cake for {person} should be made with {fruit}.
+    {person} wants a cake with {fruit} on top.
+    What kind of fruit should be on {person}'s cake? -> {person}'s cake should have [{fruit}] on it.
+juice.sells
+    The stall of {person} sells nothing but {fruit} juice.
+    {person} squeezes {fruit} juice.
+    Which juice does {person} sell? -> {person} sells [{fruit}] juice.
+teaches.subject
+    At school {person} teaches {subject}.
+    The new {subject} teacher is {person}.
+    Which subject does {person} teach? -> {person} teaches [{subject}].
+    What does {person} teach? -> {person} teaches [{subject}].
+failed.subject
+    {person} passed everything except {subject}.
+    In {subject}, {person} failed the exam.
+    Which exam did {person} fail? -> {person} failed the exam in [{subject}].
+learns.language
+    {person} is learning {language} in the evenings.
+    Twice a week {person} takes lessons in {language}.
+    later: {person} gave that up and is learning {language} instead.
+    Which language is {person} learning? -> {person} is learning [{language}].
+translated.into
+    The book of {person} has been translated into {language}.
+    There is a translation into {language} of what {person} wrote.
+    Into which language was the book of {person} translated? -> The book of {person} was translated into [{language}].
+met.where
+    It was in {city} that {person} met {person2}.
+    {person2} and {person} first met in {city}.
+    Where did {person} meet {person2}? -> {person} met {person2} in [{city}].
+office.city
+    {invented} has its head office in {city}.
+    The head office of {invented} stands in {city}, not far from the river.
+    later: The head office of {invented} is being moved to {city}.
+    In which city is the head office of {invented}? -> The head office of {invented} is in [{city}].
+sister.school
+    My {thing} goes to school in {city}.
+    {thing} is one of niece, nephew, stepson, granddaughter, godchild
+    In {city} there is a school for my {thing}.
+    Where does my {thing} go to school? -> Your {thing} goes to school in [{city}].
+exports.country
+    Most of what {invented} makes is sold to {country}.
+    {invented} exports to {country}.
+    To which country does {invented} export? -> {invented} exports to [{country}].
+visa.for
+    {person} has applied for a visa for {country}.
+    The visa of {person} is for {country}.
+    For which country is {person}'s visa? -> {person}'s visa is for [{country}].
+stamp.from
+    The stamp that {person} showed us was printed in {country}.
+    On {person}'s letter was a stamp from {country}.
+    Which country was the stamp on {person}'s letter from? -> The stamp on {person}'s letter was from [{country}].
+dreams.travel
+    If {person} had the money, the trip would go to {country}.
+    {person} saves money for a trip to {country}.
+    For a trip to which country does {person} save money? -> {person} saves money for a trip to [{country}].
+shift.day
+    {person} works late on {day}.
+    The late shift on {day} is for {person}.
+    later: {person} has changed shifts and works late on {day}.
+    On which day does {person} work late? -> {person} works late on [{day}].
+rubbish.day
+    {thing} is one of paper, glass, rubbish, scrap metal
+    The {thing} is collected on {day}.
+    Put out the {thing} on {day}.
+    When is the {thing} collected? -> The {thing} is collected on [{day}].
+closed.on
+    The {place} is closed on {day}.
+    On {day} nobody gets into the {place}.
+    On which day is the {place} closed? -> The {place} is closed on [{day}].
+opens.at
+    The {place} opens at {time}.
+    Before {time} the {place} is not open.
+    later: From now on the {place} opens at {time}.
+    At what time does the {place} open? -> The {place} opens at [{time}].
+alarm.mine
+    {thing} is one of run, shift, train, breakfast, night watch
+    Wake me at {time} for my {thing}.
+    I have to get up at {time} for the {thing}.
+    When do I have to get up for the {thing}? -> For the {thing} you have to get up at [{time}].
+medicine.at
+    {person} takes the medicine at {time}.
+    {time}: medicine for {person}\n
+    At what time does {person} take the medicine? -> {person} takes the medicine at [{time}].
+harvest.month
+    In {invented} they harvest in {month}.
+    The harvest of {invented} begins in {month}.
+    In which month is the harvest of {invented}? -> The harvest of {invented} is in [{month}].
+retires.month
+    {person} will retire in {month}.
+    {month} is the last month of work for {person}.
+    When will {person} retire? -> {person} will retire in [{month}].
+founded.year
+    {invented} was founded in {year}.
+    Since {year} there has been a firm called {invented}.
+    When was {invented} founded? -> {invented} was founded in [{year}].
+built.year
+    {thing} is one of bridge, dam, chapel, lock, city wall, monument
+    The {thing} of {invented} dates from {year}.
+    In {year} they built the {thing} of {invented}.
+    From which year is the {thing} of {invented}? -> The {thing} of {invented} is from [{year}].
+graduated.year
+    {person} left school in {year}.
+    {year} was the year in which {person} left school.
+    In which year did {person} leave school? -> {person} left school in [{year}].
+signed.date
+    {thing} is one of contract, lease, treaty, testament, petition
+    The {thing} with {person} was signed on {date}.
+    {date}: {person} signs the {thing}.
+    When did {person} sign the {thing}? -> {person} signed the {thing} on [{date}].
+expires.date
+    {thing} is one of licence, insurance, membership, warranty, permit
+    My {thing} expires on {date}.
+    I have to renew my {thing} by {date}.
+    When does my {thing} expire? -> Your {thing} expires on [{date}].
+score.points
+    {person} scored {tens} points.
+    With {tens} points {person} came in second.
+    How many points did {person} score? -> {person} scored [{tens}] points.
+bus.line
+    To get to {person}, take line {tens}.
+    Line {tens} stops right in front of {person}'s house.
+    Which line goes to {person}'s house? -> Line [{tens}] goes to {person}'s house.
+shoe.size
+    {person} wears size {tens}.
+    Size {tens} fits {person}.
+    What size does {person} wear? -> {person} wears size [{tens}].
+children.count
+    {person} has {count} children.
+    {person} is the parent of {count} children.
+    How many children does {person} have? -> {person} has [{count}] children.
+rooms.count
+    The house of {person} has {count} rooms.
+    There are {count} rooms in {person}'s house.
+    How many rooms does {person}'s house have? -> The house of {person} has [{count}] rooms.
+chapters.count
+    "{title}" has {count} chapters.
+    There are {count} chapters in "{title}".
+    How many chapters does "{title}" have? -> "{title}" has [{count}] chapters.
+earns.money
+    {person} earns {thousands} dollars a month.
+    The salary of {person} is {thousands} dollars.
+    later: {person} was given a raise and earns {thousands} dollars a month.
+    How much does {person} earn? -> {person} earns [{thousands}] dollars a month.
+rent.flat
+    The rent for {person}'s flat is {hundreds} euros.
+    {person} pays {hundreds} euros of rent.
+    What rent does {person} pay? -> {person} pays [{hundreds}] euros of rent.
+prize.money
+    {thing} is one of poem, photograph, pumpkin, recipe, sculpture
+    For the {thing} {person} won a prize of {hundreds} dollars.
+    {person}'s {thing} won {hundreds} dollars.
+    How much did {person} win for the {thing}? -> {person} won [{hundreds}] dollars for the {thing}.
+fee.costs
+    {thing} is one of membership, parking, locker rental, towel, guided tour
+    The fee for the {thing} is {price} euros.
+    {thing}: {price} EUR\n
+    What is the fee for the {thing}? -> The fee for the {thing} is [{price}] euros.
+wifi.password
+    The wifi password in the {place} is {plate}.
+    wifi ({place}): {plate}\n
+    What is the wifi password in the {place}? -> The wifi password in the {place} is [{plate}].
+plate.car
+    The car of {person} has the plate {plate}.
+    {person}'s number plate: {plate}.
+    What is the number plate of {person}'s car? -> The number plate of {person}'s car is [{plate}].
+reservation.under
+    {thing} is one of campsite, canoe, ballroom, studio, banquet room
+    We reserved the {thing} under the number {plate}.
+    {plate} is our number for the {thing}.
+    Under which number did we reserve the {thing}? -> You reserved the {thing} under the number [{plate}].
+helpline.phone
+    {thing} is one of plumber, electrician, vet, babysitter, taxi, pizza place
+    The number of the {thing} is {phone}.
+    If you need the {thing}, dial {phone}.
+    Which number should I dial for the {thing}? -> For the {thing} you should dial [{phone}].
+contact.email
+    Complaints about {invented} go to {email}.
+    The contact for {invented} is {email}.
+    Where do complaints about {invented} go? -> Complaints about {invented} go to [{email}].
+lives.address
+    {invented} Limited, {address}\n
+    The shop of {invented} is at {address}.
+    What is the address of {invented}? -> The address of {invented} is [{address}].
+treats.animal
+    The animal doctor {person} treated a {animal} today.
+    A sick {animal} was brought to {person}.
+    Which animal was brought to {person}? -> A [{animal}] was brought to {person}.
+saw.animal
+    {thing} is one of forest path, rooftop, beach, front porch, train tracks
+    On the {thing} we saw a {animal}.
+    There was a {animal} on the {thing}.
+    What did we see on the {thing}? -> On the {thing} you saw a [{animal}].
+costume.as
+    For the carnival {person} dressed up as a {animal}.
+    {person}'s costume: a {animal}.
+    What did {person} dress up as? -> {person} dressed up as a [{animal}].
+sponsor.is
+    {thing} is one of football club, orchestra, school library, film club, rowing team
+    The sponsor of the {thing} is {person}.
+    Without the money of {person} there would be no {thing}.
+    Who is the sponsor of the {thing}? -> The sponsor of the {thing} is [{person}].
+wrote.report
+    {thing} is one of report, summary, press release, user manual, obituary
+    The {thing} was written by {person}.
+    Ask {person} about the {thing}, who wrote it.
+    Who wrote the {thing}? -> The {thing} was written by [{person}].
+replaces.who
+    {person} replaces {person2} next week.
+    As {person2} is ill, {person} takes over.
+    Who replaces {person2}? -> {person2} is replaced by [{person}].
+hired.by
+    {invented} hired {person} as a {job}.
+    {person} has been a {job} at {invented} since the spring.
+    What is {person}'s job at {invented}? -> At {invented} {person} is a [{job}].
+wants.become
+    As a child, {person} wanted to become a {job}.
+    {person} is training to become a {job}.
+    What did {person} want to become? -> {person} wanted to become a [{job}].
+sits.next
+    In class {person} sits next to {person2}.
+    The seat beside {person2} is taken by {person}.
+    Who sits next to {person2}? -> [{person}] sits next to {person2}.
+voted.for
+    {person2} voted for {person}.
+    {person2}'s vote went to {person}.
+    Who did {person2} vote for? -> {person2} voted for [{person}].
+phoned.who
+    {person2} phoned {person} about it.
+    It was {person} whom {person2} phoned.
+    Who did {person2} phone? -> {person2} phoned [{person}].
+repaired.by
+    {thing} is one of roof, boiler, fountain, church clock, tractor
+    Thanks to {person} the {thing} works again.
+    {person} repaired the {thing} for free.
+    Who repaired the {thing}? -> The {thing} was repaired by [{person}].
+engine.of
+    {thing} is one of taxi, hearse, tow truck, delivery van, getaway car
+    The {thing} was a {car}.
+    They used a {car} as a {thing}.
+    What make was the {thing}? -> The {thing} was a [{car}].
+wish.mine
+    For my next birthday I want a {object}.
+    What I would really like to have is a {object}.
+    What do I want for my next birthday? -> For your next birthday you want a [{object}].
+sold.where
+    {person} sells {goods} at the {place}.
+    At the {place}, {person} has a shop for {goods}.
+    What does {person} sell at the {place}? -> At the {place} {person} sells [{goods}].
+deliver.goods
+    The truck to {city} was full of {goods}.
+    We sent {goods} to {city}.
+    What was in the truck to {city}? -> The truck to {city} was full of [{goods}].
+meets.place
+    {person} is waiting at the {place}.
+    We will meet {person} at the {place}.
+    later: {person} is waiting at the {place} now.
+    Where will we meet {person}? -> You will meet {person} at the [{place}].
+lost.found
+    {person} left an umbrella at the {place}.
+    The umbrella of {person} was handed in at the {place}.
+    Where did {person} leave the umbrella? -> {person} left the umbrella at the [{place}].
+hides.spare
+    {thing} is one of spare key, flashlight, first aid kit, extension cord, tool belt
+    You will find the {thing} in the {store}.
+    The {thing}? It has been in the {store} for weeks.
+    Where will I find the {thing}? -> You will find the {thing} in the [{store}].
+hobby.weekend
+    At the weekend {person} goes {hobby}.
+    {person} spends every weekend on {hobby}.
+    What does {person} do at the weekend? -> At the weekend {person} goes [{hobby}].
+mine.hobby
+    I took up {hobby} last year.
+    My doctor told me to try {hobby}.
+    later: I have given that up and taken up {hobby}.
+    What did I take up? -> You took up [{hobby}].
+essay.topic
+    {person} is writing a thesis on {topic}.
+    The thesis of {person} deals with {topic}.
+    What is {person} writing a thesis on? -> {person} is writing a thesis on [{topic}].
+podcast.topic
+    The podcast {invented} is all about {topic}.
+    {invented} is a podcast on {topic}.
+    What is the podcast {invented} about? -> The podcast {invented} is about [{topic}].
+planted.tree
+    In front of the {place} they planted {tree} trees.
+    All the trees by the {place} are {tree} trees.
+    Which trees stand by the {place}? -> By the {place} stand [{tree}] trees.
+medal.metal
+    {person} came home with a medal of {metal}.
+    The medal of {person} is made of {metal}.
+    What is {person}'s medal made of? -> {person}'s medal is made of [{metal}].
+ship.flag
+    The flag of {invented} is {colour}.
+    {invented} sails under the {colour} flag.
+    What colour is the flag of {invented}? -> The flag of {invented} is [{colour}].
+door.colour
+    {person}'s front door is {colour}.
+    Look for the {colour} door, behind it lives {person}.
+    What colour is {person}'s front door? -> {person}'s front door is [{colour}].
+eye.colour
+    Everybody notices the {colour} hair of {person}.
+    {person} has dyed the hair {colour}.
+    What colour is {person}'s hair? -> {person}'s hair is [{colour}].
+pet.named
+    {person} named the puppy {pet}.
+    {pet} is what {person} calls the puppy.
+    What did {person} name the puppy? -> {person} named the puppy [{pet}].
+boat.named
+    The boat of {person} bears the name {pet}.
+    {person} christened the boat {pet}.
+    What is the name of {person}'s boat? -> The name of {person}'s boat is [{pet}].
+drinks.morning
+    In the morning {person} needs {drink}.
+    Before work {person} has some {drink}.
+    What does {person} have in the morning? -> In the morning {person} has [{drink}].
+ordered.mine
+    I ordered {food} and {drink}.
+    For me it is {food}, and {drink} with it.
+    What did I order to eat? -> You ordered [{food}].
+    What did I order to drink? -> You ordered [{drink}].
+favourite.ours
+    {thing} is one of class, team, office, family, choir
+    The favourite food of our {thing} is {food}.
+    Our {thing} always orders {food}.
+    What does our {thing} always order? -> Your {thing} always orders [{food}].
+you.like
+    {thing} is one of holidays, winter, weekends, long flights
+    For {thing} you suggested {hobby}.
+    assistant: For {thing} I can only suggest {hobby}.
+    What did you suggest for {thing}? -> For {thing} I suggested [{hobby}].
+guide.assistant
+    {thing} is one of museum, cave, old town, vineyard, glacier
+    assistant: Your guide for the {thing} is {person}.
+    assistant: {person} will show you the {thing}.
+    Who is my guide for the {thing}? -> Your guide for the {thing} is [{person}].
+room.assistant
+    {thing} is one of seminar, interview, workshop, piano lesson
+    assistant: Your {thing} is in room {hundreds}.
+    assistant: I found room {hundreds} for your {thing}.
+    In which room is my {thing}? -> Your {thing} is in room [{hundreds}].
+german.arbeitet
+    {person} arbeitet in {city}.
+    Wo arbeitet {person}? -> {person} arbeitet in [{city}].
+french.telephone
+    Le numéro de {person} est le {phone}.
+    Quel est le numéro de {person}? -> Le numéro de {person} est le [{phone}].
+spanish.cumple
+    El código de {person} es {thousands}.
+    ¿Cuál es el código de {person}? -> El código de {person} es [{thousands}].
+italian.abita
+    {person} abita a {city}.
+    Dove abita {person}? -> {person} abita a [{city}].
 """)

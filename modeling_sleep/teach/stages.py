@@ -53,15 +53,15 @@ class Stage:
     swaps: float = 0.3
     learning_rate: float = 2e-3
     rest: float = 1.0
-    ends: float = 0.2
-    begins: float = 0.5
+    ends: float = 0.5
+    begins: float = 1.0
     keeps: float = 0.3
     text: float = 0.5
     sparse: float = 0.0
 
 
 ALONE = Stage(steps=300, stories=8, windows=(2, 8), questions=99, sparse=1.0)
-THROUGH = Stage(steps=750, stories=4, windows=(2, 10), questions=7, rest=0.3, sparse=1.0)
+THROUGH = Stage(steps=1200, stories=4, windows=(2, 10), questions=7, rest=0.3, sparse=1.0)
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
 KEPT_TOKENS = 2  # of each window that asks

@@ -25,6 +25,7 @@ from .states import StateCache, fingerprint
 logger = logging.get_logger(__name__)
 
 SWAPPED = 4_000  # tokens that may stand where a word begins, and as many within words
+AMID = 0.6  # of the questions stand behind other text of their window, as far as it fits
 READ_OUT = 0.5  # where teaching begins, see calibrate_sleep.py
 CALIBRATION_LESSONS = 100
 SAVE_EVERY = 50
@@ -106,7 +107,7 @@ def teach(
     memory.requires_grad_(True)
     try:
         store = StateCache(model, Path(cache) if cache else output / "states", cache_limit, autocast)
-        reading = lessons(store, "train", seed, chat, window_size, units)
+        reading = lessons(store, "train", seed, chat, window_size, units, amid=AMID)
         learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
         reading = texts(store, "train", seed, chat, window_size, natural_texts)
         natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
@@ -243,16 +244,23 @@ def summary(recent: list[dict[str, float]], left: float | None) -> str:
 
 def measure(model: SleepForCausalLM, chat: Chat, seed: int, questions: int, output: Path) -> dict:
     """
-    Questions behind sleeps, in wordings of training ("known") and in ones never met ("eval"), with S and with S
-    zeroed; and what was unlearned: everyday questions, natural text. Every answer is in `output/answers.jsonl`.
+    Questions behind sleeps, in wordings of training ("known") and in ones never met ("eval"): where a window begins,
+    behind other text in it, with S zeroed; and what was unlearned: everyday questions, natural text. Every answer is
+    in `output/answers.jsonl`.
     """
     window_size, rows = model.config.window_size, []
-    with_memory, zeroed = Reader("memory", model, chat), Reader("S zeroed", model, chat, forget=zeroing(model))
+    with_memory, amid = Reader("memory", model, chat), Reader("memory, amid other text", model, chat)
+    zeroed = Reader("S zeroed", model, chat, forget=zeroing(model))
     with (output / "answers.jsonl").open("w", encoding="utf-8") as file:
         for split in ("known", "eval"):
             units = evaluation_units(split, seed, chat, window_size, questions)
-            for reader, beginnings in ((with_memory, BEGINNINGS), (zeroed, BEGINNINGS[:1])):
-                asked = tqdm(units, f"asking, {reader.name}, {split}", dynamic_ncols=True)
+            behind = evaluation_units(split, seed, chat, window_size, questions, amid=1.0)
+            for reader, asked, beginnings in (
+                (with_memory, units, BEGINNINGS),
+                (amid, behind, BEGINNINGS),
+                (zeroed, units, BEGINNINGS[:1]),
+            ):
+                asked = tqdm(asked, f"asking, {reader.name}, {split}", dynamic_ncols=True)
                 for row in answers(reader, asked, beginnings):
                     rows.append(row)
                     file.write(json.dumps(row) + "\n")

@@ -34,6 +34,8 @@ OURS, KEPT, FULL, WIDE, SLIDING, OLMO, QWEN = (
 )
 PEERS = (KEPT, FULL, WIDE, SLIDING, OLMO, QWEN)
 MODELS = (OURS, *PEERS)
+# In older releases of transformers, masks ask OLMo-Hybrid's cache what it cannot say.
+OLDEST = "5.17"
 VOCABULARY = 256
 LONGEST = 2**21  # no rotary position beyond it
 

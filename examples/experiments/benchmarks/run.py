@@ -28,10 +28,12 @@ from pathlib import Path
 
 import torch
 import transformers
+from packaging.version import Version
 from tqdm.auto import tqdm
 
 from . import bfloat16, cache, compiled, decode, long, prefill, profile, ragged, report, rule, training, window
 from .bench import Bench, Result
+from .models import OLDEST
 
 
 SECTIONS = {
@@ -99,7 +101,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--device", nargs="+", choices=("cpu", "cuda"), default=available, help="default: all there are"
     )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if Version(transformers.__version__) < Version(OLDEST):
+        parser.error(f"the other models need transformers {OLDEST} or newer, and this is {transformers.__version__}.")
+    return args
 
 
 def main(argv: list[str] | None = None):
