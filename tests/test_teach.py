@@ -374,15 +374,14 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
         assert "not recorded" not in card.text and "None are" not in card.text
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["seed"] == 0 and 0 < results["steps"]["through"] < THROUGH.steps
-    assert len((out / "answers.jsonl").read_text().splitlines()) == 2 * 2 * (3 + 1)
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 2 * 2 * (3 + 3 + 1)
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     assert model.config.sleep_passes == 2 and model.config.window_size == L
     assert model.model.layers[model.config.memory_layers[0]].o_proj.weight.abs().max() > 0
 
-    assert (
-        command.main([str(tmp_path / "pretrained"), *options, "--memory-only", "--output", str(tmp_path / "small")])
-        == 0
-    )
+    small = ["--memory-only", "--output", str(tmp_path / "small"), "--minutes", "1", "--steps", "1", "2"]
+    assert command.main([str(tmp_path / "pretrained"), *options, *small]) == 0
+    assert json.loads((tmp_path / "small" / "results.json").read_text())["steps"] == {"alone": 1, "through": 2}
     card = ModelCard.load(tmp_path / "small" / "README.md")
     assert (card.data.license, card.data.base_model) == ("mit", "anna/ancestor")
     assert "## Results" in card.text and "| memory | eval |" in card.text and (tmp_path / "small" / "LICENSE").exists()

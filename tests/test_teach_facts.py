@@ -31,6 +31,7 @@ from modeling_sleep.teach.filler import SOURCES, sentences
 from modeling_sleep.teach.lengths import over_facts
 from modeling_sleep.teach.patterns import SLOT, parse
 from modeling_sleep.teach.patterns_eval import EVAL
+from modeling_sleep.teach.patterns_joined import JOINED
 from modeling_sleep.teach.patterns_train import TRAIN
 
 
@@ -79,7 +80,8 @@ def test_words_of_the_evaluation_are_on_no_list_of_training():
 
 def test_patterns_of_the_evaluation_are_its_own():
     assert len(TRAIN) >= 60 and len(EVAL) >= 12
-    assert len({pattern.id for pattern in TRAIN + EVAL}) == len(TRAIN + EVAL)
+    assert len({pattern.id for pattern in TRAIN + EVAL + JOINED}) == len(TRAIN + EVAL + JOINED)
+    assert all(fact.count(".") == 2 for pattern in JOINED for fact in pattern.told)
 
     def lines(patterns):
         told = (line for pattern in patterns for line in pattern.told + pattern.later + pattern.assistant)
@@ -113,9 +115,9 @@ def test_units_of_training_have_no_value_or_word_of_the_evaluation(chat, some):
     assert asked["train"].isdisjoint(asked["eval"]) and asked["known"] <= {pattern.id for pattern in TRAIN}
 
 
-@pytest.mark.parametrize("pattern", TRAIN + EVAL, ids=lambda pattern: pattern.id)
+@pytest.mark.parametrize("pattern", TRAIN + EVAL + JOINED, ids=lambda pattern: pattern.id)
 def test_every_line_of_a_pattern_renders(pattern):
-    rng, split = random.Random(pattern.id), "eval" if pattern in EVAL else "train"
+    rng, split = random.Random(pattern.id), "train" if pattern in TRAIN else "eval"
     seen = set()
     for _ in range(60):
         fact = draw_fact(rng, split, pattern)

@@ -7,6 +7,7 @@ it read before a sleep: weights, code, tokenizer, results and a card. Called aga
 """
 
 import argparse
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..configuration_sleep import SleepConfig
 from ..heads_sleep import SleepForCausalLM
 from ..hub_upload.card import copy_terms, metadata_of_base, write_card
 from .card import write_memory_card
+from .stages import ALONE, THROUGH
 from .teaching import teach
 
 
@@ -38,6 +40,14 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=None, help="of learning; default: all steps")
     parser.add_argument("--seed", type=int, default=0, help="of lessons and steps")
     parser.add_argument("--units", type=int, default=1000, help="stories to learn from, of about seven facts each")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        nargs=2,
+        default=(ALONE.steps, THROUGH.steps),
+        metavar=("ALONE", "THROUGH"),
+        help="of the memory by itself, and of the memory through the layers behind it",
+    )
     parser.add_argument("--questions", type=int, default=60, help="of each kind, to measure with")
     parser.add_argument("--window-size", type=int, default=256, metavar="L", help="of a pretrained model")
     parser.add_argument(
@@ -82,6 +92,8 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
             units=options.units,
             questions=options.questions,
+            alone=dataclasses.replace(ALONE, steps=options.steps[0]),
+            through=dataclasses.replace(THROUGH, steps=options.steps[1]),
             autocast=DTYPES[options.dtype],
             cache_limit=options.cache_gigabytes * 1e9,
         )

@@ -45,7 +45,7 @@ def section(results: dict) -> str:
             f"Facts are told before a sleep (N = {results['passes']}) and asked for behind it: `known` in wordings of "
             "training, with other names and values; `eval` in wordings, names and values never met. The answer's "
             'beginning is given (`question`: the question\'s words; `general`: "The answer is"), or the model answers '
-            "in its `own` words.",
+            "in its `own` words. A question begins a window, or stands amid other text of one.",
             "",
             results["recall"],
             "",

@@ -6,8 +6,8 @@
 
 What is notable:
 - `python -m modeling_sleep.teach.facts --tokenizer FOLDER --show 5` prints units for a human to read
-- three splits: "train"; "known", where patterns are those of training, names and values the evaluation's own; "eval",
-  where all three are its own (`patterns_*.py`, `names.py`)
+- four splits: "train"; "known", where patterns are those of training, names and values the evaluation's own; "eval",
+  where all three are its own; "joined", which are as unknown, and answers join two facts (`patterns_*.py`, `names.py`)
 - the same split, seed and index are the same facts everywhere, and the same text where the same versions of Python and
   its packages are installed: filler is drawn apart from the facts (`filler.py`)
 - no fact crosses the end of a window; other text does, as text does
@@ -28,10 +28,11 @@ from .filler import SOURCES, stream
 from .names import TRAITS, draw, rivals
 from .patterns import SLOT, Pattern, kind_of
 from .patterns_eval import EVAL
+from .patterns_joined import JOINED
 from .patterns_train import TRAIN
 
 
-PATTERNS = {"train": TRAIN, "known": TRAIN, "eval": EVAL}
+PATTERNS = {"train": TRAIN, "known": TRAIN, "eval": EVAL, "joined": JOINED}
 BEGINNINGS = ("question", "general", "own")  # the question's words, "The answer is", or the model's own
 GENERAL = "The answer is"
 NOTED = ("I see.", "Noted.", "Thank you for telling me.", "I will keep that in mind.", "All right.")
@@ -230,7 +231,7 @@ def unit(
     Parameters
     ----------
     split : str
-        "train", "known" or "eval".
+        One of `PATTERNS`.
     seed, index : int
     chat : Chat
     window_size : int
