@@ -121,6 +121,19 @@ def test_little_is_enough(write, tmp_path, recwarn, runs):
     assert not [warning for warning in recwarn if issubclass(warning.category, (UserWarning, RuntimeWarning))]
 
 
+def test_any_n_after_one_n_is_a_model_of_its_own(write):
+    runs = [run("N=4 first", seed, {(n, 1): 50 * n for n in (1, 2, 4)}, flops=6e12) for seed in (0, 1)]
+    results = read(write([*RUNS, *runs]))
+    assert "| N = 4 first | 2 | 50.0 | – | 2 | 3.00 |" in table(results)
+    assert list(dict.fromkeys(results.points.variant)) == ["N=1", "N=4", "any N", "N=4 first", "deeper"]
+    panels = plot_accuracy(results).axes
+    assert [axes.get_title() for axes in panels[1:]] == ["one model, any N", "one model, N = 4 first"]
+    looks = [{line.get_label(): line.get_fillstyle() for line in axes.lines} for axes in panels]
+    assert looks[2] == {f"N = 4 first, N = {n}": "left" for n in (1, 2, 4)} and "left" not in looks[1].values()
+    colours = [line.get_color() for line in plot_loss(results).axes[0].lines]
+    assert len(set(colours)) == len(colours)
+
+
 def test_the_same_run_twice(write, capsys):
     path = write([*RUNS, run("N=4", 0, {(4, 1): 199})])
     assert f"{path}:7: 'N=4', seed 0 is in {path}:4 already" in refused(capsys, path)

@@ -14,7 +14,7 @@ from examples.experiments import train as train_module
 from examples.experiments.controls import AmnesiacForCausalLM, AmnesiacModel
 from examples.experiments.evaluation import evaluate_by_depth, predict_answers
 from examples.experiments.flops import flops_per_example, training_flops
-from examples.experiments.recipe import Training, list_variants, load_recipe, ramp
+from examples.experiments.recipe import Phase, Training, list_variants, load_recipe, ramp
 from examples.experiments.tasks import Rule110, TaskStream, make_dataset
 from examples.experiments.tasks.task import IGNORE
 from examples.experiments.train import build_model, loss_curve, main, passes_at, train
@@ -94,6 +94,23 @@ def test_the_vocabulary_is_the_tasks():
             r"evaluation.passes must be \[1\], as attention",
         ),
         ("rule110-mini", "attention only", ["training.passes=[2]"], r"training.passes must be \[1\], as attention"),
+        ("rule110-mini", None, ["training.phases=4"], r"phases must be a list like \[.*, got 4"),
+        ("rule110-mini", None, ["training.phases=[4]"], r"phases must be a list like \[.*, got \[4\]"),
+        ("gsm-mini", None, ['training.phases=[{"begin": 0.1, "passes": [4]}]'], r"must begin at 0.* got \[0.1\]"),
+        (
+            "gsm-mini",
+            None,
+            ['training.phases=[{"begin": 0, "passes": [4]}, {"begin": 0, "passes": [1, 2]}]'],
+            r"phases must begin at 0, and each after the one before, got \[0, 0\]",
+        ),
+        (
+            "gsm-mini",
+            None,
+            ['training.phases=[{"begin": 0, "passes": [4, 8]}]'],
+            r"all that the phases draw N from, \[4, 8\], got \[1, 2, 4\]",
+        ),
+        ("gsm-mini", None, ['training.phases=[{"start": 0}]'], r"'training.phases\[0\]' has no start; it knows begin"),
+        ("gsm-mini", None, ['training.phases=[{"begin": 2, "passes": [4]}]'], "begin must be from 0 to 1, got 2"),
         ("rule110-mini", None, ["training.lr_schedule=cosine"], "lr_decay must be .* 0 with any other, got 0.25"),
         ("rule110-mini", None, ["training.lr_decay=0"], "lr_decay must be in .*, got 0 with"),
         (
@@ -162,6 +179,19 @@ def test_longer_sleep_comes_with_a_curriculum():
     assert [training.allowed_passes(step) for step in (0, 5, 6)] == [[4], [4], [4, 8]]  # nothing else is allowed
 
 
+PHASES = [{"begin": 0, "passes": [4]}, {"begin": 0.5, "passes": [1, 2, 4, 4], "lr_scale": 0.25}]
+
+
+def test_phases_draw_from_their_own():
+    phases = [Phase(**phase) for phase in PHASES]
+    training = Training(passes=[1, 2, 4], phases=phases, batch_size=8, max_steps=7)
+    assert [training.allowed_passes(step) for step in range(7)] == [*[[4]] * 4, *[[1, 2, 4, 4]] * 3]
+    assert [training.phase_at(step).lr_scale for step in range(7)] == [*[1] * 4, *[0.25] * 3]
+    training = dataclasses.replace(training, passes_ramp=1.0, max_steps=8)  # a curriculum holds within a phase, too
+    assert [training.allowed_passes(step) for step in range(8)] == [*[[4]] * 4, *[[1, 2]] * 4]
+    assert dataclasses.replace(training, phases=[]).phase_at(3).lr_scale == 1
+
+
 # Training
 
 
@@ -198,6 +228,27 @@ def test_an_interrupted_run_is_the_same_run(run, tmp_path, monkeypatch):
         assert a.equal(b), name
     seconds = [log["seconds"] for log in trainer.state.log_history if "seconds" in log]
     assert seconds == sorted(seconds)
+
+
+def test_a_phase_changes_passes_and_learning_rate(run, tmp_path, monkeypatch):
+    """And an interrupted run goes on in the phase that it was in."""
+    schedule = ["training.lr_schedule=constant_with_warmup", "training.lr_decay=0"]
+    overrides = [f"training.phases={json.dumps(PHASES)}", *schedule]
+    drawn, draw = [], train_module.passes_at
+    monkeypatch.setattr(train_module, "passes_at", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    _, model, trainer = run(*overrides)
+    assert drawn == [4, 4, 4, *(draw(step, 0, [1, 2, 4, 4]) for step in (3, 4, 5))]
+    rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
+    assert rates == pytest.approx([0, max(rates) / 2, max(rates), *[max(rates) / 4] * 3])
+
+    shutil.rmtree(tmp_path / "run")
+    for steps in (1, 2, 3, 4):
+        _, _, trainer = run(*overrides, deadline=0.0)
+        assert trainer.state.global_step == steps
+    _, resumed, trainer = run(*overrides)
+    assert [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log] == rates
+    for (name, a), b in zip(model.named_parameters(), resumed.parameters()):
+        assert a.equal(b), name
 
 
 def test_a_slice_logs_what_it_has_done(run):
@@ -374,7 +425,7 @@ def test_a_finished_run_can_be_asked_more(tmp_path, capsys):
     capsys.readouterr()
     evaluate_run.main([str(run), "--cpu", "--output", str(tmp_path / "again")])
     again = json.loads((tmp_path / "again.json").read_text())
-    assert again["counts"] == json.loads(results)["counts"]
+    assert again["counts"] == json.loads(results)["counts"] and again["task"] == json.loads(results)["task"]
     assert again["run"]["variant"] == "any N"
     more = ["--passes", "1", "8", "--depths", "1", "2", "--num-examples", "3", "--seed", "5"]
     evaluate_run.main([str(run), "--cpu", "--output", str(tmp_path / "more"), *more])
@@ -496,6 +547,9 @@ def test_operations_are_those_of_the_matrices():
     assert training_flops(model, task, training) == pytest.approx(70 * (one + 2 * two) / 3)
     ramped = dataclasses.replace(training, passes_ramp=0.5, max_steps=8)  # N = 1 alone for four steps
     assert training_flops(model, task, ramped) == pytest.approx(10 * (4 * one + 4 * (one + 2 * two) / 3))
+    phases = [Phase(begin=0, passes=[2]), Phase(begin=0.75, passes=[1, 1, 2])]
+    phased = dataclasses.replace(training, phases=phases, max_steps=8)
+    assert training_flops(model, task, phased) == pytest.approx(10 * (6 * two + 2 * (2 * one + two) / 3))
 
 
 @pytest.mark.parametrize("variant", list_variants("rule110-mini"))

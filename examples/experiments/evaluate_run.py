@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None):
     print(table(counts, task.depth_name, results["training"]["passes"]))
     if args.output:
         about = {"run": {name: results[name] for name in ("recipe", "variant", "seed", "commit")}}
-        about |= {"seed": args.seed, "evaluation": asked, "training": results["training"]}
+        about |= {"seed": args.seed, "evaluation": asked, "task": results["task"], "training": results["training"]}
         about |= {"depth_name": task.depth_name, "counts": counts}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(about, indent=1) + "\n"

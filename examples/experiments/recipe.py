@@ -36,6 +36,32 @@ def ramp(step: int, max_steps: int, share: float, maximum: int, minimum: int = 1
 
 @strict
 @dataclasses.dataclass(kw_only=True)
+class Phase:
+    """
+    A part of a training, which lasts until the next one begins.
+
+    Parameters
+    ----------
+    begin : float
+        Share of the run at which it begins.
+    passes : list[int]
+        N is drawn from these, as from those of the whole training.
+    lr_scale : float
+        What the learning rates are multiplied by.
+    """
+
+    begin: float | int
+    passes: list[int]
+    lr_scale: float | int = 1.0
+
+    def validate_ranges(self):
+        _check_passes(self.passes)
+        _check_between(self, 0, 1, "begin")
+        _check_between(self, 0, math.inf, "lr_scale")
+
+
+@strict
+@dataclasses.dataclass(kw_only=True)
 class Training:
     """
     How a model is trained.
@@ -45,6 +71,9 @@ class Training:
     passes : list[int]
         N is drawn from these, anew for every step; a value that is there twice is drawn twice as often. If it is one
         value, the trained model sleeps with that N unless told otherwise, whatever `model.sleep_passes` says.
+        With `phases`, these are all that N is ever drawn from.
+    phases : list[Phase]
+        Parts of the run that draw N differently and have a learning rate of their own, the first from 0 on.
     batch_size : int
         Examples per step, over all processes.
     max_steps : int
@@ -73,6 +102,7 @@ class Training:
     passes: list[int]
     batch_size: int
     max_steps: int
+    phases: list[Phase] = dataclasses.field(default_factory=list)
     depth_ramp: float | int = 0.0
     passes_ramp: float | int = 0.0
     optimizer: Literal["muon", "adamw"] = "muon"
@@ -99,10 +129,26 @@ class Training:
                 f"got {self.lr_decay} with {self.lr_schedule!r}"
             )
 
+    def validate_phases(self):
+        if not self.phases:
+            return
+        begins = [phase.begin for phase in self.phases]
+        if begins[0] != 0 or begins != sorted(set(begins)):
+            raise ValueError(f"phases must begin at 0, and each after the one before, got {begins}")
+        drawn = {n for phase in self.phases for n in phase.passes}
+        if set(self.passes) != drawn:
+            raise ValueError(f"passes must be all that the phases draw N from, {sorted(drawn)}, got {self.passes}")
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase of a step; a training without any is one."""
+        phases = self.phases or [Phase(begin=0, passes=self.passes)]
+        return [phase for phase in phases if round(phase.begin * self.max_steps) <= step][-1]
+
     def allowed_passes(self, step: int) -> list[int]:
-        """What N is drawn from in a step: `passes`, but for those that the curriculum has not come to yet."""
+        """What N is drawn from in a step: those of its phase, but for what the curriculum has not come to yet."""
+        passes = self.phase_at(step).passes
         largest = ramp(step, self.max_steps, self.passes_ramp, max(self.passes))
-        return [n for n in self.passes if n <= largest] or [min(self.passes)]
+        return [n for n in passes if n <= largest] or [min(passes)]
 
 
 @strict
@@ -219,7 +265,7 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
     tokenizer = task.tokenizer()
     settings["model"].update(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id)  # overrides may change it
     config = SleepConfig(**settings["model"])
-    training = _build(Training, settings["training"], "training")
+    training = _build_training(settings["training"])
     if len(set(training.passes)) == 1:
         config.sleep_passes = training.passes[0]
     evaluation = _build(Evaluation, settings["evaluation"], "evaluation")
@@ -308,6 +354,14 @@ def _parse(value: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError:
         return value
+
+
+def _build_training(settings: dict) -> Training:
+    phases = settings.get("phases", [])
+    if not isinstance(phases, list) or not all(isinstance(phase, dict) for phase in phases):
+        raise ValueError(f'training.phases must be a list like [{{"begin": 0, "passes": [4]}}], got {phases!r}')
+    phases = [_build(Phase, phase, f"training.phases[{i}]") for i, phase in enumerate(phases)]
+    return _build(Training, settings | {"phases": phases}, "training")
 
 
 def _build(cls, settings: dict, section: str):

@@ -58,19 +58,25 @@ class Results:
 
 
 def rank(variant: str) -> tuple[int, int]:
-    """Order of variants: dedicated models by N, then any N, then the controls."""
-    if match := re.fullmatch(r"N=([1-9]\d*)", variant):
-        return 0, int(match[1])
+    """Order of variants: a model per N, then any N (from the start, or after one N alone), then the controls."""
+    if match := re.fullmatch(r"N=([1-9]\d*)( first)?", variant):
+        return (1 if match[2] else 0), int(match[1])
     if variant == ANY:
         return 1, 0
     if variant in CONTROLS:
         return 2, CONTROLS.index(variant)
-    raise ValueError(f"unknown variant {variant!r}; there are N=1, N=2, ..., {', '.join((ANY, *CONTROLS))}")
+    known = ", ".join((ANY, *CONTROLS))
+    raise ValueError(f"unknown variant {variant!r}; there are N=1, N=2, ..., N=1 first, N=2 first, ..., {known}")
+
+
+def is_any(variant: str) -> bool:
+    """Whether one model was trained for any N."""
+    return rank(variant)[0] == 1
 
 
 def own(variant: str, passes: int) -> bool:
     """Whether `variant` is shown at N = `passes` in plots: every N for any N, 1 for controls, else the model's own."""
-    return variant == ANY or passes == (1 if variant in CONTROLS else rank(variant)[1])
+    return is_any(variant) or passes == (1 if variant in CONTROLS else rank(variant)[1])
 
 
 def parse(line: str) -> dict:
@@ -123,8 +129,8 @@ def read(path: Path) -> Results:
 
 
 def pretty(variant: str, passes: int | None = None) -> str:
-    """A variant as it is written, with the N at which any N is evaluated."""
-    return variant.replace("=", " = ") + (f", N = {passes}" if variant == ANY and passes else "")
+    """A variant as it is written, with the N at which a model for any N is evaluated."""
+    return variant.replace("=", " = ") + (f", N = {passes}" if is_any(variant) and passes else "")
 
 
 def cell(points: pd.DataFrame, seeds: int) -> str:
@@ -170,18 +176,24 @@ def table(results: Results) -> str:
 
 
 def style(variant: str, passes: int) -> dict:
-    """The look of a variant at N = `passes`, the same in every plot: hollow for any N, greys for controls."""
+    """The look of a variant at N = `passes`: hollow for any N, half of it if one N came first, greys for controls."""
     kind, n = rank(variant)
     if kind == 2:
         dashes = ((1, 1), (5, 1), (4, 1, 1, 1), (2, 2), (6, 3))[n]
         return dict(color=str((0.25, 0.5, 0.35, 0.6, 0.45)[n]), linestyle=(0, dashes), marker="Xv<P*"[n], markersize=5)
-    return figures.look_of_passes(passes) | ({"markerfacecolor": "white"} if kind == 1 else {})
+    look = figures.look_of_passes(passes)
+    if kind == 1:
+        look |= {"fillstyle": "left"} if n else {"markerfacecolor": "white"}
+    return look
 
 
 def plot_accuracy(results: Results) -> Figure:
-    """Accuracy by depth: on the left a model per N with the controls, on the right one model at any N."""
+    """Accuracy by depth: on the left a model per N with the controls, on the right each model for any N."""
     points, depths = results.points, sorted(results.points.depth.unique())
-    parts = [("a model per N, and controls", points.variant != ANY), ("one model, any N", points.variant == ANY)]
+    parts = [("a model per N, and controls", ~points.variant.map(is_any))]
+    parts += [
+        (f"one model, {pretty(name)}", points.variant == name) for name in filter(is_any, points.variant.unique())
+    ]
     parts = [(title, points[chosen & points.own]) for title, chosen in parts if chosen.any()]
     figure, panels = figures.figure(len(parts), (2.2 + 3.7 * len(parts), 4), sharey=True, squeeze=False)
     panels = panels[0]
@@ -238,8 +250,8 @@ def plot_loss(results: Results) -> Figure:
         mean = mean.rolling(1 + len(mean) // 50, center=True, min_periods=1).mean()
         kind, n = rank(variant)
         look = style(variant, n or 1) | {"markevery": 1 + len(mean) // 8, "markersize": 4}
-        if variant == ANY:  # which has no N of its own, so none of the colours of an N
-            look |= {"color": figures.COLOURS[1], "linestyle": "-"}
+        if kind == 1:  # which has no N of its own, so none of the colours of an N
+            look |= {"color": figures.COLOURS[2 if n else 1], "linestyle": "-"}
         axes.plot(mean.index, mean, label=pretty(variant), linewidth=1.2, **look)
     values = [loss for losses in results.runs.losses for _, loss in losses] or [0]
     if 0 < 20 * min(values) < max(values):

@@ -4,7 +4,8 @@
 
 What is notable:
 - the recipe is data (`recipes/`); `--set training.max_steps=100` overrides any of it
-- N is drawn anew for every step, and a curriculum may raise the depth of the problems and the largest N
+- N is drawn anew for every step, and a curriculum may raise the depth of the problems and the largest N; phases draw
+  it differently, at learning rates of their own
 - batch, depth and N of a step are functions of (seed, step): all ranks agree, and a resumed run is the same run
 - the same command resumes an interrupted run, and does nothing to a finished one; `--minutes` ends a slice early, with
   a checkpoint
@@ -31,6 +32,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env, reduce
 from filelock import FileLock, Timeout
 from safetensors.torch import load_model
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, get_scheduler, set_seed
 
 from modeling_sleep import SleepForCausalLM
@@ -110,6 +112,18 @@ def build_optimizer(model: torch.nn.Module, training: Training) -> torch.optim.O
     )
 
 
+def build_scheduler(optimizer: torch.optim.Optimizer, training: Training) -> LRScheduler:
+    """The learning rates of every step: those of the schedule, scaled as the phases say."""
+    decay = {"num_decay_steps": round(training.lr_decay * training.max_steps)} if training.lr_decay else None
+    scheduler = get_scheduler(
+        training.lr_schedule, optimizer, training.warmup_steps, training.max_steps, scheduler_specific_kwargs=decay
+    )
+    if not training.phases:
+        return scheduler
+    schedule = scheduler.lr_lambdas[0]  # the same for all parameters
+    return LambdaLR(optimizer, lambda step: schedule(step) * training.phase_at(step).lr_scale)
+
+
 def train(
     recipe: Recipe,
     model: SleepForCausalLM,
@@ -158,16 +172,12 @@ def train(
     )
     stream = TaskStream(task, training.batch_size, depth_at, start=begin, seed=seed, split="train")
     optimizer = build_optimizer(model, training)
-    decay = {"num_decay_steps": round(training.lr_decay * training.max_steps)} if training.lr_decay else None
-    scheduler = get_scheduler(
-        training.lr_schedule, optimizer, training.warmup_steps, training.max_steps, scheduler_specific_kwargs=decay
-    )
     trainer = SleepTrainer(
         model,
         training_args,
         train_dataset=stream,
         data_collator=task.collator(),
-        optimizers=(optimizer, scheduler),
+        optimizers=(optimizer, build_scheduler(optimizer, training)),
         callbacks=[SecondsTrained(), *([StopAfter(deadline)] if deadline is not None else [])],
         allowed_passes=training.allowed_passes,
     )
