@@ -21,7 +21,7 @@ from modeling_sleep.hub_upload.card import model_card, read_metadata
 
 REPOSITORY = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (REPOSITORY / "configuration" / "presets").glob("*.json"))
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 BLOCKS = [
     block
     for page in PAGES
@@ -87,6 +87,13 @@ def test_presets_take_overrides():
 
 def test_the_readme_shows_code():
     assert len(BLOCKS) > 0
+
+
+def test_pages_that_people_write_are_short():
+    """In bytes; those of the benchmarks are written by a program."""
+    sizes = {page: page.stat().st_size for page in PAGES if "benchmarks" not in page.parts}
+    too_long = {str(page): size for page, size in sizes.items() if size > (9e3 if page.name == "README.md" else 10e3)}
+    assert not too_long
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
