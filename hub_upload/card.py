@@ -8,7 +8,7 @@ already.
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
@@ -209,9 +209,17 @@ def table(counts: list[dict], depth_name: str, trained: Sequence[int] = ()) -> s
     """The shares of right answers in Markdown: a row per N, a column per depth."""
     share = {(row["passes"], row["depth"]): row["exact_match"] for row in counts}
     depths = list(dict.fromkeys(depth for _, depth in share))
-    lines = ["| passes N | " + " | ".join(f"{depth_name} = {depth}" for depth in depths) + " |"]
-    lines.append("|---:|" + "---:|" * len(depths))
+    head = ["passes N", *(f"{depth_name} = {depth}" for depth in depths)]
+    rows = []
     for n in dict.fromkeys(n for n, _ in share):
         label = f"{n}, never trained" if trained and n not in trained else n
-        lines.append(f"| {label} | " + " | ".join(f"{100 * share[n, depth]:.1f} %" for depth in depths) + " |")
-    return "\n".join(lines)
+        rows.append([label, *(f"{100 * share[n, depth]:.1f} %" for depth in depths)])
+    return markdown_table(head, rows, align="r" * len(head))
+
+
+def markdown_table(head: Sequence, rows: Iterable[Sequence], align: str = "") -> str:
+    """Cells in Markdown; `align` has an `l` or `r` per column, by default `l` for the first and `r` for the others."""
+    sides = align or "l" + "r" * (len(head) - 1)
+    rule = "".join("---|" if side == "l" else "---:|" for side in sides)
+    head, *rows = (f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows))
+    return "\n".join([head, f"|{rule}", *rows])

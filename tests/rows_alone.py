@@ -5,8 +5,8 @@ A row is to get what its text gets alone, so each test reads a batch once, and i
 
 import torch
 from builders import UNEVEN, uneven_model
+from helpers import assert_close, fast_weights
 from hypothesis import strategies as st
-from torch.utils._pytree import tree_leaves
 
 from modeling_sleep import SleepForCausalLM
 
@@ -63,10 +63,6 @@ def first_attention(cache):
     return next(layer for layer in cache.layers if hasattr(layer, "stored_length"))
 
 
-def fast_weights(cache):
-    return [layer.recurrent_states[0] for layer in cache.layers if hasattr(layer, "recurrent_states")]
-
-
 def live_keys(cache, row):
     """Keys and values that a row's next token sees, without what stands for nothing, layer by layer."""
     common, live = first_attention(cache).common, []
@@ -84,10 +80,6 @@ def live_keys(cache, row):
     return [x for x in live if x is not None and x.numel()]
 
 
-def assert_close(ours, expected, atol=1e-9):
-    torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
-
-
 def assert_row_is_as_alone(cache, row, alone, atol=1e-9):
     """What a row of a cache holds is what the cache of its text alone holds; None for no text at all."""
     for i, S in enumerate(fast_weights(cache)):
@@ -102,8 +94,3 @@ def assert_row_is_as_alone(cache, row, alone, atol=1e-9):
         for name in ("stored", "sleeps", "kept", "pinned", "read"):
             number = getattr(ours, name)
             assert (number[row] if isinstance(number, tuple) else number) == getattr(theirs, name), name
-
-
-def nbytes(cache):
-    tensors = [x for layer in cache.layers for x in tree_leaves((layer.state, layer.common))]
-    return sum(x.nbytes for x in tensors if isinstance(x, torch.Tensor))

@@ -1,10 +1,13 @@
 """A pretrained model that is given sleep is the same model within its first window, whatever its family."""
 
+import functools
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import random_ids, word_tokenizer
+from originals import ORIGINALS, SIZES, L, make_original
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -12,12 +15,6 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     TextStreamer,
 )
 
@@ -27,53 +24,7 @@ from modeling_sleep.adopt_sleep import spread
 from modeling_sleep.rotary_sleep import rotary_embedding
 
 
-L = 8
-SIZES = dict(
-    vocab_size=61,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=5,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=256,
-    initializer_range=0.2,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-)
-LLAMA_3 = {
-    "rope_type": "llama3",
-    "rope_theta": 1e4,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-ORIGINALS = {
-    "llama": (LlamaForCausalLM, LlamaConfig, {}),
-    "llama with biases": (LlamaForCausalLM, LlamaConfig, dict(attention_bias=True, mlp_bias=True)),
-    "llama 3": (LlamaForCausalLM, LlamaConfig, dict(rope_parameters=LLAMA_3)),
-    "smollm2": (LlamaForCausalLM, LlamaConfig, dict(tie_word_embeddings=True, num_key_value_heads=4)),
-    "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=L, head_dim=12)),
-    "qwen2": (Qwen2ForCausalLM, Qwen2Config, dict(tie_word_embeddings=True)),
-    "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(head_dim=16)),
-}
-
-
-def make_original(name, dtype=torch.float32, **overrides):
-    """A random model, its biases and norms too, in which nothing is lost in rounding."""
-    model_class, config_class, options = ORIGINALS[name]
-    options = {**SIZES, **options, **overrides}
-    if model_class is Qwen2ForCausalLM:
-        del options["head_dim"]  # it has no such field
-    torch.manual_seed(0)
-    model = model_class(config_class(**options)).eval()
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if "norm" in parameter_name or "bias" in parameter_name:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model.to(dtype)
+make_ids = functools.partial(random_ids, low=3, high=SIZES["vocab_size"])
 
 
 def compute_exactly(model):
@@ -96,10 +47,6 @@ def compute_exactly(model):
         frequencies = 1e4 ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     model.model.rotary_emb.forward = rotary
     return model
-
-
-def make_ids(batch, length, seed=1):
-    return torch.randint(3, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
@@ -335,12 +282,7 @@ def test_arguments_of_from_pretrained_need_a_path(tmp_path):
 @pytest.fixture
 def pretrained(tmp_path):
     """A folder as one downloads it, with a tokenizer that chats."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(61)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w2")
+    tokenizer = word_tokenizer((f"w{i}" for i in range(61)), pad_token="w0", eos_token="w2")
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }} w2 {% endfor %}"
     model = make_original("qwen3")
     model.generation_config.temperature = 0.7

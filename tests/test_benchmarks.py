@@ -412,9 +412,11 @@ def test_numbers_of_tokens_are_named():
 def test_the_command_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
     command = ["--quick", "--device", "cpu", "--output", str(tmp_path), "--only"]
     run.main([*command, "cache"])
-    page = (tmp_path / "README.md").read_text()
-    assert page in capsys.readouterr().out
-    assert "### Cache" in page and "### Decoding" not in page and "(cpu/cache.png)" in page
+    front, page = ((tmp_path / name).read_text() for name in ("README.md", "cpu/cache.md"))
+    said = capsys.readouterr().out
+    assert front in said and page in said
+    assert "[Cache](cpu/cache.md)" in front and "decode" not in front
+    assert page.startswith("# Cache\n") and "(cache.png)" in page
     assert (tmp_path / "cpu/cache.png").stat().st_size > 0
     saved = json.loads((tmp_path / "cpu/cache.json").read_text())
     assert saved["rows"][0]["verdict"] == "met" and f"| {saved['rows'][0]['measurement']} |" in page
@@ -437,7 +439,7 @@ def test_what_the_profiler_cannot_see_is_left_out(tmp_path, monkeypatch):
 
     for section in (profile, cache):
         monkeypatch.setattr(section, "measure", measure)
-    monkeypatch.setattr(run, "write_page", lambda output: Path(__file__))
+    monkeypatch.setattr(run, "write_pages", lambda output: {})
     monkeypatch.setattr(run, "machine_of", lambda bench: {})
     parsed = run.parse_args(["--only", "profile", "cache", "--output", str(tmp_path)])
     parsed.device = ["cpu", "cuda"]
@@ -454,7 +456,7 @@ def test_the_whole_command(tmp_path):
     found = {path.stem for path in (tmp_path / "cpu").glob("*.json")}
     assert found == set(run.SECTIONS)
     page = (tmp_path / "README.md").read_text()
-    assert all(f"### {section.TITLE}" in page for section in run.SECTIONS.values())
+    assert all(f"[{section.TITLE}](cpu/{name}.md)" in page for name, section in run.SECTIONS.items())
     rows = json.loads((tmp_path / "cpu/training.json").read_text())["rows"]
     for row in rows:
         if "skip_logits" in row["measurement"] or "bptt" in row["measurement"]:

@@ -1,11 +1,9 @@
 """Memories in use: turns, idle naps, sessions by name, pictures, the command and the chat in a terminal."""
 
 import contextlib
-import functools
 import io
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import tiny_model, word_tokenizer
 from helpers import tensors_of
+from talkers import L, free_port, make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast, TextStreamer
 from transformers.utils import logging
 from transformers.utils.import_utils import is_serve_available
@@ -31,28 +29,12 @@ from modeling_sleep.memory.turns import turn_ids
 from modeling_sleep.memory.watch import watched
 
 
-L = 8
 CHAT = Path(chat.__file__)
-WORDS = ["<unk>", "<end>", "system", "user", "assistant", "you", "are", "?", "8f14e45fceea167a", "begin"]
-TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}begin system you are <end> {% endif %}"
-    "{% for m in messages %}begin {{ m['role'] }} {{ m['content'] }} <end> {% endfor %}"
-    "{% if add_generation_prompt %}begin assistant {% endif %}"
-)
-
-
-def make_tokenizer():
-    words = WORDS + [f"w{i}" for i in range(64 - len(WORDS))]
-    return word_tokenizer(words, unk_token="<unk>", eos_token="<end>", chat_template=TEMPLATE)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return make_tokenizer()
-
-
-OPTIONS = dict(window_size=L, initializer_range=0.3, sleep_passes=2, pad_token_id=None, eos_token_id=1)
-make_model = functools.partial(tiny_model, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -432,12 +414,6 @@ def test_the_picture_is_a_png(folder, tmp_path, capsys):
 
 
 # A server.
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def test_transformers_serve(folder, model, tokenizer):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from examples import demo
+from examples import demo, finetune_trainer
 from examples.experiments.recipe import list_recipes, list_variants, load_recipe, read_recipe
 from examples.experiments.tasks import Rule110
 from modeling_sleep import SleepConfig, SleepForCausalLM
@@ -21,7 +21,7 @@ from modeling_sleep.hub_upload.card import model_card, read_metadata
 
 REPOSITORY = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (REPOSITORY / "configuration" / "presets").glob("*.json"))
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 BLOCKS = [
     block
     for page in PAGES
@@ -89,6 +89,13 @@ def test_the_readme_shows_code():
     assert len(BLOCKS) > 0
 
 
+def test_pages_that_people_write_are_short():
+    """In bytes; those of the benchmarks are written by a program."""
+    sizes = {page: page.stat().st_size for page in PAGES if "benchmarks" not in page.parts}
+    too_long = {str(page): size for page, size in sizes.items() if size > (9e3 if page.name == "README.md" else 10e3)}
+    assert not too_long
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_links_to_is_there(page):
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
@@ -134,27 +141,31 @@ def test_an_example_can_be_copied(path):
             assert not {alias.name.partition(".")[0] for alias in node.names} & beside
 
 
-def test_text_of_ones_own_has_nothing_to_resume(tmp_path):
-    script = REPOSITORY / "examples" / "finetune_trainer.py"
-    command = [sys.executable, script, "--resume", "--output", tmp_path / "nothing"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2 and "--resume: there is no checkpoint in" in done.stderr
+def test_text_of_ones_own_has_nothing_to_resume(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        finetune_trainer.main(["--resume", "--output", str(tmp_path / "nothing")])
+    assert "--resume: there is no checkpoint in" in capsys.readouterr().err
 
 
-def test_text_of_ones_own_with_trainer(tmp_path):
+def test_text_of_ones_own_with_trainer(tmp_path, capsys):
+    """As a command, and what goes on from it in this process."""
     text = tmp_path / "text.txt"
     text.write_text("".join(f"Line {i} says that {i} and {i + 1} make {2 * i + 1}.\n" for i in range(1500)))
 
-    def run(*flags):
-        command = [sys.executable, REPOSITORY / "examples" / "finetune_trainer.py", "--text", text, *flags]
-        command += ["--windows", "3", "--batch-size", "4", "--passes", "3"]
-        environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def options(*flags):
+        return [*map(str, ("--text", text, *flags)), "--windows", "3", "--batch-size", "4", "--passes", "3"]
+
+    def go_on(*flags):
+        capsys.readouterr()
+        finetune_trainer.main(options(*flags))
+        return capsys.readouterr().out
 
     folder = tmp_path / "model"
-    said = run("--output", folder, "--steps", "6")
+    command = [sys.executable, finetune_trainer.__file__, *options("--output", folder, "--steps", "6")]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
     assert len(re.findall("'sleeps_per_step': 2, 'state_norm'", said)) == 6  # between three windows
     assert {"state_change_pass_2", "state_change_pass_3"} <= set(re.findall(r"state_change_pass_\d", said))
     whole, apart = (float(re.search(rf"{how} +(\d+\.\d\d)", said)[1]) for how in ("as a whole", "by window"))
@@ -166,13 +177,13 @@ def test_text_of_ones_own_with_trainer(tmp_path):
     torn.mkdir()
     weights = (folder / "checkpoint-6" / "model.safetensors").read_bytes()
     (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert "'epoch'" in run("--output", folder, "--steps", "8", "--resume")
+    assert "'epoch'" in go_on("--output", folder, "--steps", "8", "--resume")
     assert not torn.exists()
     steps = [
         log["step"] for log in json.loads((folder / "checkpoint-8" / "trainer_state.json").read_text())["log_history"]
     ]
     assert steps == list(range(1, 9))
-    again = run("--model", folder, "--output", tmp_path / "other", "--steps", "2")  # a model that we have
+    again = go_on("--model", folder, "--output", tmp_path / "other", "--steps", "2")  # a model that we have
     assert float(re.search(r"as a whole +(\d+\.\d\d)", again)[1]) < whole
 
 

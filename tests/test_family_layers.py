@@ -1,5 +1,6 @@
 """In-tree hybrids that sleep: inside the first window the family's own model, then Algorithm 1 over its layers."""
 
+import functools
 import importlib
 import json
 import re
@@ -8,12 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from builders import UNEVEN
+from builders import random_ids
+from families import FAMILIES, SMALL, Float64, L, make_model, make_original, put_to_sleep
+from helpers import assert_close, fast_weights, gradients_of
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from packaging.version import Version
 from safetensors.torch import save_file
-from test_save_load import outputs, run_as_stranger
-from torch.overrides import TorchFunctionMode
+from strangers import outputs, run_as_stranger
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from modeling_sleep import (
@@ -27,83 +29,15 @@ from modeling_sleep import (
 from modeling_sleep.family_layers_sleep import MODULES, family_base_config, family_state_dict
 
 
-L = 6
-SMALL = {name: value for name, value in UNEVEN.items() if name != "window_size"} | dict(
-    num_hidden_layers=5,
-    layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention", "linear_attention"],
-    initializer_range=0.1,
-    pad_token_id=None,
-    eos_token_id=None,
-)
-PARTIAL = dict(rope_theta=100.0, partial_rotary_factor=0.5)
-FAMILIES = {
-    "olmo_hybrid": dict(SMALL, rope_parameters=dict(rope_theta=100.0)),
-    "olmo_hybrid without positions": dict(SMALL, rope_parameters=dict(rope_theta=None), tie_word_embeddings=True),
-    "qwen3_5_text": dict(SMALL, head_dim=8, rope_parameters=dict(PARTIAL, mrope_section=[1, 1, 0])),
-    "qwen3_next": dict(SMALL, head_dim=8, rope_parameters=PARTIAL, num_experts=0, attention_bias=True),
-}
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_attention = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 # There OLMo-Hybrid's cache does not know what masks ask of it, and mixers take no S in for more than one token.
 BEFORE_5_17 = Version(transformers.__version__) < Version("5.17")
-
-
-class Float64(TorchFunctionMode):
-    """The families' code casts to float32 here and there; inside this, it casts to float64 instead."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        def exact(x):
-            return torch.float64 if x is torch.float32 else x
-
-        if function is torch.Tensor.float:
-            function = torch.Tensor.double
-        return function(*map(exact, args), **{name: exact(value) for name, value in (kwargs or {}).items()})
-
-
-def make_original(family, dtype=torch.float64, **overrides):
-    """The family's own model, with an S that lives, and no parameter left where a mistake would not show."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(family.partition(" ")[0], **{**FAMILIES[family], **overrides})
-    with Float64():
-        original = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
-    original.to(dtype).eval()
-    with torch.no_grad():
-        for name, parameter in original.named_parameters():
-            if name.endswith("A_log"):
-                parameter.uniform_(0.1, 1).log_()
-            elif name.endswith("dt_bias"):
-                parameter.uniform_(-4, -1)
-            elif "norm" in name or "bias" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-            elif "conv1d" in name:
-                parameter.uniform_(-0.5, 0.5)
-    return original
-
-
-def put_to_sleep(original, **options):
-    return SleepForCausalLM.from_causal_lm(original, **{"window_size": L, "sleep_passes": 1, **options})
-
-
-def make_model(family, dtype=torch.float64, **options):
-    return put_to_sleep(make_original(family, dtype), **options)
-
-
-def make_ids(batch, length, seed=1):
-    return torch.randint(0, 23, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def fast_weights(cache):
-    return [layer.recurrent_states[0] for layer in cache.layers if hasattr(layer, "recurrent_states")]
+make_ids = functools.partial(random_ids, low=0, high=SMALL["vocab_size"])
 
 
 def gradients(model, logits, ids):
-    model.zero_grad()
-    F.cross_entropy(logits[:, -1], ids[:, 0]).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-
-
-def assert_close(ours, expected, atol=1e-9):
-    torch.testing.assert_close(ours, expected, atol=atol, rtol=0)
+    return gradients_of(F.cross_entropy(logits[:, -1], ids[:, 0]), model)
 
 
 # A recall memory inserted beside the family's own.

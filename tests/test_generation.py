@@ -1,18 +1,17 @@
 """`generate()`, `sleep()` and the cache between calls: every way to the same tokens gives the same tokens."""
 
 import copy
+import functools
 import logging
 from threading import Thread
 
 import pytest
 import torch
-from helpers import assert_same_memory, fast_weights, read, tensors_of, tensors_of_row
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerFast, TextIteratorStreamer, pipeline
+from builders import random_ids, tiny_model, word_tokenizer
+from helpers import assert_same_memory, fast_weights, nbytes, read, tensors_of, tensors_of_row
+from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, pipeline
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
-
-from modeling_sleep import SleepConfig, SleepForCausalLM
 
 
 L = 5
@@ -20,19 +19,13 @@ SPANS = {"all": None, "coda": [0, 2], "prelude-coda": [1, 3]}
 every_span = pytest.mark.parametrize("span", SPANS.values(), ids=SPANS)
 
 
-def make_model(**overrides):
-    """In float64, where no two tokens tie, with weights so large that every pass changes the tokens after it."""
-    options = dict(window_size=L, initializer_range=0.3, pad_token_id=None)
-    torch.manual_seed(0)
-    return SleepForCausalLM(SleepConfig.from_preset("tiny", **{**options, **overrides})).double().eval()
+# In float64 no two tokens tie; the weights are so large that every pass changes the tokens after it.
+OPTIONS = dict(dtype=torch.float64, window_size=L, initializer_range=0.3, pad_token_id=None)
+make_model = functools.partial(tiny_model, **OPTIONS)
 
 
 def make_ids(batch=2, length=7, seed=1):
-    return torch.randint(1, 64, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def nbytes(cache):
-    return sum(tensor.nbytes for tensor in tensors_of(cache).values())
+    return random_ids(batch, length, seed)
 
 
 def fast_weights_after(model, cache, passes):
@@ -279,10 +272,8 @@ class CollectIds(BaseStreamer):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = {"<pad>": 0, **{f"w{i}": i for i in range(1, 64)}}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", padding_side="left")
+    words = ["<pad>", *(f"w{i}" for i in range(1, 64))]
+    return word_tokenizer(words, pad_token="<pad>", padding_side="left")
 
 
 def test_a_streamer_gets_every_id(model):

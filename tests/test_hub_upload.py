@@ -1,5 +1,6 @@
 """Export, card and checks: what goes out is the model with its code, and nothing else."""
 
+import functools
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from builders import tiny_model, word_tokenizer
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -17,13 +19,11 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 from transformers.dynamic_module_utils import get_imports
 
 import modeling_sleep
 from modeling_sleep import (
-    SleepConfig,
     SleepForCausalLM,
     SleepForSequenceClassification,
     SleepForTokenClassification,
@@ -43,9 +43,7 @@ SHIPPED = REPOSITORY / "examples" / "checkpoints" / "rule110-demo"
 WITHOUT_CODE = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
 
 
-def small_model(cls=SleepForCausalLM, **overrides):
-    torch.manual_seed(0)
-    return cls(SleepConfig.from_preset("tiny", **{"initializer_range": 0.2, **overrides}))
+small_model = functools.partial(tiny_model, initializer_range=0.2)
 
 
 def complaints(folder):
@@ -374,13 +372,9 @@ def test_of_another_card_what_strangers_can_use_is_kept(copy, monkeypatch):
 @pytest.fixture
 def base(tmp_path):
     """A pretrained model as one downloads it, with the terms of who made it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     folder = tmp_path / "base"
     llama(folder)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(8)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    word_tokenizer(f"w{i}" for i in range(8)).save_pretrained(folder)
     metadata = {"license": "other", "license_name": "dawn", "license_link": "LICENSE", "base_model": "anna/ancestor"}
     (folder / "README.md").write_text(f"---\n{yaml.safe_dump(metadata)}tags: [chat]\n---\n\nA model.\n")
     (folder / "LICENSE").write_text("Sleep well.")

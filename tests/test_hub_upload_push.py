@@ -106,12 +106,24 @@ def test_the_four_commands_of_the_page(hub, tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[1] / "docs" / "HUB.md").read_text(encoding="utf-8")
     commands = re.findall(r"^    python -m modeling_sleep.hub_upload (.+?)(?: +#.*)?$", page, re.M)
     assert [command.split()[0] for command in commands] == ["export", "verify", "push", "push"]
+    export_, verify_, dry_run, push_ = (command.replace("USER/NAME", "anna/named").split() for command in commands)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_TOKEN", "anna-writes")
     shutil.copytree(SHIPPED, "outputs/finetune-trainer")
-    for command in commands:
-        assert "anna/named" not in hub.repositories  # until the last
-        assert main(command.replace("USER/NAME", "anna/named").split()) == 0, capsys.readouterr().err
+    for command in (export_, verify_):
+        assert main(command) == 0, capsys.readouterr().err
+
+    # What would be sent is said before the checks, and nothing is written.
+    before, seen = Path("my-model/README.md").read_bytes(), len(hub.requests)
+    capsys.readouterr()
+    assert "--dry-run" in dry_run and main(dry_run) == 0  # who only looks needs no token
+    said = capsys.readouterr().out
+    assert re.search(r"^new +model.safetensors +568,464 bytes$", said, re.M)
+    assert said.index("new     model.safetensors") < said.index("ok      all files") < said.index("with the package")
+    assert said.endswith("nothing was written\n")
+    assert not hub.writes(seen) and Path("my-model/README.md").read_bytes() == before
+
+    monkeypatch.setenv("HF_TOKEN", "anna-writes")
+    assert main(push_) == 0, capsys.readouterr().err
     assert hub.files("anna/named").keys() == {".gitattributes", *list_files(Path("my-model"))}
 
 
@@ -120,16 +132,6 @@ def test_nothing_is_sent_that_fails_a_check(hub, folder, capsys):
     seen = len(hub.requests)
     assert main(["push", str(folder), "anna/unsafe", "--token", "anna-writes"]) == 1
     assert "nothing was sent" in capsys.readouterr().err and len(hub.requests) == seen
-
-
-def test_a_dry_run_says_what_it_would_send_before_it_checks_and_writes_nothing(hub, folder, capsys):
-    before, seen = (folder / "README.md").read_bytes(), len(hub.requests)
-    assert main(["push", str(folder), "anna/dry", "--dry-run"]) == 0  # who only looks needs no token
-    said = capsys.readouterr().out
-    assert re.search(r"^new +model.safetensors +568,464 bytes$", said, re.M)
-    assert said.index("new     model.safetensors") < said.index("ok      all files") < said.index("with the package")
-    assert said.endswith("nothing was written\n")
-    assert not hub.writes(seen) and (folder / "README.md").read_bytes() == before
 
 
 def test_code_weights_and_pickles_that_are_gone_are_deleted(hub, folder):

@@ -6,7 +6,7 @@ the real ones.
 
 import pytest
 import torch
-from test_family_layers import make_original
+from families import make_original
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 

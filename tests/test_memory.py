@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -12,10 +11,10 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from helpers import tensors_of
-from test_family_layers import make_model as make_family
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import DynamicCache, PreTrainedTokenizerFast, TextIteratorStreamer, pipeline
+from builders import random_ids, tiny_model, word_tokenizer
+from families import make_model as make_family
+from helpers import read, tensors_of
+from transformers import DynamicCache, TextIteratorStreamer, pipeline
 
 from modeling_sleep import (
     Sleep,
@@ -46,13 +45,12 @@ MODELS = {
     "recall, replayed never": dict(RECALL, loop_span=[0, 0]),
 }
 every_model = pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+OPTIONS = dict(window_size=L, initializer_range=0.3, pad_token_id=None, sleep_passes=2)
 
 
 def make_model(dtype=torch.float64, **overrides):
     """In float64 no two tokens tie; the weights are so large that every pass changes the tokens after it."""
-    options = dict(window_size=L, initializer_range=0.3, pad_token_id=None, sleep_passes=2)
-    torch.manual_seed(0)
-    model = SleepForCausalLM(SleepConfig.from_preset("tiny", **{**options, **overrides})).to(dtype).eval()
+    model = tiny_model(dtype=dtype, **{**OPTIONS, **overrides})
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("o_proj.weight", "g_proj.weight")) and not parameter.any():
@@ -61,13 +59,7 @@ def make_model(dtype=torch.float64, **overrides):
 
 
 def make_ids(batch=1, length=7, seed=1):
-    return torch.randint(1, 64, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
-def read(model, ids, cache=None, **options):
-    with torch.no_grad():
-        output = model(ids, past_key_values=cache, use_cache=True, **options)
-    return output.logits, output.past_key_values
+    return random_ids(batch, length, seed)
 
 
 def assert_same(ours, theirs):
@@ -90,10 +82,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    vocabulary = {f"w{i}": i for i in range(64)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0")
+    return word_tokenizer((f"w{i}" for i in range(64)), unk_token="w0")
 
 
 # As a file.
@@ -391,35 +380,39 @@ def test_bad_files_say_what_is_wrong(model, tmp_path):
         SleepMemory.load(path, model)
 
 
+# Of two processes each is killed in another call, and they begin as one, as to begin takes long.
 KILLED = """
-    import os, signal
+    import os, signal, sys
     import torch
-    from test_memory import make_ids, make_model
+    from builders import random_ids, tiny_model
 
-    model = make_model()
-    memory = model.read(make_ids(1, 30), progress=False)
-    real = getattr(os, {call!r})
-    def kill(*args):
-        {before}
-        os.kill(os.getpid(), signal.SIGKILL)
-    setattr(os, {call!r}, kill)
-    memory.save({path!r}, model)
+    for call, path in zip(sys.argv[1::2], sys.argv[2::2]):
+        if os.fork() == 0:
+            model = tiny_model(dtype=torch.float64, **{options!r})
+            memory = model.read(random_ids(1, 30), progress=False)
+            setattr(os, call, lambda *args: os.kill(os.getpid(), signal.SIGKILL))
+            memory.save(path, model)
+            os._exit(0)
+        print(call, os.WTERMSIG(os.wait()[1]))
 """
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_killed_in_the_middle_of_a_save_the_old_file_is_whole(model, tmp_path, call):
-    path = tmp_path / "memory"
-    old = model.read(make_ids(1, 12), progress=False)
-    old.save(path, model)
-    source = KILLED.format(call=call, path=str(path), before="pass")
-    command = [sys.executable, "-c", textwrap.dedent(source)]
+def test_killed_in_the_middle_of_a_save_the_old_file_is_whole(model, tmp_path):
+    old, paths = model.read(make_ids(1, 12), progress=False), {}
+    for call in ("fsync", "replace"):
+        (tmp_path / call).mkdir()
+        paths[call] = tmp_path / call / "memory"
+        old.save(paths[call], model)
+    source = textwrap.dedent(KILLED.format(options=OPTIONS))
+    arguments = [str(x) for pair in paths.items() for x in pair]
+    command = [sys.executable, "-c", source, *arguments]
     done = subprocess.run(command, cwd=os.path.dirname(__file__), capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert_same(SleepMemory.load(path, model), old)
-    assert len(list(tmp_path.iterdir())) == 2  # what was begun lies beside it
-    model.read(make_ids(1, 8), progress=False).save(path, model)
-    assert SleepMemory.load(path, model).tokens == 8
+    assert done.stdout.split() == ["fsync", "9", "replace", "9"], done.stderr
+    for path in paths.values():
+        assert_same(SleepMemory.load(path, model), old)
+        assert len(list(path.parent.iterdir())) == 2  # what was begun lies beside it
+        model.read(make_ids(1, 8), progress=False).save(path, model)
+        assert SleepMemory.load(path, model).tokens == 8
 
 
 # Forks.

@@ -4,7 +4,8 @@ import json
 
 import pytest
 import torch
-from test_adopt import L, make_ids, make_original
+from builders import random_ids
+from originals import SIZES, L, make_original
 
 from modeling_sleep import SleepForCausalLM
 
@@ -28,7 +29,7 @@ def test_a_memory_is_put_on_its_base(original, taught, tmp_path):
     assert sum(path.stat().st_size for path in folder.iterdir()) < sum(p.nbytes for p in original.parameters())
     again = SleepForCausalLM.from_causal_lm(original, memory=str(folder))
     assert (again.config.window_size, again.config.sleep_passes) == (L, 3)
-    ids = make_ids(2, 3 * L)
+    ids = random_ids(2, 3 * L, low=3, high=SIZES["vocab_size"])
     torch.testing.assert_close(again(ids).logits, taught(ids).logits)
     assert SleepForCausalLM.from_causal_lm(original, 4, memory=str(folder)).config.window_size == 4
 

@@ -1,10 +1,12 @@
 """The model against a naive transcription of Algorithm 1, and every way through it against every other."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from algorithm_1 import algorithm_1
-from builders import uneven_model
+from builders import UNEVEN, random_ids, uneven_model
 from helpers import assert_same_memory, fast_weights, gradients, largest_difference, tensors_of, tensors_of_row
 from transformers import DynamicCache
 
@@ -23,8 +25,7 @@ def make_model(dtype=torch.float64, **overrides):
     return uneven_model(dtype=dtype, **{**options, **overrides})
 
 
-def make_ids(batch, length, seed=1):
-    return torch.randint(0, 23, (batch, length), generator=torch.Generator().manual_seed(seed))
+make_ids = functools.partial(random_ids, low=0, high=UNEVEN["vocab_size"])
 
 
 def cross_entropy(logits, labels):

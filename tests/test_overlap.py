@@ -5,19 +5,18 @@ Against Algorithm 1 as it is written out in algorithm_1.py, and every way throug
 
 import pytest
 import torch
+import torch.nn.functional as F
 from algorithm_1 import algorithm_1
+from helpers import assert_close, fast_weights, gradients_of, nbytes
 from hypothesis import given
 from hypothesis import strategies as st
 from rows_alone import (
     SPANS,
-    assert_close,
     assert_row_is_as_alone,
     cut,
-    fast_weights,
     first_attention,
     make_ids,
     make_model,
-    nbytes,
 )
 
 from modeling_sleep import SleepConfig
@@ -33,12 +32,6 @@ def kept(draw):
         window_overlap=draw(st.integers(0, window_size - 1)),
         pinned_tokens=draw(st.integers(0, window_size)),
     )
-
-
-def gradients(model, logits, labels):
-    model.zero_grad()
-    torch.nn.functional.cross_entropy(logits, labels).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 @given(
@@ -66,8 +59,8 @@ def test_equals_algorithm_1(data, kept, span, attention, passes, length):
         assert_close(ours[0], torch.stack(S[i]).mT)
     if not naps:
         labels = make_ids(1, length)[0]
-        theirs = gradients(model, expected, labels)
-        for name, ours in gradients(model, logits, labels).items():
+        theirs = gradients_of(F.cross_entropy(expected, labels), model)
+        for name, ours in gradients_of(F.cross_entropy(logits, labels), model).items():
             assert (ours - theirs[name]).norm() <= 1e-9 + 1e-8 * theirs[name].norm(), name
 
 

@@ -1,7 +1,6 @@
 """The wheel holds what it should and nothing else, and the repository's folder names do not leak into user code."""
 
 import os
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,22 +8,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import build_wheel
 
 import modeling_sleep
 
 
 REPOSITORY = Path(__file__).parents[1]
 PRESETS = {f"modeling_sleep/configuration/presets/{p.name}" for p in REPOSITORY.glob("configuration/presets/*.*")}
-NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "demo", "outputs", "runs", "*.egg-info")
-
-
-def build_wheel(folder: Path) -> Path:
-    """From a copy in `folder`, for setuptools leaves `build/` and an egg-info beside the sources."""
-    shutil.copytree(REPOSITORY, folder / "source", ignore=NOT_SOURCE)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--quiet", "--wheel-dir", folder, folder / "source"], check=True)
-    (path,) = folder.glob("*.whl")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ Packings are those that transformers and TRL make: `position_ids` that begin ane
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
-from rows_alone import SPANS, VOCABULARY, assert_close, make_ids, make_model
+from rows_alone import SPANS, VOCABULARY, make_ids, make_model
 from transformers import DataCollatorWithFlattening
 
 from modeling_sleep.nap_sleep import Sleep

@@ -6,6 +6,7 @@ import sys
 import peft
 import pytest
 import torch
+from builders import random_ids, tiny_model
 from packaging.version import Version
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.corda import preprocess_corda
@@ -36,9 +37,7 @@ METHODS = {**MERGEABLE, "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM",
 
 
 def make(model_class=SleepForCausalLM, **overrides):
-    torch.manual_seed(0)
-    options = {"initializer_range": 0.2, "sleep_passes": 3, **overrides}
-    return model_class(SleepConfig.from_preset("tiny", **options)).double().eval()
+    return tiny_model(model_class, torch.float64, **{"initializer_range": 0.2, "sleep_passes": 3, **overrides})
 
 
 def adapt(config, model=None):
@@ -47,7 +46,7 @@ def adapt(config, model=None):
 
 
 def make_ids(length=21):  # two windows that are slept over, and a rest
-    return torch.randint(1, 64, (2, length), generator=torch.Generator().manual_seed(2))
+    return random_ids(2, length, seed=2)
 
 
 def train(model, steps=2):

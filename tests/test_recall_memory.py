@@ -282,14 +282,6 @@ def test_peft_adapts_the_memory_and_nothing_else():
     assert all(p.grad.abs().max() > 0 for p in adapted.parameters() if p.requires_grad)
 
 
-@pytest.fixture
-def fresh_dynamo():
-    torch._dynamo.reset()
-    counters.clear()
-    yield
-    torch._dynamo.reset()
-
-
 @torch.no_grad()
 def test_compiled_layers_run_few_graphs_whatever_the_text(fresh_dynamo):
     """Of attention; of the memory without S, and with it."""

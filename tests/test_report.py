@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.experiments.report import fill, main, plot_accuracy, plot_flops, plot_loss, read, table
+from examples.experiments.report import main, plot_accuracy, plot_flops, plot_loss, read, table
 
 
 def run(variant: str, seed: int, shares: dict, *, flops=2e12, seconds=120.0, parameters=1234, **fields) -> dict:
@@ -43,7 +43,7 @@ when evaluated. 200 answers per seed and depth. FLOPs: of a training; minutes: o
 Commit abc1234, def5678.
 """
 
-PAGE = "# Results\n\n<!-- table: toy -->\nold\n<!-- end -->\n\nwords\n\n<!-- table: toy -->\n<!-- end -->\n"
+PAGE = "# Toys\n\n<!-- table -->\nold\n<!-- end -->\n\nwords\n"
 
 
 @pytest.fixture
@@ -72,7 +72,9 @@ def plots(folder: Path) -> dict[str, int]:
 
 def test_table_and_plots(write, tmp_path, recwarn):
     main([str(write(RUNS))])
-    assert (tmp_path / "toy.md").read_text(encoding="utf-8") == TABLE
+    page = (tmp_path / "toy.md").read_text(encoding="utf-8")
+    accuracy = "![Whole answers right by t](toy-accuracy.png)"
+    assert page == f"# toy\n\n<!-- table -->\n\n{TABLE}\n<!-- end -->\n\n{accuracy}\n"
     sizes = plots(tmp_path)
     assert set(sizes) == {"toy-accuracy.png", "toy-flops.png", "toy-loss.png"} and min(sizes.values()) > 15_000
     assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
@@ -175,35 +177,28 @@ def test_files_that_cannot_be_reported(write, tmp_path, capsys):
     assert "in another file too" in refused(capsys, write(RUNS[:1]), write(RUNS[1:], "more.jsonl"))
 
 
-def test_into_a_page(write, tmp_path):
-    page = tmp_path / "RESULTS.md"
+def test_a_page_is_kept_but_for_its_table(write, tmp_path):
+    page = tmp_path / "toy.md"
     page.write_text(PAGE, encoding="utf-8")
-    main([str(write(RUNS)), "--into", str(page)])
-    block = f"<!-- table: toy -->\n\n{TABLE}\n<!-- end -->\n"
-    text = page.read_text(encoding="utf-8")
-    assert text == f"# Results\n\n{block}\nwords\n\n{block}"
-    assert fill(page, {"toy": TABLE}) == text  # once more changes nothing
+    for _ in range(2):  # once more changes nothing
+        main([str(write(RUNS))])
+        text = page.read_text(encoding="utf-8")
+        assert text == f"# Toys\n\n<!-- table -->\n\n{TABLE}\n<!-- end -->\n\nwords\n"
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        (PAGE.replace("table: toy -->\nold", "table: tyo -->\nold"), "RESULTS.md:3: no results of 'tyo', only of toy"),
-        (PAGE.replace("old\n<!-- end -->", "old"), "has its `<!-- end -->`"),
-        ("# Results\n", "of which one is needed"),
-    ],
-)
-def test_into_a_page_with_bad_markers(write, tmp_path, capsys, text, message):
-    page = tmp_path / "RESULTS.md"
+@pytest.mark.parametrize("text", [PAGE.replace("<!-- end", ""), PAGE.replace("<!-- table", ""), 2 * PAGE, ""])
+def test_a_page_with_bad_markers(write, tmp_path, capsys, text):
+    page = tmp_path / "toy.md"
     page.write_text(text, encoding="utf-8")
-    assert message in refused(capsys, write(RUNS), "--into", page)
-    assert page.read_text(encoding="utf-8") == text and not (tmp_path / "toy.md").exists()
+    message = f"{page}: its table belongs between the lines `<!-- table -->` and `<!-- end -->`"
+    assert message in refused(capsys, write(RUNS))
+    assert page.read_text(encoding="utf-8") == text and not plots(tmp_path)
 
 
 def test_check(write, tmp_path):
-    page = tmp_path / "RESULTS.md"
+    page = tmp_path / "toy.md"
     page.write_text(PAGE, encoding="utf-8")
-    command = [str(write(RUNS)), "--into", str(page)]
+    command = [str(write(RUNS))]
 
     def check() -> str | int:
         before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -212,7 +207,7 @@ def test_check(write, tmp_path):
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
         return stop.value.code  # a text is printed, and the status is 1
 
-    assert check() == f"out of date: {tmp_path / 'toy.md'}\nout of date: {page}"
+    assert check() == f"out of date: {page}"
     main(command)
     assert check() == 0
     for name in plots(tmp_path):
@@ -221,7 +216,7 @@ def test_check(write, tmp_path):
     page.write_text(page.read_text(encoding="utf-8").replace("12.5", "13.5"), encoding="utf-8")
     assert check() == f"out of date: {page}"
     write([*RUNS, run("N=1", 2, {(1, 1): 200})])
-    assert str(tmp_path / "toy.md") in check()
+    assert check() == f"out of date: {page}"
 
 
 def test_the_committed_tables_are_those_of_the_committed_results(monkeypatch):
@@ -229,7 +224,7 @@ def test_the_committed_tables_are_those_of_the_committed_results(monkeypatch):
     files = sorted(map(str, Path("docs/results").glob("*.jsonl")))
     assert files
     with pytest.raises(SystemExit) as exit:
-        main([*files, "--check", "--into", "docs/RESULTS.md"])
+        main([*files, "--check"])
     assert exit.value.code == 0
     for path in Path("docs/results/tried").glob("*/*.jsonl"):
         assert read(path).recipe == path.stem

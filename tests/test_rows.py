@@ -8,23 +8,21 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from families import FAMILIES, Float64
+from families import make_model as make_family_model
+from helpers import assert_close, fast_weights, nbytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows_alone import (
     SPANS,
     VOCABULARY,
-    assert_close,
     assert_row_is_as_alone,
     cut,
-    fast_weights,
     first_attention,
     make_ids,
     make_model,
     masks,
-    nbytes,
 )
-from test_family_layers import FAMILIES, Float64
-from test_family_layers import make_model as make_family_model
 
 from modeling_sleep import SleepForSequenceClassification, SleepForTokenClassification
 from modeling_sleep.nap_sleep import Sleep

@@ -11,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import cpu_offload
+from builders import random_ids
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file, save_file
+from strangers import outputs, run_as_stranger
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from modeling_sleep import (
@@ -22,16 +24,9 @@ from modeling_sleep import (
     SleepForTokenClassification,
     SleepModel,
 )
-from modeling_sleep.hub_upload import clean_room
 from modeling_sleep.hub_upload.contents import code_files
 
 
-AUTO_CLASSES = {
-    "causal": "AutoModelForCausalLM",
-    "base": "AutoModel",
-    "sequence": "AutoModelForSequenceClassification",
-    "tokens": "AutoModelForTokenClassification",
-}
 CODE = code_files()
 FILES = {"causal": {"config.json", "generation_config.json", "model.safetensors", *CODE}}
 for kind in ("base", "sequence", "tokens"):
@@ -53,41 +48,12 @@ def make_model(**overrides):
 
 
 def make_ids():
-    return torch.randint(1, 64, (2, 17), generator=torch.Generator().manual_seed(1))
+    return random_ids(2, 17)
 
 
 def assert_same_logits(model, expected):
     torch.testing.assert_close(model(make_ids()).logits, expected, atol=1e-9, rtol=0)
 
-
-# Loads the saved models of a folder without the package and saves them again.
-STRANGER = """
-import json, shutil
-from pathlib import Path
-
-import transformers
-from safetensors.torch import load_file, save_file
-
-folder, out = map(Path, sys.argv[1:3])
-ids = load_file(folder / "ids.safetensors")["ids"]
-config = transformers.AutoConfig.from_pretrained(folder / "causal", trust_remote_code=True)
-models = {
-    kind: getattr(transformers, auto_class).from_pretrained(folder / kind, trust_remote_code=True)
-    for kind, auto_class in json.loads(sys.argv[3]).items()
-}
-for kind, model in models.items():
-    model.save_pretrained(out / kind)
-models["head taken off"] = transformers.AutoModel.from_pretrained(folder / "causal", trust_remote_code=True)
-for thing in (config, *models.values()):
-    assert type(thing).__module__.startswith("transformers_modules."), type(thing)
-try:
-    type(config).from_preset("tiny")
-except ValueError as error:
-    assert "presets come with the package `modeling_sleep`, not with a saved model" in str(error), error
-results = {kind: room["outputs"](model, ids, 3) for kind, model in models.items()}
-save_file({f"{k}: {n}": t for k, outs in results.items() for n, t in outs.items()}, out / "outputs.safetensors")
-shutil.copy(folder / "ids.safetensors", out)
-"""
 
 # Both copies of the code name a cache layer of the same type; the last one imported is `DynamicCache`'s.
 CLASH = """
@@ -128,17 +94,6 @@ for last, layer in layers.items():
         results[f"{last} registered, {first} generates"] = model.generate(ids, max_new_tokens=14, sleep_passes=3)
 save_file(results, out / "outputs.safetensors")
 """
-
-
-def run_as_stranger(folder, out):
-    """What the saved models of `folder` give where the package is not; they are saved again in `out`."""
-    clean_room.run(STRANGER, folder, out, json.dumps(AUTO_CLASSES))
-    return load_file(out / "outputs.safetensors")
-
-
-def outputs(models, ids):
-    results = {kind: clean_room.outputs(model, ids, 3) for kind, model in models.items()}
-    return {f"{kind}: {name}": tensor for kind, each in results.items() for name, tensor in each.items()}
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
-from test_conversation import free_port, make_model, make_tokenizer
-from test_packaging import build_wheel
+from talkers import free_port, make_model, make_tokenizer
+from wheels import build_wheel
 
 
 REPOSITORY = Path(__file__).parents[1]

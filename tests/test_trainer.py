@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from builders import tiny_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -18,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from modeling_sleep import SleepCallback, SleepConfig, SleepForCausalLM
+from modeling_sleep import SleepCallback
 
 
 WINDOW = 8
@@ -26,10 +27,9 @@ LENGTHS = (26, 9, 17, 40, 3, 33, 16, 25)
 
 
 def sleepy_model(**overrides):
-    torch.manual_seed(0)
-    config = SleepConfig.from_preset("tiny", **{"initializer_range": 0.1, "sleep_passes": 3, **overrides})
-    assert config.window_size == WINDOW
-    return SleepForCausalLM(config)
+    model = tiny_model(**{"initializer_range": 0.1, "sleep_passes": 3, **overrides}).train()
+    assert model.config.window_size == WINDOW
+    return model
 
 
 def texts():

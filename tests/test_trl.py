@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import tiny_model, word_tokenizer
 from packaging.version import Version
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import TrainerCallback
 
-from modeling_sleep import SleepConfig, SleepForCausalLM, SleepForSequenceClassification
+from modeling_sleep import SleepForCausalLM, SleepForSequenceClassification
 
 
 trl = pytest.importorskip("trl")
@@ -44,10 +42,8 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer():
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
+    return word_tokenizer(
+        WORDS,
         pad_token="<pad>",
         eos_token="<end>",
         unk_token="<unk>",
@@ -57,9 +53,8 @@ def make_tokenizer():
 
 
 def make_model(model_class=SleepForCausalLM, **overrides):
-    torch.manual_seed(0)
     options = dict(window_size=L, sleep_passes=PASSES, initializer_range=0.1, pad_token_id=PAD, eos_token_id=END)
-    model = model_class(SleepConfig.from_preset("tiny", **options, **overrides))
+    model = tiny_model(model_class, **options, **overrides).train()
     torch.nn.init.normal_(model.get_input_embeddings().weight[PAD].detach(), std=0.1)  # zeros would need no mask
     return model
 

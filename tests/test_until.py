@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from algorithm_1 import algorithm_1
+from helpers import assert_close, fast_weights, gradients_of
 from hypothesis import given
 from hypothesis import strategies as st
-from rows_alone import SPANS, assert_close, assert_row_is_as_alone, fast_weights, make_ids, make_model, masks
+from rows_alone import SPANS, assert_row_is_as_alone, make_ids, make_model, masks
 
 from modeling_sleep.nap_sleep import Sleep
 
@@ -40,15 +42,9 @@ def test_equals_algorithm_1(sleep, window_size, span, length):
     for ours, i in zip(fast_weights(output.past_key_values), sorted(S), strict=True):
         assert_close(ours[0], torch.stack(S[i]).mT)
     labels = make_ids(1, length)[0]
-    ours, theirs = (gradients(model, logits, labels) for logits in (output.logits[0], expected))
+    ours, theirs = (gradients_of(F.cross_entropy(logits, labels), model) for logits in (output.logits[0], expected))
     for name, gradient in ours.items():
         assert (gradient - theirs[name]).norm() <= 1e-9 + 1e-8 * theirs[name].norm(), name
-
-
-def gradients(model, logits, labels):
-    model.zero_grad()
-    torch.nn.functional.cross_entropy(logits, labels).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 @given(sleep=SLEEPS, window_size=st.integers(1, 6), span=SPANS, mask=masks(st.integers(2, 4)))

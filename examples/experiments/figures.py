@@ -21,8 +21,8 @@ def figure(panels: int = 1, size: tuple[float, float] = (8.5, 4.2), **kwargs) ->
 
 
 def line(axes, xs, ys, label: str | None, number: int, **kwargs):
-    """A line with the colour and marker of this number."""
-    look = dict(color=COLOURS[number], marker=MARKERS[number], markersize=5, linewidth=1.5)
+    """A line with the colour and marker of this number; behind the last of these come the first again."""
+    look = dict(color=COLOURS[number % 8], marker=MARKERS[number % 8], markersize=5, linewidth=1.5)
     axes.plot(xs, ys, label=label, **look | kwargs)
 
 

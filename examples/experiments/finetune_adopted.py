@@ -31,6 +31,7 @@ from modeling_sleep.adopt_sleep import ATTENTION_FAMILIES
 from modeling_sleep.from_causal_lm import number_or_places
 
 from ..yardsticks.harness import check_harness, measure
+from . import figures
 from .natural_texts import NaturalTexts
 from .progress import use_loss_bar
 from .resume import last_checkpoint
@@ -206,35 +207,26 @@ def cost(model: SleepForCausalLM, args: argparse.Namespace) -> str:
 
 def plot(results: dict, path: Path):
     """Loss over steps, perplexity, and facts right over sleeps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (curve, bars, lines) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    for stage, losses in results["losses"].items():
+    figure, (curve, bars, lines) = figures.figure(3, (15, 3.8))
+    for (stage, losses), dashes in zip(results["losses"].items(), ("-", "--")):
         if losses:
-            curve.plot(*zip(*losses), label=stage)
-    curve.set(xlabel="step", ylabel="loss", title=f"training, {', '.join(results['losses'])}")
+            curve.plot(*zip(*losses), label=stage, color="black", linestyle=dashes)
+    figures.finish(curve, xlabel="step", ylabel="loss", title=f"training, {', '.join(results['losses'])}")
     readers = results["readers"]
-    bars.barh(list(readers), [result["perplexity"] for result in readers.values()], color="C7")
-    bars.invert_yaxis()
-    bars.set(xlabel="perplexity of a word", title="ordinary text")
-    for reader, result in readers.items():
+    perplexities = [result["perplexity"] for result in readers.values()]
+    figures.bars(bars, list(readers), {"": perplexities}, "perplexity of a word")
+    bars.set_title("ordinary text")
+    for number, (reader, result) in enumerate(readers.items()):
         cells = result["facts"]
-        lines.plot(
-            [cell["since"] for cell in cells],
-            [100 * cell["right"] / cell["total"] for cell in cells],
-            marker="o",
-            linestyle="--" if "original" in reader or "not trained" in reader else "-",
-            label=reader,
-        )
-    lines.set(xlabel="sleeps since the fact was told", ylabel="answers right, %", ylim=(-3, 103), title="facts")
+        shares = [100 * cell["right"] / cell["total"] for cell in cells]
+        trained = "original" not in reader and "not trained" not in reader
+        dashes = "-" if trained else "--"
+        figures.line(lines, [cell["since"] for cell in cells], shares, reader, number, linestyle=dashes)
+    labels = dict(xlabel="sleeps since the fact was told", ylabel="answers right, %", title="facts")
+    figures.finish(lines, ylim=(-3, 103), **labels)
     lines.xaxis.get_major_locator().set_params(integer=True)
-    if readers:
-        lines.legend(fontsize="x-small")
+    figures.legend(figure)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Turn results into tables and plots: `python -m examples.experiments.report docs/results/*.jsonl`.
 
-A results file holds the finished runs of one recipe, one per line. Beside it, or in `--output`, come `<recipe>.md` and
-`<recipe>-accuracy.png`, `-flops.png` and `-loss.png`.
+A results file holds the finished runs of one recipe, one per line. Beside it, or in `--output`, come a page,
+`<recipe>.md`, and plots, `<recipe>-accuracy.png`, `-flops.png` and `-loss.png`.
 
 What is notable:
 - a row of a table is a variant and the N it was evaluated at; a variant's spread is that over its seeds, and of a
@@ -9,8 +9,8 @@ What is notable:
 - minutes are those of the fastest seed, as a machine with other work makes any run slower and none faster
 - what is missing stays visible: `–` for a depth never evaluated, `2 of 3` where seeds are missing
 - what cannot be averaged is an error that names file and line: a run twice, a variant whose size changes with the seed
-- `--into PAGE` renews the tables between `<!-- table: recipe -->` and `<!-- end -->`
-- `--check` writes nothing and fails if a table is not what it would write; plots differ between releases of matplotlib
+- a page that is there already is kept but for its table, between `<!-- table -->` and `<!-- end -->`
+- `--check` writes nothing and fails if a page is not what it would write; plots differ between releases of matplotlib
 """
 
 import argparse
@@ -24,6 +24,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from modeling_sleep.hub_upload.card import markdown_table
+
 from . import figures
 
 
@@ -35,7 +37,9 @@ FIELDS = {
     **dict.fromkeys(("flops", "seconds"), (int, float)),
     **dict.fromkeys(("counts", "losses"), list),
 }
-BLOCK = re.compile(r"(<!-- table: (?P<recipe>[^\n]+?) -->\n)(?P<body>.*?)(<!-- end -->)", re.S)
+MARK = "<!-- table -->\n"
+BLOCK = re.compile(f"{MARK}.*?(?=<!-- end -->)", re.S)
+NEW_PAGE = "# {0}\n\n" + MARK + "<!-- end -->\n\n![Whole answers right by {1}]({0}-accuracy.png)\n"
 
 
 class ReportError(ValueError):
@@ -152,16 +156,15 @@ def table(results: Results) -> str:
     runs, points, depth_name = results.runs, results.points, results.depth_name
     depths = sorted(points.depth.unique())
     base = runs.flops[runs.variant == "N=1"].mean()  # nan without that variant
-    heads = "".join(f" {depth_name} = {depth} |" for depth in depths)
-    lines = [f"| variant | N |{heads} seeds | FLOPs / N = 1 | parameters | minutes |"]
-    lines += ["|---|" + "---:|" * (len(depths) + 5)]
+    head = ["variant", "N", *(f"{depth_name} = {depth}" for depth in depths)]
+    head += ["seeds", "FLOPs / N = 1", "parameters", "minutes"]
+    rows = []
     for (variant, passes), group in points.groupby(["variant", "passes"], sort=False):
         its_runs = runs[runs.variant == variant]
         seeds, flops = group.seed.nunique(), its_runs.flops.mean() / base
-        cells = [pretty(variant), str(passes), *(cell(group[group.depth == depth], seeds) for depth in depths)]
-        cells += [str(seeds), "–" if math.isnan(flops) else f"{flops:.2f}"]
-        cells += [f"{its_runs.parameters.iloc[0]:,}", f"{its_runs.seconds.min() / 60:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [pretty(variant), passes, *(cell(group[group.depth == depth], seeds) for depth in depths)]
+        cells += [seeds, "–" if math.isnan(flops) else f"{flops:.2f}"]
+        rows.append([*cells, f"{its_runs.parameters.iloc[0]:,}", f"{its_runs.seconds.min() / 60:.1f}"])
     totals = sorted({points.total.min(), points.total.max()})
     machines = sorted({f"{run.device} ({run.threads} thread{'s'[: run.threads > 1]})" for run in runs.itertuples()})
     answers = "–".join(f"{total:,}" for total in totals)
@@ -172,7 +175,7 @@ def table(results: Results) -> str:
         f"interval]. N: passes when evaluated. {answers} answers per seed and depth. "
         f"FLOPs: of a training; minutes: of the fastest, on {', '.join(machines)}. Commit {', '.join(commits)}."
     )
-    return "\n".join([*lines, "", caption]) + "\n"
+    return f"{markdown_table(head, rows)}\n\n{caption}\n"
 
 
 def style(variant: str, passes: int) -> dict:
@@ -260,25 +263,20 @@ def plot_loss(results: Results) -> Figure:
     return figure
 
 
-def fill(page: Path, tables: dict[str, str]) -> str:
-    """The text of `page` with the tables between its markers renewed."""
-    text = page.read_text(encoding="utf-8")
-    blocks = list(BLOCK.finditer(text))
-    if not blocks or len(blocks) != text.count("<!-- table:"):
-        raise ReportError(f"{page}: every `<!-- table: recipe -->`, of which one is needed, has its `<!-- end -->`")
-    for block in blocks:
-        if block["recipe"] not in tables:
-            line = text.count("\n", 0, block.start()) + 1
-            raise ReportError(f"{page}:{line}: no results of {block['recipe']!r}, only of {', '.join(tables)}")
-    return BLOCK.sub(lambda block: f"{block[1]}\n{tables[block['recipe']]}\n{block[4]}", text)
+def fill(page: Path, results: Results) -> str:
+    """The text of `page`, or of a new one, with the table between its markers renewed."""
+    new = NEW_PAGE.format(results.recipe, results.depth_name)
+    text = page.read_text(encoding="utf-8") if page.exists() else new
+    if len(BLOCK.findall(text)) != 1 or text.count(MARK) != 1:
+        raise ReportError(f"{page}: its table belongs between the lines `{MARK.strip()}` and `<!-- end -->`, once")
+    return BLOCK.sub(lambda _: f"{MARK}\n{table(results)}\n", text)
 
 
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(description="Turn results into tables and plots.")
     parser.add_argument("results", type=Path, nargs="+", help="files with a finished run per line")
-    parser.add_argument("--output", type=Path, help="folder of tables and plots (default: beside each file)")
-    parser.add_argument("--into", type=Path, metavar="PAGE", help="Markdown page whose tables are renewed")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a table is out of date")
+    parser.add_argument("--output", type=Path, help="folder of pages and plots (default: beside each file)")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     args = parser.parse_args(argv)
     try:
         everything = {}
@@ -287,10 +285,8 @@ def main(argv: list[str] | None = None):
             if results.recipe in everything:
                 raise ReportError(f"{path}: {results.recipe!r} is in another file too")
             everything[results.recipe] = (args.output or path.parent, results)
-        tables = {recipe: table(results) for recipe, (_, results) in everything.items()}
-        texts = {folder / f"{recipe}.md": tables[recipe] for recipe, (folder, _) in everything.items()}
-        if args.into:
-            texts[args.into] = fill(args.into, tables)
+        pages = {folder / f"{recipe}.md": results for recipe, (folder, results) in everything.items()}
+        texts = {page: fill(page, results) for page, results in pages.items()}
     except (ReportError, OSError) as error:
         parser.error(str(error))  # exits with 2
 

@@ -15,8 +15,8 @@
     profile     where the time goes
 
 Every section is saved when it is done, and not measured again unless asked to (`--again`) or measured with other
-settings; so an interrupted run goes on where it was. `DEVICE/SECTION.json` has every number, `DEVICE/SECTION.png` the
-plot, `README.md` the page.
+settings; so an interrupted run goes on where it was. `DEVICE/SECTION.json` has every number, `DEVICE/SECTION.md` the
+tables, `DEVICE/SECTION.png` the plot, `README.md` the targets.
 """
 
 import argparse
@@ -73,8 +73,8 @@ def save(path: Path, about: dict, result: Result) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def write_page(output: Path) -> Path:
-    """Plots and page, of all that has been saved in `output`."""
+def write_pages(output: Path) -> dict[str, str]:
+    """Plots and pages, of all that has been saved in `output`."""
     devices = {}
     for device in ("cpu", "cuda"):
         paths = {name: output / device / f"{name}.json" for name in SECTIONS}
@@ -83,9 +83,10 @@ def write_page(output: Path) -> Path:
             SECTIONS[name].plot(result["data"]).savefig(output / device / f"{name}.png", dpi=150)
         if found:
             devices[device] = found
-    page = output / "README.md"
-    page.write_text(report.page(devices, SECTIONS), encoding="utf-8")
-    return page
+    pages = report.pages(devices, SECTIONS)
+    for name, text in pages.items():
+        (output / name).write_text(text, encoding="utf-8")
+    return pages
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -120,8 +121,7 @@ def main(argv: list[str] | None = None):
             began = time.perf_counter()
             result = SECTIONS[name].measure(bench)
             save(path, about | {"seconds": round(time.perf_counter() - began)}, result)
-    page = write_page(args.output)
-    print(f"\n{page.read_text(encoding='utf-8')}\nsaved to {args.output}")
+    print("", *write_pages(args.output).values(), f"saved to {args.output}", sep="\n")
 
 
 if __name__ == "__main__":
