@@ -60,7 +60,7 @@ class Stage:
     sparse: float = 0.0
 
 
-ALONE = Stage(steps=900, stories=8, windows=(2, 8), questions=99, sparse=1.0)
+ALONE = Stage(steps=300, stories=8, windows=(2, 8), questions=99, sparse=1.0)
 THROUGH = Stage(steps=1200, stories=4, windows=(2, 10), questions=7, rest=0.3, sparse=1.0)
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
