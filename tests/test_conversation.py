@@ -24,7 +24,7 @@ from modeling_sleep import SleepForCausalLM, SleepMemory, serve
 from modeling_sleep.memory.__main__ import main
 from modeling_sleep.memory.conversation import Conversation, Sessions
 from modeling_sleep.memory.idle import IdleNap
-from modeling_sleep.memory.picture import Changes, trace
+from modeling_sleep.memory.picture import Changes, shares, trace
 from modeling_sleep.memory.turns import turn_ids
 from modeling_sleep.memory.watch import watched
 
@@ -372,16 +372,17 @@ def test_what_a_question_reads_of_all_windows_is_what_it_reads_of_s(options):
     """Summed with their signs: the changes of all windows are S. And S is what reading without naps leaves."""
     model = make_model(**options).double()
     ids, question = torch.randint(2, 64, (1, 5 * L)), torch.randint(2, 64, (1, 4))
-    result = trace(model, ids, question)
+    result = trace(model, ids, [question, question[:, :2]])
     heads = sum(layer.fast_weights(x).shape[1] for layer, x in memories(model, result.memory))
-    assert result.change.shape == result.reading.shape == (heads, 5)
+    assert result.change.shape == (heads, 5) and result.reading.shape == (2, heads, 5)
+    torch.testing.assert_close(shares(result.reading).sum(-1), torch.ones(2, heads).double())
     assert len(result.heads) == heads
     expected = model.sleep(model.read(ids, progress=False))
     for (layer, ours), (_, theirs) in zip(memories(model, result.memory), memories(model, expected), strict=True):
         torch.testing.assert_close(layer.fast_weights(ours), layer.fast_weights(theirs), atol=1e-9, rtol=0)
     torch.testing.assert_close(result.change[:, 0], torch.ones(heads).double())
     # With one window there is nothing to part.
-    one = trace(model, ids[:, :L], question)
+    one = trace(model, ids[:, :L], [question])
     assert (one.reading > 0).all()
 
 
@@ -409,8 +410,10 @@ def test_the_picture_is_a_png(folder, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     text, png = tmp_path / "book.txt", tmp_path / "book.png"
     text.write_text(" ".join(f"w{i % 50}" for i in range(100)) + "\n")
-    assert main(["picture", str(folder), str(text), str(png), "--question", "w1 w2", "--windows", "9"]) == 0
-    assert png.read_bytes().startswith(b"\x89PNG") and "9 windows, 8 heads" in capsys.readouterr().out
+    for questions in ([], ["--question", "w1 w2"], ["--question", "w1 w2", "--question", "w3"]):
+        assert main(["picture", str(folder), str(text), str(png), *questions, "--windows", "9"]) == 0
+        assert png.read_bytes().startswith(b"\x89PNG") and "9 windows, 8 heads" in capsys.readouterr().out
+        png.unlink()
 
 
 # A server.

@@ -168,13 +168,13 @@ def run_fork(options) -> int:
 def run_picture(options) -> int:
     model, tokenizer = load(options)
     ids = torch.cat([torch.tensor(tokenizer(text, verbose=False)["input_ids"]) for text in chunks(options.text)])
-    question = None
-    if options.question:
-        question = tokenizer(options.question, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        question = question.to(model.device)
+    questions = [
+        tokenizer(question, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
+        for question in options.question
+    ]
     ids = ids[: options.windows * model.config.window_size].unsqueeze(0)
-    result = trace(model, ids.to(model.device), question, options.passes)
-    draw(result, options.output, title=options.text.name, question=options.question or "")
+    result = trace(model, ids.to(model.device), questions, options.passes)
+    draw(result, options.output, title=options.text.name, questions=options.question)
     print(f"{options.output}: {result.change.shape[1]} windows, {len(result.heads)} heads")
     return OK
 
@@ -225,7 +225,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     picture = command("picture", run_picture, "Draw what a text changes in a memory, and what a question reads.")
     picture.add_argument("text", type=Path)
     picture.add_argument("output", type=Path, help="PNG file to write")
-    picture.add_argument("--question", help="whose queries to look at")
+    picture.add_argument(
+        "--question",
+        action="append",
+        default=[],
+        help="what to look for, best with the beginning of its answer; may be given several times",
+    )
     picture.add_argument("--windows", type=int, default=100, help="of the text, at most")
     return parser.parse_args(arguments)
 
