@@ -103,7 +103,7 @@ def model_card(folder: Path, known: ModelCardData | None = None, license: str | 
         answers=" to ".join(f"{total:,}" for total in dict.fromkeys(totals[:1] + totals[-1:])),
         taught=section(results) if "steps" in results else None,
         table=table(counts, results["depth_name"], trained) if counts else None,
-        plots=sorted(folder.glob("*.png")),
+        plots=[path for path in sorted(folder.glob("*.png")) if path.name != results.get("picture", {}).get("file")],
     )
     return str(card).rstrip("\n") + "\n"
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from modeling_sleep import SleepForCausalLM
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.teach import __main__ as command
 from modeling_sleep.teach import lengths
+from modeling_sleep.teach.card import section
 from modeling_sleep.teach.facts import Chat, unit
 from modeling_sleep.teach.filler import sentences
 from modeling_sleep.teach.lessons import lesson, lessons, story_of, story_tensors, swap, texts
@@ -372,6 +374,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
         assert card.data.license == "mit" and (folder / "LICENSE").exists()
         assert "taught with `modeling_sleep.teach`" in card.text and "| memory | eval |" in card.text
         assert "not recorded" not in card.text and "None are" not in card.text
+        check_picture(folder, card.text)
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["seed"] == 0 and 0 < results["steps"]["through"] < THROUGH.steps
     assert len((out / "answers.jsonl").read_text().splitlines()) == 2 * 2 * (3 + 3 + 1)
@@ -385,11 +388,26 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     card = ModelCard.load(tmp_path / "small" / "README.md")
     assert (card.data.license, card.data.base_model) == ("mit", "anna/ancestor")
     assert "## Results" in card.text and "| memory | eval |" in card.text and (tmp_path / "small" / "LICENSE").exists()
+    check_picture(tmp_path / "small", card.text)
     again = SleepForCausalLM.from_causal_lm(str(tmp_path / "pretrained"), memory=str(tmp_path / "small"))
     assert again.config.sleep_passes == 2
 
     assert command.main([str(tmp_path / "nowhere"), "--output", str(out)]) == 1
     assert "error:" in capsys.readouterr().err
+
+
+def check_picture(folder, card):
+    """It is there, small, and shown once."""
+    data = (folder / "memory.png").read_bytes()
+    assert data.startswith(b"\x89PNG") and len(data) < 80_000
+    assert card.count("(memory.png)") == 1 and "is the one read most for" in card
+
+
+def test_the_card_of_the_shipped_memory_is_what_its_results_say():
+    folder = Path(__file__).parents[1] / "examples" / "checkpoints" / "smollm2-memory"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.endswith(f"## Results\n\n{section(json.loads((folder / 'results.json').read_text()))}\n")
+    check_picture(folder, card)
 
 
 def test_a_lesson_begins_answers_as_it_is_told(tokenizer, chat, tmp_path):

@@ -6,7 +6,7 @@
     python -m modeling_sleep.memory fork book.memory mine.memory
     python -m modeling_sleep.memory picture MODEL book.txt book.png --question "Who is Emma's sister?"
 
-MODEL is a folder, or a name on the Hub.
+MODEL is a folder, or a name on the Hub; with `--taught FOLDER`, of a pretrained model whose taught memory is there.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoTokenizer, TextStreamer
+from transformers import TextStreamer
 from transformers.utils import logging
 
-from ..heads_sleep import SleepForCausalLM
 from ..memory_file_sleep import read_file, write_file
 from ..memory_sleep import SleepMemory
+from .begin import MEMORY, load_model
 from .picture import draw, trace
 from .turns import turn_ids
 
@@ -36,13 +36,12 @@ CHUNK = 8192  # characters of a text that are tokenised at once, and lines are n
 
 
 def load(options: argparse.Namespace) -> tuple:
-    """Model and tokenizer."""
+    """Model and tokenizer, in silence."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = SleepForCausalLM.from_pretrained(options.model, dtype="auto").to(options.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    loaded = load_model(options.model, options.taught, options.device)
     logging.enable_progress_bar()
-    return model, tokenizer
+    return loaded
 
 
 def chunks(path: Path) -> Iterator[str]:
@@ -168,13 +167,13 @@ def run_fork(options) -> int:
 def run_picture(options) -> int:
     model, tokenizer = load(options)
     ids = torch.cat([torch.tensor(tokenizer(text, verbose=False)["input_ids"]) for text in chunks(options.text)])
-    question = None
-    if options.question:
-        question = tokenizer(options.question, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        question = question.to(model.device)
+    questions = [
+        tokenizer(question, add_special_tokens=False, return_tensors="pt")["input_ids"].to(model.device)
+        for question in options.question
+    ]
     ids = ids[: options.windows * model.config.window_size].unsqueeze(0)
-    result = trace(model, ids.to(model.device), question, options.passes)
-    draw(result, options.output, title=options.text.name, question=options.question or "")
+    result = trace(model, ids.to(model.device), questions, options.passes)
+    draw(result, options.output, title=options.text.name, questions=options.question)
     print(f"{options.output}: {result.change.shape[1]} windows, {len(result.heads)} heads")
     return OK
 
@@ -193,6 +192,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         sub.set_defaults(run=run)
         if has_model:
             sub.add_argument("model", help="folder or name on the Hub")
+            sub.add_argument("--taught", metavar="FOLDER", help=MEMORY)
             sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
             sub.add_argument("--passes", type=int, metavar="N", help="passes over a window; default: the model's")
         return sub
@@ -225,7 +225,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     picture = command("picture", run_picture, "Draw what a text changes in a memory, and what a question reads.")
     picture.add_argument("text", type=Path)
     picture.add_argument("output", type=Path, help="PNG file to write")
-    picture.add_argument("--question", help="whose queries to look at")
+    picture.add_argument(
+        "--question",
+        action="append",
+        default=[],
+        help="what to look for, best with the beginning of its answer; may be given several times",
+    )
     picture.add_argument("--windows", type=int, default=100, help="of the text, at most")
     return parser.parse_args(arguments)
 

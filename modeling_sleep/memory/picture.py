@@ -1,14 +1,18 @@
-"""A picture of a memory: when its fast weights changed, layer by layer and head by head, and what a question reads.
+"""A picture of a memory: when its fast weights changed, layer by layer and head by head, and what questions read.
 
     change      |S_k - S_{k-1}| / |S_k|: how much of S after the sleep over window k is new
-    reading     |q (S_k - S_{k-1})|: how strongly a question's queries q read what changed in window k
+    reading     |q (S_k - S_{k-1})|: how strongly a question reads what changed in window k; q is the query of its last
+                token, where the answer begins
 
 The second is exact: the changes of all windows sum up to the last S, so that what a question reads is the sum of what
 it reads of each window. A window that erased something counts as what it erased, with the other sign.
 """
 
+import io
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import torch
@@ -20,6 +24,10 @@ from ..memory_sleep import SleepMemory
 from ..window_sleep import largest
 
 
+DPI = 130
+LABELS = 40  # of rows, at most
+
+
 class Trace(NamedTuple):
     """
     Attributes
@@ -27,7 +35,7 @@ class Trace(NamedTuple):
     change : torch.Tensor
         (heads of all memories, windows).
     reading : torch.Tensor | None
-        (heads of all memories, windows), the mean over a question's tokens. None without a question.
+        (questions, heads of all memories, windows). None without a question.
     heads : list[str]
         Names of the rows, such as "layer 3, head 0".
     memory : SleepMemory
@@ -88,7 +96,7 @@ class Changes:
 
 
 @torch.no_grad()
-def trace(model, ids: torch.Tensor, question: torch.Tensor | None = None, sleep_passes=None) -> Trace:
+def trace(model, ids: torch.Tensor, questions: Sequence[torch.Tensor] = (), sleep_passes=None) -> Trace:
     """
     Read a text window by window, with a nap after each, which is what its sleep would be, and look at S.
 
@@ -97,8 +105,9 @@ def trace(model, ids: torch.Tensor, question: torch.Tensor | None = None, sleep_
     model : SleepForCausalLM
     ids : torch.Tensor
         (1, length).
-    question : torch.Tensor, optional
-        (1, length) of what is asked after the text, at most a window.
+    questions : sequence of torch.Tensor, optional
+        What is asked after the text, (1, length) each, of which the last L tokens count. Best they end with the
+        beginning of an answer, as the value is looked for behind it.
     sleep_passes : int or Sleep, optional
         N. Default: `config.sleep_passes`.
     """
@@ -107,15 +116,17 @@ def trace(model, ids: torch.Tensor, question: torch.Tensor | None = None, sleep_
         memory = model.read(window, past_key_values=memory, sleep_passes=sleep_passes, progress=False)
         model.sleep(memory, sleep_passes)
         changes.append(seen.look(memory))
-    reading = None
-    if question is not None:
-        queries = queries_of(model, question[:, : model.config.window_size], memory, seen.memories)
-        reading = [
-            torch.cat([(q @ x).norm(dim=-1).mean(-1) for q, x in zip(queries, change, strict=True)])
-            for change in changes
-        ]
-        reading = torch.stack(reading, dim=1).cpu()
-    return seen.trace(memory, reading)
+    reading = []
+    for question in questions:
+        queries = queries_of(model, question[:, -model.config.window_size :], memory, seen.memories)
+        read = [[(q[:, -1:] @ x).norm(dim=(1, 2)) for q, x in zip(queries, change, strict=True)] for change in changes]
+        reading.append(torch.stack([torch.cat(heads) for heads in read], dim=1).cpu())
+    return seen.trace(memory, torch.stack(reading) if reading else None)
+
+
+def shares(reading: torch.Tensor) -> torch.Tensor:
+    """Of what is read, how much each window has written; they sum up to 1."""
+    return reading / reading.sum(-1, keepdim=True).clamp_min(1e-30)
 
 
 def _norms(matrices: list[torch.Tensor]) -> torch.Tensor:
@@ -151,19 +162,29 @@ def queries_of(model, ids: torch.Tensor, memory: SleepMemory, memories: list[int
 
 
 def draw(
-    trace: Trace, path: str | Path, title: str = "", question: str = "", column: str = "window of the text"
+    trace: Trace,
+    path: str | Path,
+    title: str = "",
+    questions: Sequence[str] = (),
+    column: str = "window of the text",
+    told: Sequence[int] = (),
 ) -> None:
     """
-    Draw a [`Trace`] as a PNG: windows from left to right, heads from top to bottom.
+    Draw a [`Trace`] as a PNG: windows from left to right, heads from top to bottom; below, what a question reads by
+    head, or what several read, one below the other, by all heads together.
 
     Parameters
     ----------
     trace : Trace
     path : str or Path
-    title, question : str, optional
-        What is written over it, and over what a question reads.
+    title : str, optional
+        What is written over it.
+    questions : sequence of str, optional
+        The words of each question; several need them.
     column : str, optional
         What stands between two looks.
+    told : sequence of int, optional
+        Of each of several questions, the window that tells its answer, from 0 on. It is outlined.
 
     Raises
     ------
@@ -172,23 +193,37 @@ def draw(
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+        from PIL import Image  # which matplotlib brings
     except ImportError:
         raise ImportError("A picture needs matplotlib: `pip install matplotlib`.") from None
-    maps = [(f"how much of S is new after each {column}", trace.change)]
-    if trace.reading is not None:
-        share = trace.reading / trace.reading.sum(1, keepdim=True).clamp_min(1e-30)
-        maps.append((f"where what it reads was written: {question}" if question else "where it reads", share))
-    heads, windows = trace.change.shape
-    height = min(12, 1.2 + 0.16 * max(heads, 6))
-    figure = Figure(figsize=(min(14, 5 + 0.12 * windows), height * len(maps)), layout="constrained", dpi=120)
-    for axes, (name, values) in zip(figure.subplots(len(maps), squeeze=False)[:, 0], maps, strict=True):
-        image = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest", vmin=0)
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel(column, fontsize=8)
-        step = -(-heads // 40)
-        axes.set_yticks(range(0, heads, step), trace.heads[::step], fontsize=6)
-        axes.tick_params(axis="x", labelsize=7)
+    maps = [(f"How much of S is new after each {column}", trace.change, trace.heads)]
+    if trace.reading is not None and len(trace.reading) == 1:
+        asked = f": {questions[0]}" if questions else ""
+        maps.append((f"Where what it reads was written{asked}", shares(trace.reading[0]), trace.heads))
+    elif trace.reading is not None:
+        names = [shorten(text, 56, placeholder=" ...") for text in questions]
+        outlined = "; outlined: where it was told" if told else ""
+        maps.append((f"Where what each question reads was written{outlined}", shares(trace.reading.mean(1)), names))
+    columns = trace.change.shape[1]
+    heights = [0.6 + min(9, 0.24 * len(names)) for _, _, names in maps]
+    figure = Figure(figsize=(min(14, 7 + 0.12 * columns), sum(heights) + 0.3), layout="constrained", dpi=DPI)
+    plots = figure.subplots(len(maps), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for axes, (name, values, names) in zip(plots, maps, strict=True):
+        rows = len(names)
+        extent = (0.5, columns + 0.5, rows - 0.5, -0.5)  # windows are counted from 1
+        image = axes.imshow(100 * values, aspect="auto", interpolation="nearest", vmin=0, extent=extent)
+        axes.set_title(name, fontsize=10)
+        step = -(-rows // LABELS)
+        axes.set_yticks(range(0, rows, step), names[::step], fontsize=9 if rows <= 20 else 6)
+        axes.tick_params(axis="x", labelsize=9)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        figure.colorbar(image, ax=axes)
+        figure.colorbar(image, ax=axes, pad=0.01, format="%d %%").ax.tick_params(labelsize=8)
+    for row, window in enumerate(told):
+        axes.add_patch(Rectangle((window + 0.5, row - 0.5), 1, 1, fill=False, edgecolor="tab:red", linewidth=2))
+    axes.set_xlabel(column, fontsize=9)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    # 256 colours are enough, and a third of the bytes.
+    Image.open(drawn).convert("RGB").quantize(256).save(path, format="png", optimize=True)

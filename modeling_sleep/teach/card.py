@@ -57,4 +57,14 @@ def section(results: dict) -> str:
             f"window is read by itself. Everyday questions: {same} of {len(results['everyday'])} answers are the "
             "original's.",
         ]
+    if "picture" in results:
+        drawn = results["picture"]
+        lines += [
+            "",
+            f"![What a story changes in S, and where questions read what it told]({drawn['file']})",
+            "",
+            f"What a story of {drawn['windows']} windows does to S, and which of them wrote what a question reads, "
+            'as shares of all that it reads where its answer begins (behind "The answer is"). The window that told '
+            f"the answer is outlined; it is the one read most for {drawn['found']} of {drawn['questions']} questions.",
+        ]
     return "\n".join(lines)

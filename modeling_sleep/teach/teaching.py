@@ -18,6 +18,7 @@ from ..heads_sleep import SleepForCausalLM
 from .evaluate import Reader, answers, evaluation_units, everyday, natural_text, perplexity, table
 from .facts import BEGINNINGS, Chat
 from .lessons import alike_tokens, lessons, texts
+from .picture import draw_memory
 from .stages import ALONE, THROUGH, Alone, Course, Stage, ThroughLayers
 from .states import StateCache, fingerprint
 
@@ -80,7 +81,7 @@ def teach(
     Returns
     -------
     dict
-        The results, which are also in `output/results.json`.
+        The results, which are also in `output/results.json`. A picture of the memory is beside it.
 
     Raises
     ------
@@ -127,6 +128,7 @@ def teach(
         results = {"settings": settings, "seconds": progress.seconds, "steps": progress.steps}
         if questions:
             results |= measure(model, chat, seed, questions, output)
+            results |= draw_memory(model, chat, seed, output)
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(frozen[name])
