@@ -13,6 +13,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from modeling_sleep.hub_upload.card import markdown_table
+
 from . import figures
 from .report import ReportError, cell, pretty, rank
 
@@ -72,8 +74,8 @@ def answered_by_run(points: pd.DataFrame, percent: float) -> pd.DataFrame:
 def table(points: pd.DataFrame, percent: float) -> str:
     """The Markdown table, and a line under it that says what it shows."""
     depth_name, depths = points.depth_name.iloc[0], sorted(points.depth.unique())
-    heads = "".join(f" {depth_name} = {depth} |" for depth in depths)
-    lines = [f"| variant | N |{heads} answered at {percent:g} % | seeds |", "|---|---:|" + "---:|" * (len(depths) + 2)]
+    head = ["variant", "N", *(f"{depth_name} = {depth}" for depth in depths), f"answered at {percent:g} %", "seeds"]
+    rows = []
     answered = answered_by_run(points, percent).groupby(["variant", "passes"])["answered"]
     for (variant, passes), group in points.groupby(["variant", "passes"], sort=False):
         seeds, of_seeds = group.seed.nunique(), answered.get_group((variant, passes))
@@ -81,15 +83,14 @@ def table(points: pd.DataFrame, percent: float) -> str:
             f" ({of_seeds.min()}–{of_seeds.max()})" if of_seeds.nunique() > 1 else ""
         )
         cells = [pretty(variant), str(passes) + ("" if group.is_trained.any() else ", never trained")]
-        cells += [*(cell(group[group.depth == depth], seeds) for depth in depths), deepest, str(seeds)]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append([*cells, *(cell(group[group.depth == depth], seeds) for depth in depths), deepest, seeds])
     totals = sorted({points.total.min(), points.total.max()})
     caption = (
         f"Whole answers right in % by {depth_name}: mean over seeds (lowest–highest seed), of a single seed [95 % "
         f"interval]. Answered: the depth up to which all asked are right in {percent:g} %, 0 if none is. "
         f"{'–'.join(f'{total:,}' for total in totals)} answers per seed and depth."
     )
-    return "\n".join([*lines, "", caption]) + "\n"
+    return f"{markdown_table(head, rows)}\n\n{caption}\n"
 
 
 def plot(points: pd.DataFrame, percent: float) -> Figure:
