@@ -1,6 +1,6 @@
 """
-Who can hold a conversation: a small model, also as a pretrained one and its memory, and a tokenizer with a template for
-chats; and a port to be served on.
+Who can hold a conversation: a small model, also as a pretrained one and its memory, and a tokenizer with a template
+for chats; and a port to be served on.
 """
 
 import functools
