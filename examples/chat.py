@@ -2,6 +2,7 @@
 
     python examples/chat.py MODEL                 # a folder, or a name on the Hub
     python examples/chat.py MODEL --name emma     # a session by name: it goes on where it stopped, in any process
+    python examples/chat.py BASE --memory FOLDER --nap-before-turns      # a pretrained model with a taught memory
 
     /save NAME   keep what is remembered         /load NAME   go on with what was kept       /sessions   their names
     /nap [N]     sleep now, N passes             /forget      begin anew                     /memory     what there is
@@ -15,18 +16,15 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from huggingface_hub import cached_assets_path
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoTokenizer, TextStreamer
+from transformers import TextStreamer
 from transformers.utils import logging
 
-from modeling_sleep import SleepForCausalLM
+from modeling_sleep.memory.begin import add_options, begin
 from modeling_sleep.memory.conversation import Conversation, Sessions
-from modeling_sleep.memory.turns import turn_ids
 from modeling_sleep.memory.watch import watched
 from modeling_sleep.nap_sleep import SleepEvent
-from modeling_sleep.system_turn_sleep import system_turn
 from modeling_sleep.window_sleep import largest
 
 
@@ -179,17 +177,10 @@ class Chat:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or name on the Hub")
-    parser.add_argument("--memory", help="folder or name on the Hub: a taught memory, for MODEL as it was pretrained")
     parser.add_argument("--name", help="of the session; it goes on where it stopped, and is kept after every turn")
     parser.add_argument("--sessions", type=Path, help="folder of the sessions; default: in the cache of the Hub")
-    parser.add_argument("--system", help="what the system says first")
-    parser.add_argument("--pin", action="store_true", help="what the system says keeps its keys for good")
-    parser.add_argument("--passes", type=int, metavar="N", help="passes over a window; default: the model's")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="T")
-    parser.add_argument("--sample", action="store_true", help="instead of the likeliest token each time")
-    parser.add_argument("--nap-before-turns", action="store_true", help="so that what is said begins a window")
     parser.add_argument("--no-idle-naps", dest="idle", action="store_false", help="sleep only where it must")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_options(parser)
     return parser.parse_args()
 
 
@@ -198,14 +189,7 @@ def main() -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # of the weights
     try:
-        if options.memory:
-            model = SleepForCausalLM.from_causal_lm(options.model, memory=options.memory, dtype="auto")
-        else:
-            model = SleepForCausalLM.from_pretrained(options.model, dtype="auto")
-        model.to(options.device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-        if options.pin:
-            system_turn(tokenizer, turn_ids(tokenizer, "?", system=options.system))  # is there one?
+        model, tokenizer, talking = begin(options)
     except (OSError, ValueError, HfHubHTTPError) as error:
         is_there = Path(options.model).exists()
         print(f"error: {error if is_there else NO_MODEL.format(model=options.model)}", file=sys.stderr)
@@ -214,19 +198,7 @@ def main() -> int:
     folder = options.sessions or cached_assets_path(
         "modeling_sleep", namespace="chat", subfolder=Path(options.model).resolve().name
     )
-    chat = Chat(
-        model,
-        tokenizer,
-        Sessions(folder),
-        options.name,
-        options.idle,
-        system=options.system,
-        sleep_passes=options.passes,
-        nap_before_turns=options.nap_before_turns,
-        pinned_tokens=options.pin or None,
-        max_new_tokens=options.max_new_tokens,
-        do_sample=options.sample,
-    )
+    chat = Chat(model, tokenizer, Sessions(folder), options.name, options.idle, **talking)
     try:
         chat.run()
     except (ValueError, OSError) as error:

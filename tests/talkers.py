@@ -1,9 +1,16 @@
-"""Who can hold a conversation: a small model and a tokenizer with a template for chats; and a port to be served on."""
+"""Who can hold a conversation: a small model, a pretrained one with its memory, a tokenizer with a template for chats.
+
+And a port to be served on.
+"""
 
 import functools
 import socket
 
+import torch
 from builders import tiny_model, word_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from modeling_sleep import SleepForCausalLM
 
 
 L = 8
@@ -22,6 +29,19 @@ def make_tokenizer():
 
 OPTIONS = dict(window_size=L, initializer_range=0.3, sleep_passes=2, pad_token_id=None, eos_token_id=1)
 make_model = functools.partial(tiny_model, **OPTIONS)
+
+
+def make_taught(folder, tokenizer):
+    """Two folders, as `save_pretrained` leaves them: of a pretrained model, and of a memory for it that reads."""
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2)
+    ends = dict(bos_token_id=None, eos_token_id=1, pad_token_id=None)
+    original = LlamaForCausalLM(LlamaConfig(**sizes, **ends, initializer_range=0.3))
+    original.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L, sleep_passes=2, read_out=0.5)
+    model.save_pretrained(folder / "memory", memory_only=True)
+    return str(folder / "base"), str(folder / "memory")
 
 
 def free_port() -> int:

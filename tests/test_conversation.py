@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import tensors_of
-from talkers import L, free_port, make_model, make_tokenizer
+from talkers import L, free_port, make_model, make_taught, make_tokenizer
 from transformers import PreTrainedTokenizerFast, TextStreamer
 from transformers.utils import logging
 from transformers.utils.import_utils import is_serve_available
@@ -22,6 +23,7 @@ from transformers.utils.import_utils import is_serve_available
 from examples import chat
 from modeling_sleep import SleepForCausalLM, SleepMemory, serve
 from modeling_sleep.memory.__main__ import main
+from modeling_sleep.memory.begin import load_model
 from modeling_sleep.memory.conversation import Conversation, Sessions
 from modeling_sleep.memory.idle import IdleNap
 from modeling_sleep.memory.picture import Changes, shares, trace
@@ -48,6 +50,11 @@ def folder(model, tokenizer, tmp_path_factory):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def taught(tokenizer, tmp_path_factory):
+    return make_taught(tmp_path_factory.mktemp("taught"), tokenizer)
 
 
 def talk(model, tokenizer, **options):
@@ -197,7 +204,8 @@ def run_chat(folder, tmp_path, monkeypatch, capsys):
         command = [str(CHAT), str(model), "--sessions", str(tmp_path), "--max-new-tokens", "6", *options]
         typed = "\n".join(lines) + "\n"
         if new_process:
-            done = subprocess.run([sys.executable, *command], input=typed, capture_output=True, text=True, timeout=300)
+            options = dict(input=typed, capture_output=True, text=True, timeout=1200)
+            done = subprocess.run([sys.executable, *command], **options)
             return done.returncode, done.stdout, done.stderr
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
@@ -212,21 +220,54 @@ def run_chat(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_two_chats_never_see_each_other(run_chat, folder, tokenizer, tmp_path):
-    """By name, in turns, and the last turn of each in a new process: each goes on as if it had never stopped."""
+    """
+    By name, in turns, each turn after a restart, and the last in two processes at once: what each remembers is, to the
+    bit, what it remembers where there is no other and it never stopped.
+    """
     said = {"ada": ["w1 w2 w3", "w4", "w5"], "bob": ["w11 w12", "w13 w14", "w5"]}
-    for turn in range(3):
-        for name, lines in said.items():
-            code, out, errors = run_chat(lines[turn], "/memory", "/quit", name=name, new_process=turn == 2)
-            assert code == 0, errors
-            assert ("Session" in out) == (turn > 0)
+
+    def say(name, turn):
+        options = dict(name=name, options=["--no-idle-naps"], new_process=turn == 2)
+        code, out, errors = run_chat(said[name][turn], "/memory", "/quit", **options)
+        assert code == 0, errors
+        assert ("Session" in out) == (turn > 0)
+
+    for turn in range(2):
+        for name in said:
+            say(name, turn)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(say, said, [2, 2]))
     for name, lines in said.items():
         alone = SleepForCausalLM.from_pretrained(folder).eval()
         conversation = talk(alone, tokenizer)
         for line in lines:
-            conversation.idle_from = 2.0  # a chat whose input has ended has no time to nap
             conversation.say(line)
         memory = SleepMemory.load(tmp_path / f"{name}.memory", alone)
         assert (memory.notes["turns"], memory.tokens) == (3, conversation.memory.tokens)
+        ours, expected = memory.state.tensors(), conversation.memory.state.tensors()
+        assert len(ours) == len(expected) and all(map(torch.equal, ours, expected))
+
+
+def test_a_pretrained_model_with_its_memory(run_chat, taught, tmp_path, capsys):
+    """In the chat, with a nap before each turn; and in the command."""
+    base, memory = taught
+    options = ["--memory", memory, "--nap-before-turns", "--no-idle-naps"]
+    code, out, errors = run_chat("w1 w2", "w3", "/quit", model=base, name="ada", options=options)
+    assert code == 0 and "sleeps: " in out, errors
+    model, tokenizer = load_model(base, memory)
+    conversation = talk(model, tokenizer, nap_before_turns=True)
+    for line in ("w1 w2", "w3"):
+        conversation.say(line)
+    kept = SleepMemory.load(tmp_path / "ada.memory", model)
+    assert all(map(torch.equal, kept.state.tensors(), conversation.memory.state.tensors()))
+
+    book = tmp_path / "book.txt"
+    book.write_text("w1 w2 w3 " * 9 + "\n")
+    assert main(["read", base, str(book), str(tmp_path / "book.memory"), "--taught", memory, "--quiet"]) == 0
+    assert main(["ask", base, str(tmp_path / "book.memory"), "w1", "--taught", memory, "--max-new-tokens", "3"]) == 0
+    assert "27 tokens, 3 sleeps" in capsys.readouterr().out
+    assert main(["ask", base, str(tmp_path / "book.memory"), "w1", "--taught", base]) == 1
+    assert "must be 'recall'" in capsys.readouterr().err
 
 
 def test_the_commands_of_the_chat(run_chat, tmp_path):

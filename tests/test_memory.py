@@ -186,10 +186,30 @@ def test_a_file_is_as_large_after_a_long_text_as_after_a_short_one(model, tmp_pa
     for name, windows in (("short", 2), ("long", 400)):
         memory = model.read(make_ids(1, windows * L), past_key_values=memory, sleep_passes=1, progress=False)
         memory.save(tmp_path / name, model, nap=True)
-        data = (tmp_path / name).read_bytes()
-        sizes.append(len(data) - 8 - int.from_bytes(data[:8], "little"))
+        sizes.append(bytes_of_tensors(tmp_path / name))
     assert sizes[0] == sizes[1]
     assert memory.tokens == 403 * L
+
+
+def bytes_of_tensors(path):
+    """Of a file of safetensors: all that stands behind its header, which holds the metadata."""
+    with path.open("rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+
+
+@pytest.mark.slow
+def test_a_million_tokens_leave_as_many_bytes_as_a_thousand(tmp_path):
+    """Napped over or not, as both texts end where a window does; and the book never is in memory as a whole."""
+    model, sizes = make_model(torch.float32, window_size=500), []
+    for thousands in (1, 1000):
+        memory = model.read((make_ids(1, 1000) for _ in range(thousands)), progress=False)
+        assert (memory.tokens, memory.sleeps) == (1000 * thousands, 2 * thousands - 1)
+        for nap in (False, True):
+            memory.save(tmp_path / "memory", model, nap=nap)
+            sizes.append(bytes_of_tensors(tmp_path / "memory"))
+        again = SleepMemory.load(tmp_path / "memory", model)
+        assert again.tokens == memory.tokens
+    assert sizes[:2] == sizes[2:] and sizes[1] < sizes[0]
 
 
 def test_info_needs_no_model(model, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
-from talkers import free_port, make_model, make_tokenizer
+from talkers import free_port, make_model, make_taught, make_tokenizer
 from wheels import build_wheel
 
 
@@ -138,6 +138,27 @@ def test_the_command_says_what_is_missing(tmp_path):
     for arguments, code, message in (([], 2, "MODEL"), ([str(tmp_path / "none")], 1, "none")):
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
         assert done.returncode == code and message in done.stderr
+
+
+def test_the_page_begins_with_a_pretrained_model_and_its_memory(tokenizer, tmp_path, monkeypatch):
+    """As a Space says it, by the environment; every turn begins a window, as in the chat."""
+    pytest.importorskip("gradio", reason='needs `pip install ".[space]"`')
+    pytest.importorskip("matplotlib", reason='needs `pip install ".[space]"`')
+    from examples.space.app import Session, parse_arguments
+    from modeling_sleep.memory.begin import begin
+    from modeling_sleep.memory.conversation import Conversation
+
+    base, memory = make_taught(tmp_path, tokenizer)
+    for name, value in {"MODEL": base, "MEMORY": memory, "NAP_BEFORE_TURNS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "argv", ["app.py", "--max-new-tokens", "2"])
+    model, tokenizer, options = begin(parse_arguments())
+    session = Session(model, tokenizer, **options)
+    conversation = Conversation(model, tokenizer, nap_before_turns=True, max_new_tokens=2, do_sample=False)
+    for text in ("w1", "w2 w3"):
+        assert list(session.say(text))[-1] == conversation.say(text)
+    assert session.conversation.memory.sleeps == conversation.memory.sleeps
+    assert Path(session.picture()).read_bytes().startswith(PNG)
 
 
 def test_the_space_asks_for_what_the_package_asks_for():

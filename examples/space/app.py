@@ -2,7 +2,8 @@
 
     pip install ".[space]"
     python examples/space/app.py MODEL          # a folder, or a name on the Hub
-    MODEL=user/name python app.py               # as a Space does
+    python examples/space/app.py BASE --memory FOLDER --nap-before-turns     # a pretrained one with a taught memory
+    MODEL=user/name python app.py               # as a Space does; MEMORY, SYSTEM and NAP_BEFORE_TURNS=1 likewise
 
 Every visitor has a conversation of their own, of which no transcript is kept: the model has read what was said, and
 what it remembers is what the page shows, saves, loads and forgets. Visitors wait for each other: they share a model.
@@ -18,10 +19,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gradio as gr
-import torch
-from transformers import AutoTokenizer, TextIteratorStreamer
+from transformers import TextIteratorStreamer
 
-from modeling_sleep import SleepForCausalLM
+from modeling_sleep.memory.begin import add_options, begin
 from modeling_sleep.memory.conversation import Conversation
 from modeling_sleep.memory.picture import Changes, draw
 from modeling_sleep.window_sleep import largest
@@ -225,10 +225,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "model", nargs="?", default=os.environ.get("MODEL"), help="folder or name on the Hub; default: $MODEL"
     )
-    parser.add_argument("--system", default=os.environ.get("SYSTEM"), help="what the system says; default: $SYSTEM")
-    parser.add_argument("--pin", action="store_true", help="what the system says keeps its keys for good")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="T")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_options(parser)
+    parser.set_defaults(
+        memory=os.environ.get("MEMORY"),
+        system=os.environ.get("SYSTEM"),
+        nap_before_turns=os.environ.get("NAP_BEFORE_TURNS", "0") != "0",
+    )
     parser.add_argument("--port", type=int, help="default: the first that is free from 7860 on")
     options = parser.parse_args()
     if not options.model:
@@ -239,16 +241,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     options = parse_arguments()
     try:
-        model = SleepForCausalLM.from_pretrained(options.model, dtype="auto").to(options.device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-        page = make_page(
-            model,
-            tokenizer,
-            system=options.system,
-            pinned_tokens=options.pin or None,
-            max_new_tokens=options.max_new_tokens,
-            do_sample=False,
-        )
+        model, tokenizer, talking = begin(options)
+        page = make_page(model, tokenizer, **talking)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -6,7 +6,7 @@
     python -m modeling_sleep.memory fork book.memory mine.memory
     python -m modeling_sleep.memory picture MODEL book.txt book.png --question "Who is Emma's sister?"
 
-MODEL is a folder, or a name on the Hub.
+MODEL is a folder, or a name on the Hub; with `--taught FOLDER`, of a pretrained model whose taught memory is there.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoTokenizer, TextStreamer
+from transformers import TextStreamer
 from transformers.utils import logging
 
-from ..heads_sleep import SleepForCausalLM
 from ..memory_file_sleep import read_file, write_file
 from ..memory_sleep import SleepMemory
+from .begin import MEMORY, load_model
 from .picture import draw, trace
 from .turns import turn_ids
 
@@ -36,13 +36,12 @@ CHUNK = 8192  # characters of a text that are tokenised at once, and lines are n
 
 
 def load(options: argparse.Namespace) -> tuple:
-    """Model and tokenizer."""
+    """Model and tokenizer, in silence."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = SleepForCausalLM.from_pretrained(options.model, dtype="auto").to(options.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    loaded = load_model(options.model, options.taught, options.device)
     logging.enable_progress_bar()
-    return model, tokenizer
+    return loaded
 
 
 def chunks(path: Path) -> Iterator[str]:
@@ -193,6 +192,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         sub.set_defaults(run=run)
         if has_model:
             sub.add_argument("model", help="folder or name on the Hub")
+            sub.add_argument("--taught", metavar="FOLDER", help=MEMORY)
             sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
             sub.add_argument("--passes", type=int, metavar="N", help="passes over a window; default: the model's")
         return sub
