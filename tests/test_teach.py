@@ -28,10 +28,10 @@ from transformers import (
 
 from examples.finetune_trainer import new_tokenizer
 from modeling_sleep import SleepForCausalLM
+from modeling_sleep.hub_upload.card import read_results
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.teach import __main__ as command
 from modeling_sleep.teach import lengths
-from modeling_sleep.teach.card import section
 from modeling_sleep.teach.facts import Chat, unit
 from modeling_sleep.teach.filler import sentences
 from modeling_sleep.teach.lessons import lesson, lessons, story_of, story_tensors, swap, texts
@@ -403,11 +403,11 @@ def check_picture(folder, card):
     assert card.count("(memory.png)") == 1 and "is the one read most for" in card
 
 
-def test_the_card_of_the_shipped_memory_is_what_its_results_say():
+def test_the_card_of_the_shipped_memory_has_its_picture():
     folder = Path(__file__).parents[1] / "examples" / "checkpoints" / "smollm2-memory"
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    assert card.endswith(f"## Results\n\n{section(json.loads((folder / 'results.json').read_text()))}\n")
+    card, drawn = (folder / "README.md").read_text(encoding="utf-8"), read_results(folder)["picture"]
     check_picture(folder, card)
+    assert f"is the one read most for {drawn['found']} of {drawn['questions']} questions" in card
 
 
 def test_a_lesson_begins_answers_as_it_is_told(tokenizer, chat, tmp_path):
