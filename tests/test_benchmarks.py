@@ -398,7 +398,8 @@ def test_a_missed_target_is_called_so():
     rows += [Row("a", "sizes", ratio, 0.9, at_least=True) for ratio in (0.9, 0.8999)]
     assert [row.verdict for row in rows] == ["met", "**not met**", "–", "met", "**not met**"]
     assert [row.goal for row in rows] == ["≤ 1.10", "≤ 1.10", "", "≥ 0.90", "≥ 0.90"]
-    lines = report.comparisons(rows).splitlines()
+    about, _, *lines = report.comparisons(rows).splitlines()
+    assert about == "All with sizes:"
     assert len(lines) == 7 and len({line.count("|") for line in lines}) == 1
 
 
