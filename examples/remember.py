@@ -21,8 +21,8 @@ from transformers.cache_utils import Cache
 from transformers.utils import logging
 
 from modeling_sleep import SleepForCausalLM
+from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.evaluate import Reader, natural_text, tokens_of
-from modeling_sleep.teach.facts import Chat
 
 
 BASE = Path("outputs/smollm2/base")

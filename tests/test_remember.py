@@ -11,8 +11,8 @@ from transformers.utils import logging
 from examples import remember
 from examples.finetune_trainer import new_tokenizer
 from modeling_sleep import SleepForCausalLM
+from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.evaluate import Reader
-from modeling_sleep.teach.facts import Chat
 from modeling_sleep.teach.filler import sentences
 
 

@@ -32,7 +32,8 @@ from modeling_sleep.hub_upload.card import read_results
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.teach import __main__ as command
 from modeling_sleep.teach import lengths
-from modeling_sleep.teach.facts import Chat, unit
+from modeling_sleep.teach.chat import Chat
+from modeling_sleep.teach.facts import unit
 from modeling_sleep.teach.filler import sentences
 from modeling_sleep.teach.lessons import lesson, lessons, story_of, story_tensors, swap, texts
 from modeling_sleep.teach.names import words

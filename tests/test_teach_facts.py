@@ -16,17 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from examples.finetune_trainer import new_tokenizer
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.teach import evaluate, names
-from modeling_sleep.teach.facts import (
-    AMID,
-    BEGINNINGS,
-    PATTERNS,
-    Chat,
-    draw_fact,
-    question_of,
-    unit,
-    units,
-    value_slot,
-)
+from modeling_sleep.teach.chat import Chat
+from modeling_sleep.teach.facts import AMID, BEGINNINGS, PATTERNS, draw_fact, question_of, unit, units, value_slot
 from modeling_sleep.teach.filler import SOURCES, sentences
 from modeling_sleep.teach.lengths import over_facts
 from modeling_sleep.teach.patterns import SLOT, parse

@@ -31,6 +31,7 @@ from transformers import get_cosine_schedule_with_warmup
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.outputs_sleep import CACHE
 
+from ..experiments.benchmarks.models import OLDEST
 from .readers import held
 from .recall_data import KINDS, TEST, TRAIN, VOCABULARY, Segment, draw
 from .rows import Rows
@@ -178,8 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rows", type=Path, required=True, help="file to which the rows are added")
     args = parser.parse_args(argv)
-    if "olmo_hybrid" in args.models and Version(transformers.__version__) < Version("5.17"):
-        parser.error("olmo_hybrid needs transformers 5.17: before, masks ask its cache what it cannot say.")
+    if "olmo_hybrid" in args.models and Version(transformers.__version__) < Version(OLDEST):
+        parser.error(f"olmo_hybrid needs transformers {OLDEST}: before, masks ask its cache what it cannot say.")
     tested = segments(args.task, TEST, args.scale, args.most_pairs)
     longest, rows, data = max(s.length for s in tested), Rows(args.rows, KEY), None
     for row in runs(args):

@@ -31,7 +31,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ..outputs_sleep import CACHE
-from .facts import BEGINNINGS, PATTERNS, Chat, Question, Unit, mentions, unit
+from .chat import Chat
+from .facts import BEGINNINGS, PATTERNS, Question, Unit, mentions, unit
 from .filler import sentences
 
 

@@ -17,13 +17,13 @@ What is notable:
 
 import argparse
 import dataclasses
-import functools
 import random
 import re
 from collections.abc import Iterator, Sequence
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .chat import Answer, Chat, gap, tokens_at
 from .filler import SOURCES, stream
 from .names import TRAITS, draw, rivals
 from .patterns import SLOT, Pattern, kind_of
@@ -81,28 +81,6 @@ class Fact:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-    """
-    An answer in a full sentence, with the token that ends it.
-
-    Parameters
-    ----------
-    text : str
-    ids : list of int
-        Its tokens.
-    given : int
-        So many of them are given to the model; the rest it must find.
-    value : (int, int)
-        Which of them are the value.
-    """
-
-    text: str
-    ids: list[int]
-    given: int
-    value: tuple[int, int]
-
-
-@dataclasses.dataclass(frozen=True)
 class Question:
     """
     A question for a fact of a story.
@@ -154,55 +132,6 @@ class Unit:
     index: int
     story: list[list[int]]
     questions: list[Question]
-
-
-class Chat:
-    """
-    How a tokenizer's template puts a chat into tokens; without a template, plain questions and answers.
-
-    Raises
-    ------
-    ValueError
-        If the tokenizer cannot say where in a text its tokens stand.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        if not tokenizer.is_fast:
-            raise ValueError("Labelling values needs a fast tokenizer, which knows where in the text a token stands.")
-        self.tokenizer = tokenizer
-        self.encode = functools.lru_cache(100_000)(self._encode)
-        if tokenizer.chat_template is None:
-            self.opening, self.user, self.asks = "", "\n\nQuestion:", "\n\nQuestion:"
-            self.to_assistant, self.end = "\nAnswer:", "\n"
-        else:
-            chat = [{"role": role, "content": f"<{role}{n}>"} for n in (0, 1) for role in ("user", "assistant")]
-            text = tokenizer.apply_chat_template(chat, tokenize=False)
-            self.opening, rest = text.split("<user0>")
-            self.to_assistant, rest = rest.split("<assistant0>")
-            to_user, rest = rest.split("<user1>")
-            self.end = rest.split("<assistant1>")[1]
-            self.user, self.asks = to_user.removeprefix(self.end), "\n\n"
-        self.to_user = self.end + self.user
-
-    def _encode(self, text: str, behind: str = ".") -> tuple[list[int], list[tuple[int, int]]]:
-        """Tokens of a text behind another one, and from which character of the text to which each goes."""
-        before = self.tokenizer(behind, add_special_tokens=False)["input_ids"]
-        encoded = self.tokenizer(behind + text, add_special_tokens=False, return_offsets_mapping=True)
-        if encoded["input_ids"][: len(before)] != before:  # they grow together; so let the text stand by itself
-            before, behind = [], ""
-            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        offsets = [(begin - len(behind), end - len(behind)) for begin, end in encoded["offset_mapping"]]
-        return encoded["input_ids"][len(before) :], offsets[len(before) :]
-
-    def ids(self, text: str) -> list[int]:
-        return list(self.encode(text)[0]) if text else []
-
-    def answer(self, text: str, span: tuple[int, int], given: bool) -> Answer:
-        """The tokens of an answer whose value stands from one character to another."""
-        lead = gap(self.to_assistant)
-        ids, offsets = self.encode(lead + text + (self.end.rstrip() or "\n"), self.to_assistant)
-        value = tokens_at(offsets, span[0] + len(lead), span[1] + len(lead))
-        return Answer(text, ids, value[0] if given else 0, value)
 
 
 def units(split: str, seed: int, tokenizer: PreTrainedTokenizerBase, window_size: int, **options) -> Iterator[Unit]:
@@ -265,16 +194,12 @@ def unit(
     told = story.tell(rng, drawn, windows)
     asked = [(fact, q) for fact in told for q in ask(rng, split, chat, window_size, fact, told, story)]
     rng.shuffle(asked)
-    if amid:
-        rng = random.Random(f"amid/{split}/{seed}/{index}")
-        asked = [
-            (
-                fact,
-                amid_others(rng, chat, window_size, fact, question, asked, story) if rng.random() < amid else question,
-            )
-            for fact, question in asked
-        ]
-    return Unit(split, seed, index, story.windows, [question for _, question in asked])
+    questions, drawn_amid = [], random.Random(f"amid/{split}/{seed}/{index}")
+    for fact, question in asked:
+        if drawn_amid.random() < amid:
+            question = amid_others(drawn_amid, chat, window_size, fact, question, asked, story)
+        questions.append(question)
+    return Unit(split, seed, index, story.windows, questions)
 
 
 def draw_facts(rng: random.Random, split: str, count: int) -> list[Fact]:
@@ -362,11 +287,6 @@ def render(sentence: str, slots: dict[str, str]) -> tuple[str, dict[str, tuple[i
     return text + sentence[place:], spans
 
 
-def gap(ended: str) -> str:
-    """What stands between a text that ended so and the next word."""
-    return " " if ended and not ended[-1].isspace() else ""
-
-
 def question_of(question: str, slots: dict[str, str]) -> str:
     return render(question, slots)[0]
 
@@ -380,12 +300,6 @@ def value_kind(slot: str, slots: dict[str, str]) -> str:
 def value_slot(answer: str) -> str:
     """The slot in brackets."""
     return answer[answer.index("[") + 2 : answer.index("]") - 1]
-
-
-def tokens_at(offsets: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
-    """The tokens that have some of the characters from `begin` to `end`."""
-    touched = [i for i, (first, last) in enumerate(offsets) if first < end and last > begin]
-    return touched[0], touched[-1] + 1
 
 
 class Story:
@@ -512,7 +426,7 @@ def ask(
             "own": chat.answer(sentence, spans[slot], False),
         }
         turn = chat.asks + gap(chat.asks) + text + chat.to_assistant
-        reply = spoken(chat, rng.choice(NOTED)) + following(chat, text)
+        reply = chat.spoken(rng.choice(NOTED)) + chat.following(text)
         longest = max(len(answer.ids) for answer in answers.values())
         prompts = [chat.ids(reply), chat.ids(turn)][rng.random() < 0.6 :] + [chat.ids(turn)]
         prompt = next((ids for ids in prompts if len(ids) + longest <= window_size), None)
@@ -560,30 +474,18 @@ def amid_others(
     for behind in rng.sample(AMID, len(AMID)):
         other, another = rng.choice(asked)
         said = other.tellings[-1].text + another.text + another.answers["own"].text
-        if behind == "other text":
-            before = story.begun(rng, room - len(question.prompt))
-            prompt = before and before + question.prompt
-        elif other is fact or mentions(said, question.value):
+        if behind != "other text" and (other is fact or mentions(said, question.value)):
             continue
-        elif behind == "fact":
-            before = story.begun(rng, room - len(question.prompt), other.tellings[-1])
-            prompt = before and before + question.prompt
+        if behind == "answer":
+            turn = chat.asks + gap(chat.asks) + another.text + chat.spoken(another.answers["own"].text)
+            prompt = chat.ids(turn + chat.following(question.text))
         else:
-            turn = chat.asks + gap(chat.asks) + another.text + spoken(chat, another.answers["own"].text)
-            prompt = chat.ids(turn + following(chat, question.text))
+            telling = other.tellings[-1] if behind == "fact" else None
+            before = story.begun(rng, room - len(question.prompt), telling)
+            prompt = before and before + question.prompt
         if prompt and len(prompt) <= room:
             return dataclasses.replace(question, prompt=prompt, behind=behind)
     return question
-
-
-def spoken(chat: Chat, text: str) -> str:
-    """What the assistant says, its turn not ended."""
-    return chat.to_assistant + gap(chat.to_assistant) + text
-
-
-def following(chat: Chat, text: str) -> str:
-    """What the user asks when the assistant has spoken, up to where the assistant begins again."""
-    return chat.to_user + gap(chat.to_user) + text + chat.to_assistant
 
 
 def show(split: str, tokenizer: PreTrainedTokenizerBase, window_size: int, count: int, seed: int) -> None:

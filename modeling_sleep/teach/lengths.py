@@ -24,8 +24,9 @@ from transformers import AutoTokenizer
 from transformers.cache_utils import Cache
 
 from ..heads_sleep import SleepForCausalLM
+from .chat import Chat
 from .evaluate import Reader, answers, evaluation_units, share
-from .facts import Chat, Unit, unit
+from .facts import Unit, unit
 from .filler import stream
 from .lessons import windows_of
 from .reading import written

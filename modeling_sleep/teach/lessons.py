@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .facts import Answer, Chat, Question, Unit, unit
+from .chat import Answer, Chat
+from .facts import Question, Unit, unit
 from .filler import stream
 from .names import words
 from .states import Read, StateCache

@@ -6,7 +6,8 @@ import torch
 from transformers.utils import logging
 
 from ..memory.picture import draw, shares, trace
-from .facts import Chat, unit
+from .chat import Chat
+from .facts import unit
 
 
 logger = logging.get_logger(__name__)

@@ -15,8 +15,9 @@ from transformers.utils import logging
 
 from ..calibrate_sleep import calibrate_memory, open_read_out, weight_of
 from ..heads_sleep import SleepForCausalLM
+from .chat import Chat
 from .evaluate import Reader, answers, evaluation_units, everyday, natural_text, perplexity, table
-from .facts import BEGINNINGS, Chat
+from .facts import BEGINNINGS
 from .lessons import alike_tokens, lessons, texts
 from .picture import draw_memory
 from .stages import ALONE, THROUGH, Alone, Course, Stage, ThroughLayers

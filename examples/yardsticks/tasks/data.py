@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import datasets
 from transformers import AutoConfig, AutoTokenizer
 
+from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.evaluate import evaluation_units, names, natural_text
-from modeling_sleep.teach.facts import Chat
 
 
 WINDOWS = 8  # of an ordinary text
