@@ -58,6 +58,9 @@ SHARED_FIELDS = (
 )
 MEMORIES = ("recall", "gated_delta")
 DEFAULTS = {"window_size": 512, "sleep_passes": 2}
+# With keys that stay, a window's first token no longer sees itself alone. That is where heads with nothing to look at
+# rest their attention ("attention sink", arXiv 2309.17453), so the text's first token stays for good.
+ATTENTION_SINK = 1
 # Where a recall memory is inserted: late enough that little is left to be run through in teaching, early enough that
 # the layers behind it can use what it recalls.
 RECALL_DEPTH = 0.8
@@ -182,6 +185,8 @@ def adopted_config(
     """
     check_family(original)
     fields = {"window_size": window_size, "sleep_passes": sleep_passes, "loop_span": loop_span, **fields}
+    if fields.get("window_overlap"):
+        fields.setdefault("pinned_tokens", ATTENTION_SINK)
     is_hybrid = original.model_type not in ATTENTION_FAMILIES
     recalls = memory == "recall" or (memory is None and not is_hybrid)
     if is_hybrid:

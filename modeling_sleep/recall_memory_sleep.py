@@ -9,7 +9,8 @@ value:
                                 means of x over the window up to t, sum_s w_ts x_s with
                                 w_ts = softmax_s(Q x_t . K x_s - slope (t - s))
     q_t     `query`             A c_t + a
-    k_t     `key`               B c_{t-1} + b; a window's first token has none and is not written
+    k_t     `key`               B c_{t-1} + b; a window's first token has none, and is not written, unless the last one
+                                before it was kept (`window_overlap`)
     v_t     `value`             P e_t, where e_t is the embedding of the token
     beta_t  `beta`              sigmoid(w . x_t + w' . x_{t-1} + bias): whether the token is worth writing
     alpha   `log_decay`         exp(-exp(A_log)): how much of S a token leaves
@@ -30,6 +31,8 @@ The write is the gated delta rule of arXiv 2605.26099, section 2, with q and k L
   writes of the same keys and values are made at once.
 
 A window's buffers hold x, K x and v of its tokens; keys and betas are computed in the sleep for all of them at once.
+With `window_overlap`, x and K x of the last tokens before the window stay as well: c_t looks back at them as at tokens
+of the window, so that what the window's end cuts in two is found and asked for as if it were whole.
 """
 
 import math
@@ -42,7 +45,7 @@ from transformers import initialization as init
 
 from .configuration_sleep import SleepConfig
 from .gated_delta_rule import _no_autocast, gated_delta_rule, l2_normalise
-from .window_sleep import Window
+from .window_sleep import Window, select
 
 
 # exp(-exp(-11)) for each token: S has half-lives of 41,500 tokens.
@@ -65,12 +68,19 @@ class RecallState(NamedTuple):
         K x, (batch, columns, poolings * pooling_dim).
     values : torch.Tensor | None
         v, (batch, columns, value_dim).
+    kept_features, kept_pool_keys : torch.Tensor | None
+        x and K x of the `window_overlap` tokens before the window, the last one last.
+    kept : torch.Tensor | None
+        (batch, window_overlap) of bool: which of them are any.
     """
 
     recurrent_state: torch.Tensor | None = None
     features: torch.Tensor | None = None
     pool_keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
+    kept_features: torch.Tensor | None = None
+    kept_pool_keys: torch.Tensor | None = None
+    kept: torch.Tensor | None = None
 
 
 class RecallMemoryLayer(nn.Module):
@@ -91,6 +101,7 @@ class RecallMemoryLayer(nn.Module):
 
     def __init__(self, config: SleepConfig, layer_idx: int):
         super().__init__()
+        self.config = config
         self.layer_idx = layer_idx
         self.span, self.poolings = config.recall_span, config.recall_poolings
         hidden_size, pooling_dim = config.hidden_size, self.poolings * config.recall_pooling_dim
@@ -151,7 +162,10 @@ class RecallMemoryLayer(nn.Module):
 
     def forget(self, state: RecallState | None, window: Window) -> RecallState | None:
         """What the next window begins with: S, into which the window has been written `window.passes` times."""
-        return self._write(state, window, writes=window.passes, decays=True)
+        if state is None or state.features is None:
+            return state
+        S = self._write(state, window, writes=window.passes, decays=True).recurrent_state
+        return RecallState(S) if window.keep is None else RecallState(S, **self._keep(state, window))
 
     def fast_weights(self, state: RecallState | None) -> torch.Tensor | None:
         """S, (batch, 1, key_dim, value_dim); None if nothing is in it yet."""
@@ -168,7 +182,7 @@ class RecallMemoryLayer(nn.Module):
         state : RecallState
             With the buffers of the window, these tokens included.
         positions : torch.Tensor
-            (1 or batch, length): their columns in the buffers.
+            (1 or batch, length): their columns in the buffers; -1 is the last token kept from before the window.
 
         Returns
         -------
@@ -176,20 +190,29 @@ class RecallMemoryLayer(nn.Module):
             (batch, length, (2 + poolings) * hidden_size).
         """
         batch, length, _ = x.shape
-        columns = torch.arange(state.features.shape[1], device=x.device)
+        features, pool_keys, first, is_any = state.features, state.pool_keys, 0, None
+        if state.kept is not None:
+            features = torch.cat([state.kept_features, features], dim=1)
+            pool_keys = torch.cat([state.kept_pool_keys, pool_keys], dim=1)
+            first = -state.kept.shape[1]
+            is_any = F.pad(state.kept, (0, state.features.shape[1]), value=True)[:, None, None]
+        columns = torch.arange(first, state.features.shape[1], device=x.device)
         distance = (positions.unsqueeze(-1) - columns).unsqueeze(1)  # (1 or batch, 1, length, columns)
-        mean = ((distance > 0) & (distance <= self.span)).to(x.dtype) / self.span
+        in_span, is_later = (distance > 0) & (distance <= self.span), distance < 0
+        if is_any is not None:  # a token always sees itself, as a softmax over nothing would be NaN
+            in_span, is_later = in_span & is_any, is_later | (~is_any & (distance != 0))
+        mean = in_span.to(x.dtype) / self.span
 
         queries, keys = (
-            y.unflatten(-1, (self.poolings, -1)).transpose(1, 2) for y in (self.pool_q_proj(x), state.pool_keys)
+            y.unflatten(-1, (self.poolings, -1)).transpose(1, 2) for y in (self.pool_q_proj(x), pool_keys)
         )
         scores = queries @ keys.mT  # (batch, poolings, length, columns)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         scores = scores - self.log_slope.to(scores.dtype).exp().view(-1, 1, 1) * distance
-        pooling = scores.masked_fill(distance < 0, -torch.inf).softmax(-1).to(x.dtype)
+        pooling = scores.masked_fill(is_later, -torch.inf).softmax(-1).to(x.dtype)
 
         weights = torch.cat([mean.expand(batch, -1, -1, -1), pooling], dim=1)
-        pooled = weights.flatten(1, 2) @ state.features
+        pooled = weights.flatten(1, 2) @ features
         pooled = pooled.unflatten(1, (-1, length)).to(x.dtype)
         return torch.cat([x.unsqueeze(1), pooled], dim=1).transpose(1, 2).flatten(2)
 
@@ -217,16 +240,23 @@ class RecallMemoryLayer(nn.Module):
         x = state.features
         dtype = torch.promote_types(x.dtype, torch.float32)
         columns = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-        key = self.k_proj(_previous(self.context(x, state, columns))).to(dtype)
-        beta = self.b_proj(torch.cat([x, _previous(x)], dim=-1)).squeeze(-1).to(dtype).sigmoid()
-        beta = beta.masked_fill(columns == 0, 0)
+        is_first = columns == 0
+        if state.kept is None:
+            previous, context = _previous(x), _previous(self.context(x, state, columns))
+        else:
+            previous = torch.cat([state.kept_features[:, -1:], x[:, :-1]], dim=1)
+            context = self.context(previous, state, columns - 1)
+            is_first = is_first & ~state.kept[:, -1:]
+        key = self.k_proj(context).to(dtype)
+        beta = self.b_proj(torch.cat([x, previous], dim=-1)).squeeze(-1).to(dtype).sigmoid()
+        beta = beta.masked_fill(is_first, 0)
         log_decay = -self.A_log.to(dtype).exp().expand_as(beta)
         if live is not None:
             beta, log_decay = (y.masked_fill(~live, 0) for y in (beta, log_decay))
         return key, state.values.to(dtype), log_decay, beta
 
     def _write(self, state: RecallState | None, window: Window, writes: int, decays: bool) -> RecallState | None:
-        """S alone, into which the window's tokens have been written."""
+        """S, into which the window's tokens have been written, and what is kept from before the window."""
         if state is None or state.features is None:
             return state
         key, value, log_decay, beta = self.write_inputs(state, window.live)
@@ -235,7 +265,23 @@ class RecallMemoryLayer(nn.Module):
             if n > 0 or not decays:
                 log_decay = torch.zeros_like(log_decay)
             S = write(key, value, log_decay, beta, S)
-        return RecallState(S)
+        return state._replace(recurrent_state=S, features=None, pool_keys=None, values=None)
+
+    def _keep(self, state: RecallState, window: Window) -> dict[str, torch.Tensor]:
+        """Of the window's tokens and those kept before it, what the next window looks back at."""
+        x, pool_keys, kept = state.features, state.pool_keys, window.live
+        if kept is None:
+            kept = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        before = (state.kept_features, state.kept_pool_keys, state.kept)
+        overlap = self.config.window_overlap
+        pinned = window.keep.order.shape[1] - overlap
+        order = window.keep.order[:, pinned:] - pinned  # a pinned token is attended to, and no neighbour of any window
+        chosen = []
+        for new, old in zip((x, pool_keys, kept), before, strict=True):
+            if old is None:
+                old = new.new_zeros(new.shape[0], overlap, *new.shape[2:])
+            chosen.append(select(torch.cat([old, new], dim=1), order, 1))
+        return dict(zip(("kept_features", "kept_pool_keys", "kept"), chosen, strict=True))
 
 
 def recall(query: torch.Tensor, recurrent_state: torch.Tensor) -> torch.Tensor:

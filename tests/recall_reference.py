@@ -17,7 +17,7 @@ def sigmoid(x):
 
 
 def context(layer, x, t):
-    """c_t of a window whose features are the list `x`."""
+    """c_t of a window whose features, behind those kept from before it, are the list `x`."""
     mean = sum((x[s] for s in range(max(0, t - layer.span), t)), torch.zeros_like(x[t])) / layer.span
     parts = [x[t], mean]
     for n, slope in enumerate(layer.log_slope.exp()):
@@ -29,27 +29,30 @@ def context(layer, x, t):
     return torch.cat(parts)
 
 
-def read(layer, hidden_states, S):
-    """Hidden states behind the layer, (tokens of one window, hidden_size), S as it was when the window began."""
-    x = [rms_norm(h, layer.input_layernorm) for h in hidden_states]
+def read(layer, hidden_states, S, kept=()):
+    """
+    Hidden states behind the layer, (tokens of one window, hidden_size), S as it was when the window began. `kept` are
+    the hidden states before the layer of the `window_overlap` tokens that stand before the window.
+    """
+    x = [rms_norm(h, layer.input_layernorm) for h in (*kept, *hidden_states)]
     outputs = []
-    for t, h in enumerate(hidden_states):
+    for t, h in enumerate(hidden_states, len(kept)):
         q = unit(layer.q_proj.weight @ context(layer, x, t) + layer.q_proj.bias)
         gate = 2 * sigmoid(layer.g_proj.weight[0] @ x[t] + layer.g_proj.bias)
         outputs.append(h + layer.o_proj.weight @ (gate * (S.T @ q)))
     return torch.stack(outputs)
 
 
-def write(layer, hidden_states, embeddings, S, decays=True):
-    """S, (key_dim, value_dim), after the tokens of one window."""
-    x = [rms_norm(h, layer.input_layernorm) for h in hidden_states]
+def write(layer, hidden_states, embeddings, S, decays=True, kept=()):
+    """S, (key_dim, value_dim), after the tokens of one window; those kept before it have been written."""
+    x = [rms_norm(h, layer.input_layernorm) for h in (*kept, *hidden_states)]
     alpha = (-layer.A_log.exp()).exp() if decays else 1.0
-    for t in range(len(x)):
+    for t in range(len(kept), len(x)):
         S = alpha * S
         if t == 0:
             continue
         k = unit(layer.k_proj.weight @ context(layer, x, t - 1) + layer.k_proj.bias)
-        v = layer.v_proj.weight @ embeddings[t]
+        v = layer.v_proj.weight @ embeddings[t - len(kept)]
         beta = sigmoid(layer.b_proj.weight[0] @ torch.cat([x[t], x[t - 1]]) + layer.b_proj.bias)
         S = S + beta * torch.outer(k, v - S.T @ k)
     return S

@@ -11,11 +11,14 @@ from transformers import CompileConfig, DynamicCache
 
 from modeling_sleep import SleepConfig, SleepForCausalLM, memory_target_modules
 from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, RecallState
-from modeling_sleep.window_sleep import Window
+from modeling_sleep.window_sleep import Keep, Window
 
 
 L = 6
 TEXT = 21  # tokens: three windows and a half
+KEPT = pytest.mark.parametrize(
+    "kept", [{}, dict(window_overlap=3), dict(window_overlap=5, pinned_tokens=2)], ids=["evicted", "overlap", "pinned"]
+)
 
 
 def make_config(**fields):
@@ -55,7 +58,7 @@ def make_model(**fields):
     return model
 
 
-def make_window(embeds, stored=0, counts=None, past=None, passes=1):
+def make_window(embeds, stored=0, counts=None, past=None, passes=1, keep=None):
     """A [`Window`] of rows that hold `stored` tokens each and read `counts` (default: all) of the new ones."""
     batch, length = embeds.shape[:2]
     stored = torch.as_tensor(stored).expand(batch).reshape(-1, 1)
@@ -70,23 +73,28 @@ def make_window(embeds, stored=0, counts=None, past=None, passes=1):
         live=column < stored + counts,
         order=torch.where(column < stored, column, past + (column - stored).clamp(max=length - 1)),
         passes=passes,
+        keep=keep,
     )
 
 
 @pytest.mark.parametrize("passes", [1, 3])
+@KEPT
 @torch.no_grad()
-def test_window_after_window_equals_the_reference(passes):
-    layer, batch = make_layer(), 2
+def test_window_after_window_equals_the_reference(kept, passes):
+    layer, batch = make_layer(**kept), 2
     h, e = torch.randn(2, batch, 3, L, 16, dtype=torch.float64)
     state, S = None, torch.zeros(batch, layer.k_proj.out_features, layer.v_proj.out_features, dtype=torch.float64)
+    overlap, pinned = kept.get("window_overlap", 0), kept.get("pinned_tokens", 0)
+    keep = Keep(torch.arange(L, L + pinned + overlap).unsqueeze(0), None) if kept else None
     for n in range(3):
-        window = make_window(e[:, n], passes=passes)
+        window = make_window(e[:, n], passes=passes, keep=keep)
         output, state = layer(h[:, n], state, window)
         state = layer.forget(state, window)
         for row in range(batch):
-            torch.testing.assert_close(output[row], recall_reference.read(layer, h[row, n], S[row]))
+            before = h[row, n - 1, L - overlap :] if n else ()
+            torch.testing.assert_close(output[row], recall_reference.read(layer, h[row, n], S[row], before))
             for write in range(passes):
-                S[row] = recall_reference.write(layer, h[row, n], e[row, n], S[row], decays=write == 0)
+                S[row] = recall_reference.write(layer, h[row, n], e[row, n], S[row], write == 0, before)
         torch.testing.assert_close(state.recurrent_state[:, 0], S, atol=1e-9, rtol=1e-9)
     assert state.features is None
 
@@ -132,11 +140,12 @@ def test_what_it_is_given_is_not_written_to():
     layer = make_layer()
     h, e = torch.randn(2, 2, L, 16, dtype=torch.float64)
     _, state = layer(h, RecallState(torch.randn(2, 1, *S_shape(layer), dtype=torch.float64)), make_window(e))
-    copies = [x.clone() for x in (h, e, *state)]
+    given_to_it = [x for x in (h, e, *state) if x is not None]
+    copies = [x.clone() for x in given_to_it]
     window = make_window(e[:, :1], stored=L - 1, past=L)
     layer(h[:, :1], state, window)
     layer.forget(state, make_window(e, passes=2))
-    assert all(torch.equal(x, y) for x, y in zip((h, e, *state), copies, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(given_to_it, copies, strict=True))
 
 
 def S_shape(layer):
@@ -178,12 +187,13 @@ def test_a_replayed_span_reads_what_the_pass_before_has_written():
 
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("loop_span", [(0, 0), None, (0, 2), (3, 4)], ids=str)
+@KEPT
 @torch.no_grad()
-def test_token_by_token_equals_chunks_equals_the_whole(loop_span, passes):
+def test_token_by_token_equals_chunks_equals_the_whole(kept, loop_span, passes):
     if loop_span == (3, 4):  # the memory lies before the span
-        model = make_model(loop_span=(2, 4))
+        model = make_model(loop_span=(2, 4), **kept)
     else:
-        model = make_model(loop_span=loop_span)
+        model = make_model(loop_span=loop_span, **kept)
     ids = torch.randint(40, (2, TEXT))
     whole = model(ids, sleep_passes=passes).logits
     for size in (1, 4, 9):
@@ -193,16 +203,46 @@ def test_token_by_token_equals_chunks_equals_the_whole(loop_span, passes):
         torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=1e-9, rtol=1e-9)
 
 
+@KEPT
 @torch.no_grad()
-def test_padding_anywhere_changes_nothing():
-    model = make_model()
+def test_padding_anywhere_changes_nothing(kept):
+    model = make_model(**kept)
     ids, mask = torch.randint(40, (3, TEXT)), torch.ones(3, TEXT, dtype=torch.long)
     mask[0, :5] = mask[1, 9:] = mask[2, 4:8] = 0
     logits = model(ids, attention_mask=mask, sleep_passes=2).logits
     for row in range(3):
-        kept = mask[row].bool()
-        alone = model(ids[row : row + 1, kept], sleep_passes=2).logits[0]
-        torch.testing.assert_close(logits[row, kept], alone, atol=1e-9, rtol=1e-9)
+        live = mask[row].bool()
+        alone = model(ids[row : row + 1, live], sleep_passes=2).logits[0]
+        torch.testing.assert_close(logits[row, live], alone, atol=1e-9, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_naps_of_rows_that_hold_little_keep_what_there_is():
+    """A row that has read less than the overlap beside one that has read more, then both go on."""
+    model, ids = make_model(window_overlap=4), torch.randint(40, (2, 11))
+    mask = torch.ones(2, 5, dtype=torch.long)
+    mask[0, :3] = 0
+    cache = model.sleep(model(ids[:, :5], attention_mask=mask).past_key_values)
+    together = model(ids[:, 5:], past_key_values=cache).logits
+    for row in range(2):
+        alone = model.sleep(model(ids[row : row + 1, :5][:, mask[row].bool()]).past_key_values)
+        alone = model(ids[row : row + 1, 5:], past_key_values=alone).logits[0]
+        torch.testing.assert_close(together[row], alone, atol=1e-9, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_a_fact_that_a_window_cuts_in_two_is_written_with_an_overlap():
+    """The first token of a window is written, by what the one before it was known by."""
+    layer = make_layer(window_overlap=3)
+    h, e = torch.randn(2, 1, 2, L, 16, dtype=torch.float64)
+    keep = Keep(torch.arange(L, L + 3).unsqueeze(0), None)
+    window = make_window(e[:, 0], keep=keep)
+    state = layer.forget(layer(h[:, 0], None, window)[1], window)
+    betas = []
+    for kept in (state, RecallState(state.recurrent_state)):
+        _, after = layer(h[:, 1], kept, make_window(e[:, 1]))
+        betas.append(layer.write_inputs(after, None)[3][0])
+    assert betas[0][0] > 0 and betas[1][0] == 0
 
 
 @torch.no_grad()
@@ -223,9 +263,10 @@ def test_the_first_window_is_the_model_without_memory_bit_for_bit():
     assert torch.equal(model(ids, attention_mask=mask).logits[0, L + 2 :], without(ids[:1, L + 2 :]).logits[0])
 
 
+@KEPT
 @torch.no_grad()
-def test_cached_rows_can_be_chosen_and_repeated():
-    model = make_model()
+def test_cached_rows_can_be_chosen_and_repeated(kept):
+    model = make_model(**kept)
     ids = torch.randint(40, (2, TEXT))
     cache = model(ids[:, :-3]).past_key_values
     cache.reorder_cache(torch.tensor([1, 1, 0]))
@@ -233,11 +274,12 @@ def test_cached_rows_can_be_chosen_and_repeated():
     torch.testing.assert_close(logits, model(ids).logits[[1, 1, 0], -3:], atol=1e-9, rtol=1e-9)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
+@KEPT
+def test_gradient_checkpointing_gives_the_same_gradients(kept):
     gradients = []
     for checkpointed in (False, True):
         torch.manual_seed(0)
-        model = make_model(loop_span=None).train()
+        model = make_model(loop_span=None, **kept).train()
         if checkpointed:
             model.gradient_checkpointing_enable()
         ids = torch.randint(40, (2, TEXT))

@@ -37,7 +37,7 @@ from modeling_sleep.teach.facts import unit
 from modeling_sleep.teach.filler import sentences
 from modeling_sleep.teach.lessons import lesson, lessons, story_of, story_tensors, swap, texts
 from modeling_sleep.teach.names import words
-from modeling_sleep.teach.reading import found_alone, read_through, written
+from modeling_sleep.teach.reading import asleep_before, found_alone, read_through, written
 from modeling_sleep.teach.stages import ALONE, THROUGH, Alone, ThroughLayers
 from modeling_sleep.teach.states import StateCache
 from modeling_sleep.teach.teaching import teach
@@ -112,15 +112,16 @@ def make_model(tokenizer, family="llama", **options):
     )
 
 
-def the_lessons(model, chat, folder, count=4, split="train"):
-    return list(lessons(StateCache(model, folder), split, 0, chat, L, count, facts=3))
+def the_lessons(model, chat, folder, count=4, split="train", **options):
+    return list(lessons(StateCache(model, folder), split, 0, chat, L, count, facts=3, **options))
 
 
 def test_what_is_read_is_what_the_model_knows_and_is_read_once(tokenizer, chat, tmp_path):
     model = make_model(tokenizer)
     cache = StateCache(model, tmp_path)
     story, asking = [list(range(10, 10 + L)), list(range(60, 60 + L))], [[5, 6, 7], [8, 9, 10, 11, 12]]
-    told, asked = cache.read(story, asking)
+    told, texts = cache.read(story, asking)
+    asked = [read for text in texts for read in text]
     place = model.config.memory_layers[0]
     for read in (*told, *asked):
         expected = model.model(torch.tensor([read.ids]), output_hidden_states=True)
@@ -138,6 +139,26 @@ def test_what_is_read_is_what_the_model_knows_and_is_read_once(tokenizer, chat, 
     assert torch.equal(again[1].hidden_states, told[1].hidden_states)
     other = make_model(tokenizer, "qwen3")
     assert StateCache(other, tmp_path).fingerprint != cache.fingerprint
+
+
+@torch.no_grad()
+def test_windows_know_what_is_kept_of_those_before_them(tokenizer, tmp_path):
+    """With an overlap, stories and texts of unequal lengths that ask behind them are read as the model reads them."""
+    model = make_model(tokenizer, window_overlap=24, pinned_tokens=2)
+    place, ids = model.config.memory_layers[0], [*range(4, 4 + 4 * L)]
+    story, asking = [ids[:L], ids[L : 2 * L]], [ids[2 * L : 2 * L + 5], ids[2 * L :][: L + 9], ids[2 * L :][: L + 3]]
+    told, asked = StateCache(model, tmp_path).read(story, asking)
+    assert [[len(read.ids) for read in text] for text in asked] == [[5], [L, 9], [L, 3]]
+    for text in asked:
+        reads = [*told, *text]
+        whole = model.model(torch.tensor([sum((read.ids for read in reads), [])]), output_hidden_states=True)
+        expected = whole.hidden_states[place][0]
+        found = torch.cat([read.hidden_states for read in reads]).float()
+        torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
+        for number, read in enumerate(reads[1:], 1):
+            kept = expected[number * L - 24 : number * L]
+            torch.testing.assert_close(read.kept_hidden_states.float(), kept, atol=1e-2, rtol=1e-2)
+    assert told[0].kept_hidden_states is None
 
 
 def test_the_cache_stays_within_its_limit(tokenizer, tmp_path):
@@ -158,19 +179,21 @@ def test_a_broken_file_is_read_anew(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("kept", [{}, dict(window_overlap=24), dict(window_overlap=24, pinned_tokens=2)], ids=str)
 @torch.no_grad()
-def test_reading_through_cached_states_is_what_the_model_does(tokenizer, chat, tmp_path, passes):
+def test_reading_through_cached_states_is_what_the_model_does(tokenizer, chat, tmp_path, kept, passes):
     """Story and question token by token through the model, or from the cache: the same prediction."""
-    model = make_model(tokenizer, read_out=0.5)
+    model = make_model(tokenizer, read_out=0.5, **kept)
     place = model.config.memory_layers[0]
-    learned = max(the_lessons(model, chat, tmp_path), key=lambda x: len(x.asked))
+    # One window, as what is kept of a second one, behind the memory, would know what the memory gave there.
+    learned = max(the_lessons(model, chat, tmp_path, windows=1), key=lambda x: len(x.asked))
     asked = learned.asked[0]
     ids = torch.tensor([[i for read in learned.story for i in read.ids] + asked.read.ids])
     expected = model.model(ids, sleep_passes=passes).last_hidden_state[0, -len(asked.read.ids) :]
 
     memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
     story = [[(learned, i) for i in range(len(learned.story))]]
-    S, _ = written(memory, *story_tensors(story, embeddings, torch.float32), passes)
+    S, _ = written(memory, story_tensors(story, embeddings, torch.float32), passes)
     found = read_through(model, place, S, [0], [asked.read], [0]).last_hidden_state[0]
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)  # states are kept in half precision
     without = model.model(torch.tensor([asked.read.ids])).last_hidden_state[0]
@@ -183,6 +206,36 @@ def test_reading_through_cached_states_is_what_the_model_does(tokenizer, chat, t
     for row, (read, begin) in enumerate(zip(reads, begins)):
         by_itself = read_through(model, place, S, [0], [read], [begin]).last_hidden_state[0]
         torch.testing.assert_close(both[row, : len(read.ids) - begin], by_itself, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+@torch.no_grad()
+def test_a_question_that_is_cut_is_slept_over_as_the_model_does(tokenizer, chat, tmp_path, passes):
+    model = make_model(tokenizer, read_out=0.5, window_overlap=24, pinned_tokens=1)
+    place = model.config.memory_layers[0]
+    memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
+    learned = the_lessons(model, chat, tmp_path, count=8, cut=1.0)
+    cut = [(x, asked) for x in learned for asked in x.asked if asked.before]
+    assert len(cut) > 5 and all(asked.question.cut in ("question", "both") for _, asked in cut)
+    for x, asked in cut[:6]:
+        S, _ = written(
+            memory, story_tensors([[(x, i) for i in range(len(x.story))]], embeddings, torch.float32), passes
+        )
+        S, betas = asleep_before(memory, S, [asked], embeddings, passes)
+        assert betas[0].shape == (1, 1, L)
+        windows = [*x.story, *asked.before]
+        cache = model(torch.tensor([sum((read.ids for read in windows), [])]), sleep_passes=passes).past_key_values
+        expected = model.sleep(cache, passes).layers[place].state.recurrent_state
+        torch.testing.assert_close(S, expected, atol=2e-3 * expected.abs().max().item(), rtol=0)
+        # What is sought is predicted in the window that is read, by the token before it.
+        whole = asked.question.prompt + asked.answer.ids
+        flat = sum(len(read.ids) for read in asked.before)
+        assert asked.before[0].ids + asked.read.ids == whole[: flat + len(asked.read.ids)]
+        sought = asked.sought()
+        assert [one.token for one in sought] == [whole[flat + one.column + 1] for one in sought]
+        assert whole.index(asked.answer.ids[asked.answer.value[0]], len(asked.question.prompt)) in [
+            flat + one.column + 1 for one in sought if one.kind == "value"
+        ]
 
 
 @torch.no_grad()
@@ -199,12 +252,13 @@ def test_a_swapped_value_is_another_fact(tokenizer, chat, tmp_path):
     window, place = before.question.window, before.question.told[0]
     assert set(after.value) == {7} and len(after.value) == len(before.value) and swapped.swapped[window, place] == 7
     assert learned.story[window].ids[place] == before.value[0]
-    assert after.targets()[after.answer.value[0]] == 7 and len(after.targets()) == len(before.targets())
+    assert [x.token for x in after.sought() if x.kind == "value"] == after.value
+    assert [x.column for x in after.sought()] == [x.column for x in before.sought()]
     first, second = (
         story_tensors([[(x, i) for i in range(2)]], embeddings, torch.float32) for x in (learned, swapped)
     )
     assert torch.equal(first[0], second[0]) and torch.equal(second[1][0, window, place], embeddings[7])
-    assert not torch.equal(written(memory, *first)[0], written(memory, *second)[0])
+    assert not torch.equal(written(memory, first)[0], written(memory, second)[0])
 
 
 def test_longer_stories_ask_nothing_twice(tokenizer, chat, tmp_path):
@@ -223,12 +277,13 @@ def loss_of(course):
     return sum(losses)
 
 
-@pytest.mark.parametrize("family", ORIGINALS)
-def test_both_stages_learn(tokenizer, chat, tmp_path, family):
-    model = make_model(tokenizer, family, read_out=0.5).requires_grad_(False)
+@pytest.mark.parametrize("family, overlap", [*((family, 0) for family in ORIGINALS), ("llama", 24), ("qwen3_5", 24)])
+def test_both_stages_learn(tokenizer, chat, tmp_path, family, overlap):
+    kept = dict(window_overlap=overlap, pinned_tokens=min(overlap, 1))
+    model = make_model(tokenizer, family, read_out=0.5, **kept).requires_grad_(False)
     place = model.config.memory_layers[0]
     model.model.layers[place].requires_grad_(True)
-    learned = the_lessons(model, chat, tmp_path)
+    learned = the_lessons(model, chat, tmp_path, cut=0.5 if overlap else 0.0)
     natural = list(texts(StateCache(model, tmp_path), "train", 0, chat, L, 1))
     assert all(len(read.ids) == L for read in natural[0])
     base = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
@@ -378,12 +433,13 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
         check_picture(folder, card.text)
     results = json.loads((out / "results.json").read_text())
     assert results["settings"]["seed"] == 0 and 0 < results["steps"]["through"] < THROUGH.steps
-    assert len((out / "answers.jsonl").read_text().splitlines()) == 2 * 2 * (3 + 3 + 1)
+    assert len((out / "answers.jsonl").read_text().splitlines()) == 2 * 2 * (3 + 3 + 3 + 1)
     model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
     assert model.config.sleep_passes == 2 and model.config.window_size == L
     assert model.model.layers[model.config.memory_layers[0]].o_proj.weight.abs().max() > 0
 
     small = ["--memory-only", "--output", str(tmp_path / "small"), "--minutes", "1", "--steps", "1", "2"]
+    small += ["--window-overlap", "16", "--windows", "2", "4"]
     assert command.main([str(tmp_path / "pretrained"), *options, *small]) == 0
     assert json.loads((tmp_path / "small" / "results.json").read_text())["steps"] == {"alone": 1, "through": 2}
     card = ModelCard.load(tmp_path / "small" / "README.md")
@@ -392,6 +448,13 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     check_picture(tmp_path / "small", card.text)
     again = SleepForCausalLM.from_causal_lm(str(tmp_path / "pretrained"), memory=str(tmp_path / "small"))
     assert again.config.sleep_passes == 2
+    assert (again.config.window_overlap, again.config.pinned_tokens) == (16, 1)
+
+    # A taught model is taught on.
+    options = ["--output", str(tmp_path / "on"), "--units", "2", "--questions", "0", "--steps", "0", "1"]
+    assert command.main([str(out), *options, "--cache", str(tmp_path / "states"), "--window-overlap", "8"]) == 0
+    config = SleepForCausalLM.from_pretrained(tmp_path / "on").config
+    assert (config.window_overlap, config.pinned_tokens, config.window_size) == (8, 1, L)
 
     assert command.main([str(tmp_path / "nowhere"), "--output", str(out)]) == 1
     assert "error:" in capsys.readouterr().err
@@ -418,4 +481,4 @@ def test_a_lesson_begins_answers_as_it_is_told(tokenizer, chat, tmp_path):
         for asked in lesson(cache, learned, random.Random(0), {beginning: 1.0}).asked:
             assert asked.read.ids == asked.question.prompt + asked.answer.ids
             assert (asked.answer.given == 0) == (beginning == "own")
-            assert [asked.read.ids[i] for i in asked.places] == asked.value
+            assert [x.token for x in asked.sought() if x.kind == "value"] == asked.value

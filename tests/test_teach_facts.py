@@ -168,6 +168,27 @@ def test_questions_stand_behind_other_text_of_their_window(chat, split):
 
 
 @pytest.mark.parametrize("split", PATTERNS)
+def test_windows_cut_facts_and_questions_and_say_so(chat, split):
+    seen = Counter()
+    for index in range(60):
+        drawn = unit(split, 0, index, chat, L, amid=0.5, cut=True)
+        assert {len(window) for window in drawn.story} == {L}
+        for question in drawn.questions:
+            seen[question.cut] += 1
+            text = [*itertools.chain(*drawn.story), *question.prompt]
+            begin, end = (question.window * L + place for place in question.told)
+            assert question.value in chat.tokenizer.decode(text[begin:end])
+            assert question.since == len(text) // L - begin // L > 0
+            assert question.text in chat.tokenizer.decode(question.prompt)
+            values = [x.value[1] for x in question.answers.values()]
+            if len(text) // L < (len(text) + max(values) - 1) // L:  # within the answer
+                assert question.cut in ("question", "both")
+            if question.told[1] > L:
+                assert question.cut in ("fact", "both")
+    assert seen["nothing"] > 20 and seen["question"] > 20 and seen["fact"] > 3, seen
+
+
+@pytest.mark.parametrize("split", PATTERNS)
 def test_a_question_has_one_answer_and_rivals_that_differ(some, split):
     shared = 0
     for drawn in some[split]:

@@ -17,6 +17,7 @@ from huggingface_hub import cached_assets_path
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer
 
+from ..adopt_sleep import ATTENTION_SINK
 from ..configuration_sleep import SleepConfig
 from ..heads_sleep import SleepForCausalLM
 from ..hub_upload.card import copy_terms, metadata_of_base, write_card
@@ -48,8 +49,23 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar=("ALONE", "THROUGH"),
         help="of the memory by itself, and of the memory through the layers behind it",
     )
+    parser.add_argument(
+        "--windows",
+        type=int,
+        nargs=2,
+        default=THROUGH.windows,
+        metavar=("LEAST", "MOST"),
+        help="of a story, where the memory is taught through the layers behind it",
+    )
+    parser.add_argument("--sparse", type=float, default=THROUGH.sparse, help="how much a written token costs there")
     parser.add_argument("--questions", type=int, default=60, help="of each kind, to measure with")
     parser.add_argument("--window-size", type=int, default=256, metavar="L", help="of a pretrained model")
+    parser.add_argument(
+        "--window-overlap", type=int, default=None, metavar="W", help="keys that stay; default: the model's, or 0"
+    )
+    parser.add_argument(
+        "--pinned-tokens", type=int, default=None, metavar="P", help="that keep their keys; default: 1 with an overlap"
+    )
     parser.add_argument(
         "--passes", type=int, default=None, metavar="N", help="how often a sleep writes; default: the model's"
     )
@@ -63,11 +79,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def load_model(options: argparse.Namespace) -> SleepForCausalLM:
     """The model to be taught, given sleep if it has none yet."""
+    kept = {"window_overlap": options.window_overlap, "pinned_tokens": options.pinned_tokens}
+    kept = {name: number for name, number in kept.items() if number is not None}
+    if options.window_overlap:
+        kept.setdefault("pinned_tokens", ATTENTION_SINK)
     config = AutoConfig.from_pretrained(options.model)
     if config.model_type == SleepConfig.model_type:
-        return SleepForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+        return SleepForCausalLM.from_pretrained(options.model, dtype=torch.float32, **kept)
     return SleepForCausalLM.from_causal_lm(
-        options.model, window_size=options.window_size, memory="recall", dtype=torch.float32
+        options.model, window_size=options.window_size, memory="recall", dtype=torch.float32, **kept
     )
 
 
@@ -93,7 +113,9 @@ def main(arguments: list[str] | None = None) -> int:
             units=options.units,
             questions=options.questions,
             alone=dataclasses.replace(ALONE, steps=options.steps[0]),
-            through=dataclasses.replace(THROUGH, steps=options.steps[1]),
+            through=dataclasses.replace(
+                THROUGH, steps=options.steps[1], windows=tuple(options.windows), sparse=options.sparse
+            ),
             autocast=DTYPES[options.dtype],
             cache_limit=options.cache_gigabytes * 1e9,
         )

@@ -171,7 +171,8 @@ def answers(reader: Reader, units: Iterable[Unit], beginnings: Sequence[str] = B
     ------
     dict
         `reader`, `split`, `unit`, `pattern`, `kind`, `since` (sleeps), `beginning`, `behind` (what else stands
-        in the window), `value`, `right`; in the model's own words also `answer`, `ended` and `repeats`.
+        in the window), `cut` (what the end of a window cuts), `value`, `right`; in the model's own words also
+        `answer`, `ended` and `repeats`.
     """
     for asked in units:
         caches = {}
@@ -183,7 +184,8 @@ def answers(reader: Reader, units: Iterable[Unit], beginnings: Sequence[str] = B
             for beginning in beginnings:
                 row = {"reader": reader.name, "split": asked.split, "unit": f"{asked.seed}/{asked.index}"}
                 row |= {"pattern": question.pattern, "kind": question.kind, "since": question.since}
-                row |= {"beginning": beginning, "behind": question.behind, "value": question.value}
+                row |= {"beginning": beginning, "behind": question.behind, "cut": question.cut}
+                row |= {"value": question.value}
                 if beginning == "own":
                     text, ended = reader.write(question.prompt, cache, before)
                     row |= {"right": names(text, question), "answer": text, "ended": ended}
@@ -357,6 +359,7 @@ def main() -> None:
     parser.add_argument("--window-size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amid", type=float, default=0.0, help="share of questions behind other text of their window")
+    parser.add_argument("--cut", action="store_true", help="windows end anywhere, also in facts and questions")
     parser.add_argument("--readers", nargs="+", choices=("whole", "alone", "last", "nearest"), default=["whole"])
     parser.add_argument("--last", type=int, default=9, help="tokens of the story that the reader `last` still holds")
     parser.add_argument("--nearest", type=int, default=1, help="sentences that the reader `nearest` is given")
@@ -373,7 +376,9 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(args.model).eval()
     if args.passes and model.config.model_type != "sleep":
         parser.error(f"--passes is for models that sleep, and {args.model} is a {model.config.model_type}.")
-    asked = evaluation_units(args.split, args.seed, chat, args.window_size, args.questions, amid=args.amid)
+    asked = evaluation_units(
+        args.split, args.seed, chat, args.window_size, args.questions, amid=args.amid, cut=args.cut
+    )
     befores = {"whole": {}, "alone": {"before": alone}, "last": {"before": last(args.last)}}
     befores["nearest"] = {"before": nearest(chat, args.nearest)}
     rows = []

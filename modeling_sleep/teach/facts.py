@@ -10,13 +10,14 @@ What is notable:
   where all three are its own; "joined", which are as unknown, and answers join two facts (`patterns_*.py`, `names.py`)
 - the same split, seed and index are the same facts everywhere, and the same text where the same versions of Python and
   its packages are installed: filler is drawn apart from the facts (`filler.py`)
-- no fact crosses the end of a window; other text does, as text does
+- no fact crosses the end of a window, nor does a question with its answer, unless the unit is `cut`; other text does
 - facts of a text resemble one another: some share their person, some their pattern; some are told anew with another
   value, and the last word counts
 """
 
 import argparse
 import dataclasses
+import itertools
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -89,18 +90,22 @@ class Question:
     ----------
     text : str
     prompt : list of int
-        Tokens of the window that asks, up to where the assistant begins.
+        Tokens behind the story, up to where the assistant begins: of one window with the answer, or of two if it is
+        `cut`.
     behind : str
         What stands in this window before the question: one of `AMID`, or "nothing".
+    cut : str
+        What the end of a window cuts in two: the "fact", the "question" (or its answer, up to the value), "both", or
+        "nothing".
     answers : dict of str to Answer
         By what the answer begins with, one of `BEGINNINGS`.
     value, kind, pattern : str
     window : int
         The window that told the fact last.
     told : (int, int)
-        Where in it the tokens of the value stand.
+        Where in it the tokens of the value stand, counted on where they go on in the next window.
     windows : int
-        Windows of the story.
+        That are full when the answer begins.
     candidates : tuple of str
         Values of its kind, the right one first, then those that the story tells of.
     """
@@ -116,6 +121,7 @@ class Question:
     told: tuple[int, int]
     windows: int
     candidates: tuple[str, ...]
+    cut: str = "nothing"
 
     @property
     def since(self) -> int:
@@ -152,6 +158,7 @@ def unit(
     facts: int = 7,
     between: int = 0,
     amid: float = 0.0,
+    cut: bool = False,
     sources: Sequence[str] = SOURCES,
 ) -> Unit:
     """
@@ -172,6 +179,8 @@ def unit(
     amid : float
         Share of the questions that stand behind other text in their window: some that goes on from the story, a fact
         of it told anew, or another question with its answer.
+    cut : bool
+        Whether windows end anywhere, so that they may cut facts, questions and answers in two.
     sources : sequence of str
         Of the filler.
 
@@ -188,9 +197,10 @@ def unit(
         )
     rng = random.Random(f"facts/{split}/{seed}/{index}")
     drawn = draw_facts(rng, split, facts)
-    story = Story(
-        chat, window_size, windows + between, random.Random(f"filler/{split}/{seed}/{index}"), split, sources
-    )
+    sizes = [window_size] * (windows + between)
+    if cut:  # more other text in the first window moves the ends of all
+        sizes[0] += random.Random(f"cut/{split}/{seed}/{index}").randrange(1, window_size)
+    story = Story(chat, sizes, random.Random(f"filler/{split}/{seed}/{index}"), split, sources)
     told = story.tell(rng, drawn, windows)
     asked = [(fact, q) for fact in told for q in ask(rng, split, chat, window_size, fact, told, story)]
     rng.shuffle(asked)
@@ -198,8 +208,12 @@ def unit(
     for fact, question in asked:
         if drawn_amid.random() < amid:
             question = amid_others(drawn_amid, chat, window_size, fact, question, asked, story)
-        questions.append(question)
-    return Unit(split, seed, index, story.windows, questions)
+        questions.append((fact, question))
+    if not cut:
+        return Unit(split, seed, index, story.windows, [question for _, question in questions])
+    whole, rest = story.cut(window_size)
+    questions = [cut_question(chat, window_size, fact, question, story, rest) for fact, question in questions]
+    return Unit(split, seed, index, whole, [question for question in questions if question.since > 0])
 
 
 def draw_facts(rng: random.Random, split: str, count: int) -> list[Fact]:
@@ -303,12 +317,13 @@ def value_slot(answer: str) -> str:
 
 
 class Story:
-    """Windows that are filled one after the other. `windows` are their tokens, `places` where each value stands."""
+    """
+    Windows of so many tokens each that are filled one after the other. `windows` are their tokens, `places` where each
+    value stands.
+    """
 
-    def __init__(
-        self, chat: Chat, window_size: int, count: int, rng: random.Random, split: str, sources: Sequence[str]
-    ):
-        self.chat, self.window_size, self.count, self.rng = chat, window_size, count, rng
+    def __init__(self, chat: Chat, sizes: Sequence[int], rng: random.Random, split: str, sources: Sequence[str]):
+        self.chat, self.sizes, self.rng = chat, sizes, rng
         self.filler = stream(rng, "train" if split == "train" else "eval", sources)
         self.windows: list[list[int]] = []
         self.places: dict[tuple[int, int], tuple[int, list[tuple[int, int]], int]] = {}
@@ -318,7 +333,7 @@ class Story:
     def tell(self, rng: random.Random, facts: list[Fact], windows: int) -> list[Fact]:
         """Fills all windows, tells the facts in the first so many of them, and returns those that found room."""
         opening = self.chat.opening if rng.random() < 0.5 else self.chat.user
-        room = [self.window_size] * windows
+        room = list(self.sizes[:windows])
         room[0] -= len(self.chat.ids(opening))
         plan, told = [[] for _ in range(windows)], []
         for fact in facts:
@@ -333,7 +348,7 @@ class Story:
                         plan[place].append((fact, telling))
                     told.append(fact)
                     break
-        for window in range(self.count):
+        for window in range(len(self.sizes)):
             items = plan[window] if window < windows else []
             rng.shuffle(items)
             items.sort(key=lambda item: item[0].tellings.index(item[1]))
@@ -361,21 +376,22 @@ class Story:
 
     def write(self, window: int, items: list[tuple[Fact, Telling]], opening: str) -> None:
         """One window: the rest of the last sentence, then facts with filler before and behind each."""
+        size = self.sizes[window]
         needs = [self.needs(telling) for _, telling in items]
         ids = self.chat.ids(opening)
         if opening:
             self.ended = opening
-        if self.rest and len(self.rest) <= self.window_size - sum(needs):
+        if self.rest and len(self.rest) <= size - sum(needs):
             ids = list(self.rest)
         self.rest = []
         for number, (fact, telling) in enumerate(items):
-            free = self.window_size - len(ids) - sum(needs[number:])
+            free = size - len(ids) - sum(needs[number:])
             self.fill(ids, len(ids) + int(free * self.rng.random()))
             piece, offsets = self.piece(telling, self.ended)
             self.places[id(fact), id(telling)] = (window, offsets, len(ids))
             ids += piece
             self.ended = self.chat.to_user if telling.assistant else telling.text
-        self.fill(ids, self.window_size, cut=True)
+        self.fill(ids, size, cut=True)
         self.windows.append(ids)
 
     def fill(self, ids: list[int], size: int, cut: bool = False) -> None:
@@ -393,6 +409,12 @@ class Story:
             ids += piece[:room]
             self.rest = piece[room:]
             self.ended = text
+
+    def cut(self, window_size: int) -> tuple[list[list[int]], list[int]]:
+        """The same text in windows of one size, and what is left of it behind them."""
+        ids = list(itertools.chain(*self.windows))
+        whole = len(ids) // window_size * window_size
+        return [ids[i : i + window_size] for i in range(0, whole, window_size)], ids[whole:]
 
     def begun(self, rng: random.Random, room: int, telling: Telling | None = None) -> list[int]:
         """At most so many tokens with which the window behind the story may begin; the telling is among them."""
@@ -453,11 +475,35 @@ def ask(
                 pattern=fact.pattern.id,
                 window=window,
                 told=(place + begin, place + end),
-                windows=story.count,
+                windows=len(story.sizes),
                 candidates=(value, *candidates[: CANDIDATES - 1]),
             )
         )
     return questions
+
+
+def cut_question(
+    chat: Chat, window_size: int, fact: Fact, question: Question, story: Story, rest: list[int]
+) -> Question:
+    """The question behind a story whose windows end elsewhere, and which has left `rest` for the one that asks."""
+    window, offsets, place = story.places[id(fact), id(fact.tellings[-1])]
+    before = sum(story.sizes[:window])
+    first, last = (before + i for i in question.told)
+    end = sum(story.sizes) + len(question.prompt)
+    turn = len(chat.ids(gap(chat.asks) + question.text + chat.to_assistant))
+    answered = end + max(answer.value[1] for answer in question.answers.values())
+    is_cut = {
+        "fact": (before + place) // window_size < (last - 1) // window_size,
+        "question": (end - turn) // window_size < (answered - 1) // window_size,
+    }
+    return dataclasses.replace(
+        question,
+        prompt=rest + question.prompt,
+        cut="both" if all(is_cut.values()) else next((name for name, x in is_cut.items() if x), "nothing"),
+        window=first // window_size,
+        told=(first % window_size, first % window_size + last - first),
+        windows=end // window_size,
+    )
 
 
 def amid_others(

@@ -3,7 +3,9 @@
     python -m modeling_sleep.teach.lengths FOLDER --rows lengths.jsonl --plot lengths.png    # goes on where it stopped
 
 Facts stand in one window, and other text in all that follow: the same for all of them, as what the model makes of a
-window before the memory does not depend on other windows. So it is read once, and written behind each story.
+window before the memory does not depend on other windows. So it is read once, and written behind each story. With
+`window_overlap` this leaves out that the last tokens of one window stand before the next: the first window of other
+text is read as if nothing stood before it.
 """
 
 import argparse
@@ -24,11 +26,12 @@ from transformers import AutoTokenizer
 from transformers.cache_utils import Cache
 
 from ..heads_sleep import SleepForCausalLM
+from ..outputs_sleep import CACHE
 from .chat import Chat
 from .evaluate import Reader, answers, evaluation_units, share
 from .facts import Unit, unit
 from .filler import stream
-from .lessons import windows_of
+from .lessons import StoryTensors, window_tensors, windows_of
 from .reading import written
 from .states import StateCache
 
@@ -49,21 +52,26 @@ def sleeps_over(model: SleepForCausalLM, windows: list[list[int]]) -> Callable[[
     memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
     with tempfile.TemporaryDirectory() as folder:
         reads, _ = StateCache(model, Path(folder)).read(windows)
-    ids = torch.tensor([read.ids for read in reads], device=embeddings.device)
-    hidden_states = torch.stack([read.hidden_states for read in reads]).to(embeddings)
+    tensors = window_tensors([reads], embeddings, embeddings.dtype)
+    kept: dict[int, Cache] = {}
+
+    def behind(count: int) -> Cache:
+        """A cache that has slept over the last of so many windows: what it has kept is what stands there."""
+        if count not in kept:
+            ids = torch.tensor([windows[count - 1]], device=embeddings.device)
+            kept[count] = model.sleep(model(ids, use_cache=True, logits_to_keep=1)[CACHE])
+        return kept[count]
 
     def sleep(cache: Cache, count: int) -> None:
         model.sleep(cache)
         if count:
-            state = cache.layers[place].state
-            S, _ = written(
-                memory,
-                hidden_states[None, :count],
-                embeddings[ids[None, :count]],
-                model.config.sleep_passes,
-                state.recurrent_state,
-            )
-            cache.layers[place].store(state._replace(recurrent_state=S), None)
+            stories = StoryTensors(*(None if x is None else x[:, :count] for x in tensors))
+            S = cache.layers[place].state.recurrent_state
+            S, _ = written(memory, stories, model.config.sleep_passes, S)
+            others = behind(count) if model.config.window_overlap else cache
+            for layer, other in zip(cache.layers, others.layers, strict=True):
+                layer.store(other.state, other.window_start_state)
+            cache.layers[place].store(cache.layers[place].state._replace(recurrent_state=S), None)
 
     return sleep
 

@@ -6,10 +6,12 @@ for free: its key comes from the token before and its value from the embedding, 
 its place, is another fact. A value of several tokens is exchanged token for token, pieces of words and digits alike.
 """
 
+import itertools
 import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -17,7 +19,7 @@ from .chat import Answer, Chat
 from .facts import Question, Unit, unit
 from .filler import stream
 from .names import words
-from .states import Read, StateCache
+from .states import Read, StateCache, kept_tensors
 
 
 # How an answer begins: with the question's words given, with "The answer is" given, or with nothing given.
@@ -25,30 +27,48 @@ SHARES = {"question": 0.35, "general": 0.15, "own": 0.5}
 TEXT_SOURCES = ("manual", "docstrings", "licences", "prose")
 
 
+class Sought(NamedTuple):
+    """A token of an answer: the column that predicts it, which one it is, whether it is of the value, or stands before
+    ("begin") or behind it ("end"), and whether it is given."""
+
+    column: int
+    token: int
+    kind: str
+    given: bool
+
+
 @dataclass(frozen=True)
 class Asked:
-    """A window that asks for a fact, with the answer; `value` replaces the tokens of its value if it was changed."""
+    """
+    A question for a fact, with its answer; `value` replaces the tokens of its value if it was changed.
+
+    `read` is the window that predicts the value. Where the question or its answer is cut in two, `before` are the
+    windows that are slept over first.
+    """
 
     question: Question
     answer: Answer
     beginning: str
+    before: list[Read]
     read: Read
     value: list[int]
 
     @property
     def begin(self) -> int:
-        """Where the answer begins."""
-        return len(self.question.prompt)
+        """Where the answer begins in its window; below 0 if it does in one before."""
+        return len(self.question.prompt) - sum(len(read.ids) for read in self.before)
 
-    @property
-    def places(self) -> range:
-        """The tokens of the value."""
-        return range(self.begin + self.answer.value[0], self.begin + self.answer.value[1])
-
-    def targets(self) -> list[int]:
-        """The answer's tokens as they are to be found, the changed value included."""
+    def sought(self) -> list[Sought]:
+        """The answer's tokens that the window predicts, the changed value included."""
         first, last = self.answer.value
-        return self.answer.ids[:first] + self.value + self.answer.ids[last:]
+        targets = self.answer.ids[:first] + self.value + self.answer.ids[last:]
+        found = []
+        for i, token in enumerate(targets):
+            column = self.begin + i - 1
+            if 0 <= column < len(self.read.ids):
+                kind = "begin" if i < first else "value" if i < last else "end"
+                found.append(Sought(column, token, kind, i < self.answer.given))
+        return found
 
 
 @dataclass(frozen=True)
@@ -64,6 +84,12 @@ class Lesson:
         """What it is asked: no other lesson in the same story may be asked the same."""
         return {asked.question.text for asked in self.asked}
 
+    def places(self, question: Question) -> list[tuple[int, int]]:
+        """(window, place) of the value of a fact; none if it was told behind the windows of the story."""
+        size = len(self.story[0].ids)
+        places = [(question.window + place // size, place % size) for place in range(*question.told)]
+        return places if places[-1][0] < len(self.story) else []
+
 
 def lesson(cache: StateCache, learned: Unit, rng: random.Random, beginnings: dict[str, float] = SHARES) -> Lesson:
     """Let the model read a unit. Each question is asked with one beginning, drawn by these shares."""
@@ -71,11 +97,13 @@ def lesson(cache: StateCache, learned: Unit, rng: random.Random, beginnings: dic
         (question, rng.choices(list(beginnings), list(beginnings.values()))[0]) for question in learned.questions
     ]
     asking = [question.prompt + question.answers[beginning].ids for question, beginning in chosen]
-    story, reads = cache.read(learned.story, asking)
+    story, asking_reads = cache.read(learned.story, asking)
     asked = []
-    for (question, beginning), read in zip(chosen, reads, strict=True):
+    for (question, beginning), reads in zip(chosen, asking_reads, strict=True):
         answer = question.answers[beginning]
-        asked.append(Asked(question, answer, beginning, read, answer.ids[slice(*answer.value)]))
+        number = (len(question.prompt) + answer.value[0] - 1) // len(reads[0].ids)
+        value = answer.ids[slice(*answer.value)]
+        asked.append(Asked(question, answer, beginning, reads[:number], reads[number], value))
     return Lesson(story, asked, {})
 
 
@@ -87,11 +115,16 @@ def lessons(
     window_size: int,
     count: int,
     beginnings: dict[str, float] = SHARES,
+    cut: float = 0.0,
     **options,
 ) -> Iterator[Lesson]:
-    """The first `count` lessons of a split, those that ask nothing left out. Options are those of `facts.unit`."""
+    """
+    The first `count` lessons of a split, those that ask nothing left out. In a share of them, `cut`, windows end
+    anywhere. Other options are those of `facts.unit`.
+    """
     for index in range(count):
-        learned = unit(split, seed, index, chat, window_size, **options)
+        is_cut = random.Random(f"is cut/{split}/{seed}/{index}").random() < cut
+        learned = unit(split, seed, index, chat, window_size, cut=is_cut, **options)
         if learned.questions:
             yield lesson(cache, learned, random.Random(f"{split}/{seed}/{index}"), beginnings)
 
@@ -100,7 +133,7 @@ def texts(cache: StateCache, split: str, seed: int, chat: Chat, window_size: int
     """Natural texts of four windows each."""
     for index in range(count):
         sentences = stream(random.Random(f"text/{split}/{seed}/{index}"), split, TEXT_SOURCES, run=40)
-        yield cache.read([], windows_of(chat, sentences, window_size, 4))[1]
+        yield cache.read([], [list(itertools.chain(*windows_of(chat, sentences, window_size, 4)))])[1][0]
 
 
 def windows_of(chat: Chat, sentences: Iterator[str], window_size: int, count: int) -> list[list[int]]:
@@ -130,14 +163,14 @@ def swap(learned: Lesson, rng: random.Random, alike: dict[int, list[int]], share
     """The lesson with `share` of its values exchanged, token for token; those that are asked as they were told."""
     swapped, asked_now = dict(learned.swapped), []
     for asked in learned.asked:
-        window, places = asked.question.window, range(*asked.question.told)
-        told = [learned.story[window].ids[place] for place in places]
+        places = learned.places(asked.question)
+        told = [learned.story[window].ids[place] for window, place in places]
         if told == asked.answer.ids[slice(*asked.answer.value)]:
             if rng.random() < share:
                 for place, token in zip(places, told, strict=True):
                     if alike.get(token):
-                        swapped.setdefault((window, place), rng.choice(alike[token]))
-            asked = replace(asked, value=[swapped.get((window, i), token) for i, token in zip(places, told)])
+                        swapped.setdefault(place, rng.choice(alike[token]))
+            asked = replace(asked, value=[swapped.get(place, token) for place, token in zip(places, told)])
         asked_now.append(asked)
     return replace(learned, asked=asked_now, swapped=swapped)
 
@@ -166,16 +199,49 @@ def story_of(
     return [own.pop() if window is None else window for window in story]
 
 
+class StoryTensors(NamedTuple):
+    """
+    What a memory writes of stories of one length.
+
+    Attributes
+    ----------
+    hidden_states, embeddings : torch.Tensor
+        (stories, windows, length, hidden_size) each.
+    kept : torch.Tensor | None
+        (stories, windows, window_overlap, hidden_size): hidden states of what is kept from before each window.
+    is_kept : torch.Tensor | None
+        (stories, windows, window_overlap) of bool.
+    """
+
+    hidden_states: torch.Tensor
+    embeddings: torch.Tensor
+    kept: torch.Tensor | None = None
+    is_kept: torch.Tensor | None = None
+
+
 def story_tensors(
     stories: list[list[tuple[Lesson, int]]], embeddings: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states and embeddings of stories of one length, (stories, windows, length, hidden_size) each."""
-    device = embeddings.device
-    hidden_states = torch.stack([torch.stack([x.story[i].hidden_states for x, i in story]) for story in stories])
-    ids = torch.tensor([[x.story[i].ids for x, i in story] for story in stories])
+) -> StoryTensors:
+    """Of windows of lessons, with their values exchanged."""
+    tensors = window_tensors([[learned.story[i] for learned, i in story] for story in stories], embeddings, dtype)
     for row, story in enumerate(stories):
         for column, (learned, i) in enumerate(story):
             for (window, place), token in learned.swapped.items():
                 if window == i:
-                    ids[row, column, place] = token
-    return hidden_states.to(device, dtype), embeddings[ids.to(device)].to(dtype)
+                    tensors.embeddings[row, column, place] = embeddings[token]
+    return tensors
+
+
+def window_tensors(stories: list[list[Read]], embeddings: torch.Tensor, dtype: torch.dtype) -> StoryTensors:
+    """Of windows as they were read."""
+    device = embeddings.device
+    ids = torch.tensor([[read.ids for read in story] for story in stories], device=device)
+    hidden_states = torch.stack([torch.stack([read.hidden_states for read in story]) for story in stories])
+    kept, is_kept = kept_tensors(list(itertools.chain(*stories)), hidden_states)
+    shape = hidden_states.shape[:2]
+    return StoryTensors(
+        hidden_states.to(device, dtype),
+        embeddings[ids].to(dtype),
+        None if kept is None else kept.unflatten(0, shape).to(device, dtype),
+        None if is_kept is None else is_kept.unflatten(0, shape).to(device),
+    )

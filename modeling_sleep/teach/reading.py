@@ -9,8 +9,8 @@ from ..heads_sleep import SleepForCausalLM
 from ..masks_sleep import new_window
 from ..recall_memory_sleep import RecallMemoryLayer, RecallState, recall, write
 from ..window_sleep import per_row
-from .lessons import Asked
-from .states import Read, attention_states, computing_in
+from .lessons import Asked, StoryTensors, window_tensors
+from .states import Read, attention_states, computing_in, kept_tensors
 
 
 # Tokens of the prompt, before the answer, that read the memory in training; those before them are left as they were.
@@ -18,11 +18,7 @@ LEAD = 6
 
 
 def written(
-    memory: RecallMemoryLayer,
-    hidden_states: torch.Tensor,
-    embeddings: torch.Tensor,
-    passes: int = 1,
-    S: torch.Tensor | None = None,
+    memory: RecallMemoryLayer, stories: StoryTensors, passes: int = 1, S: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     S after stories, and the betas of their tokens.
@@ -30,8 +26,7 @@ def written(
     Parameters
     ----------
     memory : RecallMemoryLayer
-    hidden_states, embeddings : torch.Tensor
-        (stories, windows, length, hidden_size) each.
+    stories : StoryTensors
     passes : int
         How often each window is written.
     S : torch.Tensor, optional
@@ -42,9 +37,9 @@ def written(
     tuple[torch.Tensor, torch.Tensor]
         (stories, 1, key_dim, value_dim) and (stories, windows, length).
     """
-    x = memory.input_layernorm(hidden_states.flatten(0, 1))
-    state = RecallState(None, x, memory.pool_k_proj(x), memory.v_proj(embeddings.flatten(0, 1)))
-    inputs = [y.unflatten(0, hidden_states.shape[:2]) for y in memory.write_inputs(state, None)]
+    hidden_states, embeddings, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in stories)
+    state = buffers(memory, hidden_states, kept, is_kept)._replace(values=memory.v_proj(embeddings))
+    inputs = [y.unflatten(0, stories.hidden_states.shape[:2]) for y in memory.write_inputs(state, None)]
     beta = inputs[3]
     if passes == 1:  # windows one behind the other are one long sequence to the rule
         return write(*(y.flatten(1, 2) for y in inputs), S), beta
@@ -52,6 +47,35 @@ def written(
         for n in range(passes):
             S = write(key, value, log_decay if n == 0 else torch.zeros_like(log_decay), step, S)
     return S, beta
+
+
+def buffers(
+    memory: RecallMemoryLayer, hidden_states: torch.Tensor, kept: torch.Tensor | None, is_kept: torch.Tensor | None
+) -> RecallState:
+    """What the memory holds of windows, (windows, length, hidden_size), and of what is kept from before them."""
+    x = memory.input_layernorm(hidden_states)
+    state = RecallState(None, x, memory.pool_k_proj(x))
+    if kept is None:
+        return state
+    before = memory.input_layernorm(kept)
+    return state._replace(kept_features=before, kept_pool_keys=memory.pool_k_proj(before), kept=is_kept)
+
+
+def asleep_before(
+    memory: RecallMemoryLayer, S: torch.Tensor, asked: list[Asked], embeddings: torch.Tensor, passes: int = 1
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """
+    S of each question, (questions, 1, key_dim, value_dim), after the windows that its own beginning has filled, each
+    written `passes` times; and the betas of their tokens.
+    """
+    betas = []
+    for number in range(max(len(x.before) for x in asked)):
+        rows = [row for row, x in enumerate(asked) if len(x.before) > number]
+        tensors = window_tensors([[asked[row].before[number]] for row in rows], embeddings, S.dtype)
+        after, beta = written(memory, tensors, passes, S[rows])
+        S = S.index_copy(0, torch.tensor(rows, device=S.device), after)
+        betas.append(beta)
+    return S, betas
 
 
 def found_alone(
@@ -77,11 +101,12 @@ def found_alone(
     """
     weight = memory.q_proj.weight
     hidden_states, _ = joined([read.hidden_states for read in reads], weight)
-    x = memory.input_layernorm(hidden_states)
+    state = buffers(memory, hidden_states, *kept_tensors(reads, weight))
+    x = state.features
     positions, is_place = joined([torch.tensor(p) for p in places], torch.zeros(1, dtype=torch.long))
     positions, is_place = positions.to(weight.device), is_place.to(weight.device)
     chosen = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-    context = memory.context(chosen, RecallState(None, x, memory.pool_k_proj(x)), positions)
+    context = memory.context(chosen, state, positions)
     return recall(memory.q_proj(context), S[rows])[is_place]
 
 
@@ -129,15 +154,24 @@ def read_through(
     weight = memory.q_proj.weight
     hidden_states, _ = joined([read.hidden_states[begin:] for read, begin in zip(reads, begins)], weight)
     lengths = [len(read.ids) - begin for read, begin in zip(reads, begins)]
+    kept, is_kept = kept_tensors(reads, weight)
+    has_kept = [read.kept_keys is not None for read in reads]
     recalled = RecallState(S[rows])
     behind = [None] * (len(stack.layers) - place - 1)
-    if max(begins) > 0:
+    if max(begins) > 0 or any(has_kept):
         before, _ = joined([read.hidden_states[:begin] for read, begin in zip(reads, begins)], weight)
-        x = memory.input_layernorm(before)
-        values = x.new_zeros(*x.shape[:2], memory.v_proj.out_features)  # never written
-        recalled = RecallState(S[rows], x, memory.pool_k_proj(x), values)
+        values = before.new_zeros(*before.shape[:2], memory.v_proj.out_features)  # never written
+        recalled = buffers(memory, before, kept, is_kept)._replace(recurrent_state=S[rows], values=values)
         behind = attention_states(reads, begins, weight)
-    state = SleepState.empty(len(stack.layers))._replace(stored=per_row(begins), columns=max(begins))
+    overlap, pinned = model.config.window_overlap, model.config.pinned_tokens
+    state = SleepState.empty(len(stack.layers))._replace(
+        stored=per_row(begins),
+        columns=max(begins),
+        kept=per_row([overlap * has for has in has_kept]),
+        pinned=per_row([pinned * has for has in has_kept]),
+        kept_columns=(overlap + pinned) * any(has_kept),
+        pinned_tokens=pinned,
+    )
     window = new_window(model.config, state, hidden_states, per_row(lengths), 1, {})
     hidden_states, _ = stack.layers.run(hidden_states, [recalled], start=place, window=window)
     with computing_in(autocast, hidden_states.device):
@@ -157,5 +191,5 @@ def joined(parts: list[torch.Tensor], like: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def answer_begins(asked: list[Asked]) -> list[int]:
-    """Where windows that ask begin to read in training."""
+    """Where windows that ask begin to read in training; from their first token where the answer begins before it."""
     return [max(0, x.begin - LEAD) for x in asked]

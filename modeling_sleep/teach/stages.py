@@ -10,7 +10,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ from torch import nn
 
 from ..heads_sleep import SleepForCausalLM
 from ..recall_memory_sleep import RecallMemoryLayer
-from .lessons import Lesson, story_of, story_tensors, swap
-from .reading import answer_begins, found_alone, read_through, written
+from .lessons import Asked, Lesson, story_of, story_tensors, swap, window_tensors
+from .reading import answer_begins, asleep_before, found_alone, read_through, written
 from .states import Read, computing_in
 
 
@@ -143,8 +143,19 @@ class Course:
         shortest = min(map(len, stories))  # where few lessons can stand beside one another
         if any(len(story) != shortest for story in stories):
             stories = [[(x, i) for i in range(len(x.story))] for x in chosen]
-        embeddings = self.model.model.embed_tokens.weight
-        return chosen, *written(self.memory, *story_tensors(stories, embeddings, self.memory.q_proj.weight.dtype))
+        tensors = story_tensors(stories, self.embeddings, self.memory.q_proj.weight.dtype)
+        return chosen, *written(self.memory, tensors)
+
+    def slept_over(
+        self, S: torch.Tensor, beta: torch.Tensor, rows: list[int], asked: list[Asked]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """S as each question finds it, of the stories at `rows`, and the mean beta of all that was written."""
+        S, more = asleep_before(self.memory, S[rows], asked, self.embeddings)
+        return S, torch.cat([x.flatten() for x in (beta, *more)]).mean()
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        return self.model.model.embed_tokens.weight
 
 
 class Alone(Course):
@@ -155,7 +166,7 @@ class Alone(Course):
         self.scale = nn.Parameter(torch.tensor(SCALE, device=embeddings.device))
         super().__init__(*args, **options)
         known = {i for x in self.lessons for read in x.story for i in read.ids}
-        known |= {i for x in self.lessons for asked in x.asked for i in asked.targets()}
+        known |= {i for x in self.lessons for asked in x.asked for i in [*asked.answer.ids, *asked.value]}
         known |= set(itertools.chain(*self.alike.values()))
         self.words = torch.tensor(sorted(known), device=embeddings.device)
         self.number_of = torch.full((len(embeddings),), -1, device=embeddings.device)
@@ -178,24 +189,18 @@ class Alone(Course):
 
     def losses(self, number, rng):
         lessons, S, beta = self.stories(rng)
-        asked = [(row, x) for row, lesson in enumerate(lessons) for x in lesson.asked]
-        found = found_alone(
-            self.memory,
-            S,
-            [row for row, _ in asked],
-            [x.read for _, x in asked],
-            [[i - 1 for i in x.places] for _, x in asked],
-        )
-        targets = torch.tensor([token for _, x in asked for token in x.value], device=found.device)
+        rows, asked = zip(*((row, x) for row, lesson in enumerate(lessons) for x in lesson.asked))
+        S, beta = self.slept_over(S, beta, list(rows), asked)
+        values = [[sought for sought in x.sought() if sought.kind == "value"] for x in asked]
+        places = [[sought.column for sought in value] for value in values]
+        found = found_alone(self.memory, S, list(range(len(asked))), [x.read for x in asked], places)
+        targets = torch.tensor([sought.token for value in values for sought in value], device=found.device)
         scores = self.scale.exp() * (found.float() / found.shape[-1] ** 0.5) @ self.codes.T
         targets = self.number_of[targets]
-        firsts = torch.tensor([i == 0 for _, x in asked for i in range(len(x.value))], device=found.device)
+        firsts = torch.tensor([i == 0 for value in values for i in range(len(value))], device=found.device)
         loss = F.cross_entropy(scores, targets)
         right = (scores.argmax(-1) == targets)[firsts].float().mean()
-        yield (
-            loss + self.stage.sparse * beta.mean(),
-            dict(loss=loss.item(), recall=right.item(), beta=beta.mean().item()),
-        )
+        yield loss + self.stage.sparse * beta, dict(loss=loss.item(), recall=right.item(), beta=beta.item())
 
 
 class ThroughLayers(Course):
@@ -227,29 +232,27 @@ class ThroughLayers(Course):
         """The loss of answers, of what follows them, and of what is to stay as it was."""
         stage = self.stage
         lessons, S, beta = self.stories(rng)
-        asked = [
-            (row, x) for row, y in enumerate(lessons) for x in rng.sample(y.asked, min(stage.questions, len(y.asked)))
-        ]
-        reads = [x.read for _, x in asked]
-        begins = answer_begins([x for _, x in asked])
-        through = read_through(self.model, self.place, S, [row for row, _ in asked], reads, begins, self.autocast)
+        rows, asked = zip(
+            *(
+                (row, x)
+                for row, y in enumerate(lessons)
+                for x in rng.sample(y.asked, min(stage.questions, len(y.asked)))
+            )
+        )
+        S, beta = self.slept_over(S, beta, list(rows), asked)
+        reads, begins = [x.read for x in asked], answer_begins(asked)
+        through = read_through(self.model, self.place, S, list(range(len(asked))), reads, begins, self.autocast)
 
         places: dict[str, list[tuple[int, int]]] = {"value": [], "end": [], "begin": [], "keep": []}
         targets: dict[str, list[int]] = {"value": [], "end": [], "begin": []}
         firsts = []
-        for row, (_, x) in enumerate(asked):
-            first, last = x.answer.value
-            labelled = set()
-            for i, token in enumerate(x.targets()):
-                if i < x.answer.given:
-                    continue
-                kind = "begin" if i < first else "value" if i < last else "end"
-                at = x.begin + i - 1
-                labelled.add(at)
-                places[kind].append((row, at - through.begins[row]))
-                targets[kind].append(token)
-                if kind == "value":
-                    firsts.append(i == first)
+        for row, x in enumerate(asked):
+            sought = [one for one in x.sought() if not one.given]
+            labelled = {one.column for one in sought}
+            for one in sought:
+                places[one.kind].append((row, one.column - through.begins[row]))
+                targets[one.kind].append(one.token)
+            firsts += [i == 0 for i in range(sum(one.kind == "value" for one in sought))]
             others = [at for at in range(begins[row], len(x.read.ids) - 1) if at not in labelled]
             for at in rng.sample(others, min(KEPT_TOKENS, len(others))):
                 places["keep"].append((row, at))
@@ -276,25 +279,19 @@ class ThroughLayers(Course):
             )  # fmt: skip
             total = total + stage.keeps * kept
             told["kept"] = kept.item()
-        told |= dict(loss=told.pop("value"), beta=beta.mean().item())
-        return total + stage.sparse * beta.mean(), told
+        told |= dict(loss=told.pop("value"), beta=beta.item())
+        return total + stage.sparse * beta, told
 
     def text(self, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of some tokens of a natural text behind its windows before."""
         windows = rng.choice(self.texts)
         number = rng.randrange(1, len(windows))
         read = windows[number]
-        dtype, embeddings = self.memory.q_proj.weight.dtype, self.model.model.embed_tokens.weight
-        ids = torch.tensor([[window.ids for window in windows[:number]]], device=embeddings.device)
-        hidden_states = torch.stack([window.hidden_states for window in windows[:number]]).unsqueeze(0)
-        S, _ = written(self.memory, hidden_states.to(embeddings.device, dtype), embeddings[ids].to(dtype))
+        before = window_tensors([windows[:number]], self.embeddings, self.memory.q_proj.weight.dtype)
+        S, _ = written(self.memory, before)
         begin = rng.randrange(max(1, len(read.ids) - TEXT_TOKENS))
-        part = Read(
-            read.ids[: begin + TEXT_TOKENS],
-            read.hidden_states[: begin + TEXT_TOKENS],
-            read.keys,
-            read.values,
-        )
+        end = begin + TEXT_TOKENS
+        part = replace(read, ids=read.ids[:end], hidden_states=read.hidden_states[:end])
         through = read_through(self.model, self.place, S, [0], [part], [begin], self.autocast)
         at = [i for i in range(begin, len(part.ids)) if i + 1 < len(read.ids)]
         logits = self.logits(through.last_hidden_state[0, [i - through.begins[0] for i in at]])

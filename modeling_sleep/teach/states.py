@@ -1,8 +1,9 @@
 """What the frozen model knows of a window, computed once.
 
-A memory is read as it stood when a window began, and the layers before it do not see it. So what they make of a window
-depends on the window alone: it is computed once, kept on disk, and shared by all steps and all runs. Of windows that
-ask, the keys and values that the layers behind the memory make without it are kept as well, and what they predict.
+A memory is read as it stood when a window began, and the layers before it do not see it. So what they make of a
+window depends on the window alone, and on the keys that `window_overlap` and `pinned_tokens` keep of its text before
+it: it is computed once, kept on disk, and shared by all steps and all runs. Of windows that ask, the keys and values
+that the layers behind the memory make without it are kept as well, and what they predict.
 
 One file holds the windows of one text. Its name tells the model's weights, in what they compute, and the tokens; the
 oldest files go when the folder grows over its limit.
@@ -23,9 +24,9 @@ from safetensors.torch import save_file
 from ..cache_sleep import SleepState
 from ..heads_sleep import SleepForCausalLM
 from ..layers_sleep import AttentionState
-from ..masks_sleep import new_window
+from ..masks_sleep import new_window, whole_window
 from ..memory_file_sleep import digest_of
-from ..window_sleep import per_row
+from ..window_sleep import PerRow, column_of, per_row, select
 
 
 AT_ONCE = 2_048  # tokens that the model reads at once
@@ -45,6 +46,10 @@ class Read:
         (layers behind the memory, key_value_heads, length, head_dim), of windows that ask.
     last_hidden_state : torch.Tensor | None
         (length, hidden_size), before the head, of windows that ask.
+    kept_hidden_states : torch.Tensor | None
+        (window_overlap, hidden_size), before the memory, of the tokens before the window. None where none are kept.
+    kept_keys, kept_values : torch.Tensor | None
+        Of the text's pinned tokens and of those of the overlap, turned to where they stand now, of windows that ask.
     """
 
     ids: list[int]
@@ -52,6 +57,9 @@ class Read:
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    kept_hidden_states: torch.Tensor | None = None
+    kept_keys: torch.Tensor | None = None
+    kept_values: torch.Tensor | None = None
 
 
 class StateCache:
@@ -73,52 +81,111 @@ class StateCache:
     def __init__(self, model: SleepForCausalLM, folder: Path, limit: float = 4e9, autocast: torch.dtype | None = None):
         self.model, self.folder, self.limit, self.autocast = model, Path(folder), limit, autocast
         self.place = model.config.layer_types.index("recall_memory")
-        behind = model.config.layer_types[self.place + 1 :]
+        kinds = model.config.layer_types
         # Other mixers than attention would have to be read again from the window's first token anyway.
-        self.keeps_keys = bool(behind) and set(behind) == {"sleep_attention"}
+        self.keeps_keys = set(kinds[self.place + 1 :]) == {"sleep_attention"}
+        # Hybrids are read window by window, while their own state would go on.
+        reads_on = set(kinds) <= {"sleep_attention", "recall_memory"}
+        self.overlap = model.config.window_overlap if reads_on else 0
+        self.pinned = model.config.pinned_tokens if reads_on else 0
+        self.keeps = self.overlap + self.pinned > 0
         self.fingerprint = fingerprint(model)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def read(self, windows: Sequence[list[int]], asking: Sequence[list[int]] = ()) -> tuple[list[Read], list[Read]]:
-        """What the model knows of each of these windows, and of each of those that ask."""
-        told = json.dumps([self.fingerprint, str(self.autocast), self.place, windows, asking])
+    def read(
+        self, story: Sequence[list[int]], asking: Sequence[list[int]] = ()
+    ) -> tuple[list[Read], list[list[Read]]]:
+        """What the model knows of each window of a story, and of each window of each text that asks behind it."""
+        told = json.dumps([self.fingerprint, str(self.autocast), self.place, self.overlap, self.pinned, story, asking])
         path = self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
         tensors = load(path)
         if tensors is None:
             tensors = {}
             with computing_in(self.autocast, self.model.device):
-                self._run(windows, "story", False, tensors)
-                self._run(asking, "asking", True, tensors)
+                self._read(story, asking, tensors)
             save(tensors, path)
             self._make_room()
-        return tuple(
+        return (
+            [self._of(tensors, ("story", i), ids) for i, ids in enumerate(story)],
             [
-                Read(ids, *(tensors.get(f"{kind}.{i}.{name}") for name in list(Read.__dataclass_fields__)[1:]))
-                for i, ids in enumerate(part)
-            ]
-            for kind, part in (("story", windows), ("asking", asking))
+                [self._of(tensors, (text, i), window) for i, window in enumerate(self._windows(ids))]
+                for text, ids in enumerate(asking)
+            ],
         )
 
+    def _windows(self, ids: list[int]) -> list[list[int]]:
+        size = self.model.config.window_size
+        return [ids[i : i + size] for i in range(0, len(ids), size)]
+
+    @staticmethod
+    def _of(tensors: dict[str, torch.Tensor], name: tuple, ids: list[int]) -> Read:
+        return Read(ids, *(tensors.get(tensor_name(name, x)) for x in list(Read.__dataclass_fields__)[1:]))
+
     @torch.no_grad()
-    def _run(self, windows: Sequence[list[int]], kind: str, asks: bool, tensors: dict[str, torch.Tensor]) -> None:
+    def _read(self, story, asking, tensors: dict[str, torch.Tensor]) -> None:
+        state = SleepState.empty(len(self.model.model.layers))._replace(pinned_tokens=self.pinned)
+        if not self.keeps:  # windows do not know of one another: all at once
+            named = {("story", i): ids for i, ids in enumerate(story)}
+            named |= {(text, i): x for text, ids in enumerate(asking) for i, x in enumerate(self._windows(ids))}
+            asks = {name: name[0] != "story" for name in named}
+            for part in (False, True):
+                names = [name for name in named if asks[name] == part]
+                for indices in batches([named[name] for name in names]):
+                    some = [names[i] for i in indices]
+                    self._window(state, some, [named[name] for name in some], part, tensors)
+            return
+        for i, ids in enumerate(story):
+            state = self._window(state, [("story", i)], [ids], False, tensors)
+        for indices in batches(asking):
+            texts = [self._windows(asking[i]) for i in indices]
+            rows, before = list(range(len(indices))), state.select((0,) * len(indices), 1)
+            for number in range(max(map(len, texts))):
+                going_on = [row for row in rows if len(texts[row]) > number]
+                before = before.select(tuple(rows.index(row) for row in going_on), len(rows))
+                rows = going_on
+                names = [(indices[row], number) for row in rows]
+                before = self._window(before, names, [texts[row][number] for row in rows], True, tensors)
+
+    def _window(
+        self, state: SleepState, names: list[tuple], windows: list[list[int]], asks: bool, tensors: dict
+    ) -> SleepState:
+        """
+        Read one window of each row, behind what `state` has kept.
+
+        Returns what is kept of them in turn, an empty state if that is nothing.
+        """
         model, place = self.model.model, self.place
-        behind = len(model.layers) - place - 1
-        for indices in batches(windows):
-            embeds = model.embed_tokens(padded([windows[i] for i in indices]).to(model.device))
-            lengths = per_row([len(windows[i]) for i in indices])
-            window = new_window(model.config, SleepState.empty(len(model.layers)), embeds, lengths, 1, {})
-            hidden_states, _ = model.layers.run(embeds, [None] * place, start=0, window=window)
+        embeds = model.embed_tokens(padded(windows).to(model.device))
+        lengths = per_row([len(ids) for ids in windows])
+        window = new_window(model.config, state, embeds, lengths, 1, {})
+        hidden_states, before = model.layers.run(embeds, list(state.layers[:place]), start=0, window=window)
+        behind = []
+        if asks or self.keeps:
+            behind = list(state.layers[place + 1 :])
+            last, behind = model.layers.run(hidden_states, behind, start=place + 1, window=window)
+            last = model.norm(last)
+        kept_hidden_states, kept = state.layers[place], state.kept_columns > 0
+        for row, (name, ids) in enumerate(zip(names, windows, strict=True)):
+
+            def keep(field: str, tensor: torch.Tensor) -> None:
+                tensors[tensor_name(name, field)] = small(tensor)  # noqa: B023
+
+            keep("hidden_states", hidden_states[row, : len(ids)])
+            if kept and self.overlap:
+                keep("kept_hidden_states", kept_hidden_states[row])
             if asks:
-                last, states = model.layers.run(hidden_states, [None] * behind, start=place + 1, window=window)
-                last = model.norm(last)
-            for row, i in enumerate(indices):
-                length = len(windows[i])
-                tensors[f"{kind}.{i}.hidden_states"] = small(hidden_states[row, :length])
-                if asks:
-                    tensors[f"{kind}.{i}.last_hidden_state"] = small(last[row, :length])
-                for name in ("keys", "values") if asks and self.keeps_keys else ():
-                    both = torch.stack([getattr(state, name)[row, :, :length] for state in states])
-                    tensors[f"{kind}.{i}.{name}"] = small(both)
+                keep("last_hidden_state", last[row, : len(ids)])
+            for field in ("keys", "values") if asks and self.keeps_keys else ():
+                keep(field, torch.stack([getattr(x, field)[row, :, : len(ids)] for x in behind]))
+                if kept:
+                    keep(f"kept_{field}", torch.stack([getattr(x, f"kept_{field}")[row] for x in behind]))
+        if not self.keeps:
+            return state
+        # Slept over, with the hidden states before the memory in the place of its own state.
+        state = state._replace(layers=(*before, None, *behind), stored=lengths, columns=embeds.shape[1])
+        slept = model._forget(state, whole_window(model.config, state, is_replayed=False))
+        kept_hidden_states = kept_of(kept_hidden_states, hidden_states, lengths, self.overlap)
+        return slept._replace(layers=(*slept.layers[:place], kept_hidden_states, *slept.layers[place + 1 :]))
 
     def _make_room(self) -> None:
         files = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.safetensors")]
@@ -134,6 +201,20 @@ def fingerprint(model: SleepForCausalLM) -> str:
     """Tells the weights that do not belong to a memory from others."""
     memories = tuple(f"model.layers.{i}." for i in model.config.memory_layers)
     return digest_of({name: x for name, x in model.named_parameters() if not name.startswith(memories)})
+
+
+def tensor_name(window: tuple, field: str) -> str:
+    """Of a window, `("story", number)` or `(text that asks, number)`, in a file."""
+    return f"{window[0]}.{window[1]}.{field}"
+
+
+def kept_of(before: torch.Tensor | None, hidden_states: torch.Tensor, lengths: PerRow, overlap: int) -> torch.Tensor:
+    """(rows, overlap, hidden_size): the last of `before` and, behind them, so many new ones of each row."""
+    batch = len(hidden_states)
+    if before is None:
+        before = hidden_states.new_zeros(batch, overlap, hidden_states.shape[2])
+    joined, length = torch.cat([before, hidden_states], dim=1), column_of(lengths, batch, hidden_states.device)
+    return select(joined, length + torch.arange(overlap, device=joined.device), 1)
 
 
 def computing_in(dtype: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager:
@@ -182,13 +263,34 @@ def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 def attention_states(reads: Sequence[Read], lengths: Sequence[int], like: torch.Tensor) -> list[AttentionState]:
-    """Keys and values of the first so many tokens of each window, for each layer behind the memory."""
-    columns = max(lengths)
-    states = []
-    for name in ("keys", "values"):
-        first = getattr(reads[0], name)
-        joined = like.new_zeros(first.shape[0], len(reads), first.shape[1], columns, first.shape[3])
+    """Keys and values of the first so many tokens of each window, and kept ones, for each layer behind the memory."""
+
+    def joined(name: str, columns: int, lengths: Sequence[int], from_the_end: bool) -> Sequence[torch.Tensor | None]:
+        first = reads[0].keys
+        whole = like.new_zeros(first.shape[0], len(reads), first.shape[1], columns, first.shape[3])
         for row, (read, length) in enumerate(zip(reads, lengths, strict=True)):
-            joined[:, row, :, :length] = getattr(read, name)[:, :, :length].to(like)
-        states.append(joined)
-    return [AttentionState(keys, values) for keys, values in zip(*states, strict=True)]
+            if length:
+                places = slice(columns - length, None) if from_the_end else slice(length)
+                whole[:, row, :, places] = getattr(read, name)[:, :, :length].to(like)
+        return whole.unbind(0)
+
+    parts = [joined(name, max(lengths), lengths, False) for name in ("keys", "values")]
+    kept = [0 if read.kept_keys is None else read.kept_keys.shape[2] for read in reads]
+    if any(kept):
+        parts += [joined(name, max(kept), kept, True) for name in ("kept_keys", "kept_values")]
+    return [AttentionState(*states) for states in zip(*parts, strict=True)]
+
+
+def kept_tensors(reads: Sequence[Read], like: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """
+    Hidden states kept from before each window, (windows, kept, hidden_size), and which are any; None if none are.
+    """
+    counts = [0 if read.kept_hidden_states is None else len(read.kept_hidden_states) for read in reads]
+    if not any(counts):
+        return None, None
+    kept = like.new_zeros(len(reads), max(counts), reads[0].hidden_states.shape[-1])
+    for row, (read, count) in enumerate(zip(reads, counts, strict=True)):
+        if count:
+            kept[row, -count:] = read.kept_hidden_states.to(like)
+    is_kept = torch.arange(max(counts)) >= max(counts) - torch.tensor(counts).unsqueeze(1)
+    return kept, is_kept.to(like.device)

@@ -27,6 +27,7 @@ from .states import StateCache, fingerprint
 logger = logging.get_logger(__name__)
 
 SWAPPED = 4_000  # tokens that may stand where a word begins, and as many within words
+CUT = 0.5  # of the lessons have windows that end anywhere, where keys are kept that bridge their ends
 AMID = 0.6  # of the questions stand behind other text of their window, as far as it fits
 READ_OUT = 0.5  # where teaching begins, see calibrate_sleep.py
 CALIBRATION_LESSONS = 100
@@ -109,7 +110,7 @@ def teach(
     memory.requires_grad_(True)
     try:
         store = StateCache(model, Path(cache) if cache else output / "states", cache_limit, autocast)
-        reading = lessons(store, "train", seed, chat, window_size, units, amid=AMID)
+        reading = lessons(store, "train", seed, chat, window_size, units, amid=AMID, cut=CUT if store.overlap else 0.0)
         learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
         reading = texts(store, "train", seed, chat, window_size, natural_texts)
         natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
@@ -144,6 +145,12 @@ def check(model: SleepForCausalLM, tokenizer: PreTrainedTokenizerBase) -> int:
         raise ValueError(
             f"Teaching knows models with one recall memory, and this one has {len(places)}: make one with "
             '`SleepForCausalLM.from_causal_lm(..., memory="recall")`.'
+        )
+    config = model.config
+    if config.window_overlap + config.pinned_tokens > config.window_size:
+        raise ValueError(
+            f"Teaching keeps `window_overlap` ({config.window_overlap}) and `pinned_tokens` ({config.pinned_tokens}) "
+            f"of a window of {config.window_size} tokens, which holds less: make one of the three fit."
         )
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
@@ -248,19 +255,22 @@ def summary(recent: list[dict[str, float]], left: float | None) -> str:
 def measure(model: SleepForCausalLM, chat: Chat, seed: int, questions: int, output: Path) -> dict:
     """
     Questions behind sleeps, in wordings of training ("known") and in ones never met ("eval"): where a window begins,
-    behind other text in it, with S zeroed; and what was unlearned: everyday questions, natural text. Every answer is
-    in `output/answers.jsonl`.
+    behind other text in it, where windows end anywhere, and with S zeroed; and what was unlearned: everyday questions,
+    natural text. Every answer is in `output/answers.jsonl`.
     """
     window_size, rows = model.config.window_size, []
     with_memory, amid = Reader("memory", model, chat), Reader("memory, amid other text", model, chat)
+    anywhere = Reader("memory, windows end anywhere", model, chat)
     zeroed = Reader("S zeroed", model, chat, forget=zeroing(model))
     with (output / "answers.jsonl").open("w", encoding="utf-8") as file:
         for split in ("known", "eval"):
             units = evaluation_units(split, seed, chat, window_size, questions)
             behind = evaluation_units(split, seed, chat, window_size, questions, amid=1.0)
+            cut = evaluation_units(split, seed, chat, window_size, questions, amid=AMID, cut=True)
             for reader, asked, beginnings in (
                 (with_memory, units, BEGINNINGS),
                 (amid, behind, BEGINNINGS),
+                (anywhere, cut, BEGINNINGS),
                 (zeroed, units, BEGINNINGS[:1]),
             ):
                 asked = tqdm(asked, f"asking, {reader.name}, {split}", dynamic_ncols=True)
