@@ -32,10 +32,11 @@ def write_memory_card(folder: Path, results: dict, known: ModelCardData) -> None
 def section(results: dict) -> str:
     """Markdown of what was taught and measured."""
     settings, steps = results["settings"], results["steps"]
+    stay = f", of which the last {settings['window_overlap']} stay" if settings["window_overlap"] else ""
     lines = [
         f"Its recall memory was taught with `modeling_sleep.teach` (seed {settings['seed']}, "
         f"{settings['units']} stories, {steps.get('alone', 0)} + {steps.get('through', 0)} steps, windows of "
-        f"{settings['window_size']} tokens). All other weights are the original's.",
+        f"{settings['window_size']} tokens{stay}). All other weights are the original's.",
     ]
     if "recall" in results:
         first, second = results["perplexity"]
@@ -45,7 +46,8 @@ def section(results: dict) -> str:
             f"Facts are told before a sleep (N = {results['passes']}) and asked for behind it: `known` in wordings of "
             "training, with other names and values; `eval` in wordings, names and values never met. The answer's "
             'beginning is given (`question`: the question\'s words; `general`: "The answer is"), or the model answers '
-            "in its `own` words. A question begins a window, or stands amid other text of one.",
+            "in its `own` words. A question begins a window, or stands amid other text of one, or windows end "
+            "anywhere: in a fact, a question or its answer, too.",
             "",
             results["recall"],
             "",

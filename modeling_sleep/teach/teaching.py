@@ -100,6 +100,8 @@ def teach(
         "natural_texts": natural_texts,
         "minutes": minutes,
         "window_size": window_size,
+        "window_overlap": model.config.window_overlap,
+        "pinned_tokens": model.config.pinned_tokens,
         "alone": dataclasses.asdict(alone),
         "through": dataclasses.asdict(through),
         "autocast": str(autocast),
