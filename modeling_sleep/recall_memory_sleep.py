@@ -158,13 +158,16 @@ class RecallMemoryLayer(nn.Module):
 
     def begin(self, state: RecallState | None, window: Window) -> RecallState | None:
         """What another pass over the window begins with: the pass before has been written."""
-        return self._write(state, window, writes=1, decays=False)
+        if state is None or state.features is None:
+            return state
+        S = self._write(state, window, writes=1, decays=False)
+        return state._replace(recurrent_state=S, features=None, pool_keys=None, values=None)
 
     def forget(self, state: RecallState | None, window: Window) -> RecallState | None:
         """What the next window begins with: S, into which the window has been written `window.passes` times."""
         if state is None or state.features is None:
             return state
-        S = self._write(state, window, writes=window.passes, decays=True).recurrent_state
+        S = self._write(state, window, writes=window.passes, decays=True)
         return RecallState(S) if window.keep is None else RecallState(S, **self._keep(state, window))
 
     def fast_weights(self, state: RecallState | None) -> torch.Tensor | None:
@@ -255,17 +258,15 @@ class RecallMemoryLayer(nn.Module):
             beta, log_decay = (y.masked_fill(~live, 0) for y in (beta, log_decay))
         return key, state.values.to(dtype), log_decay, beta
 
-    def _write(self, state: RecallState | None, window: Window, writes: int, decays: bool) -> RecallState | None:
-        """S, into which the window's tokens have been written, and what is kept from before the window."""
-        if state is None or state.features is None:
-            return state
+    def _write(self, state: RecallState, window: Window, writes: int, decays: bool) -> torch.Tensor:
+        """S, into which the window's tokens have been written."""
         key, value, log_decay, beta = self.write_inputs(state, window.live)
         S = state.recurrent_state
         for n in range(writes):
             if n > 0 or not decays:
                 log_decay = torch.zeros_like(log_decay)
             S = write(key, value, log_decay, beta, S)
-        return state._replace(recurrent_state=S, features=None, pool_keys=None, values=None)
+        return S
 
     def _keep(self, state: RecallState, window: Window) -> dict[str, torch.Tensor]:
         """Of the window's tokens and those kept before it, what the next window looks back at."""

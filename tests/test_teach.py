@@ -194,7 +194,7 @@ def test_reading_through_cached_states_is_what_the_model_does(tokenizer, chat, t
     memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
     story = [[(learned, i) for i in range(len(learned.story))]]
     S, _ = written(memory, story_tensors(story, embeddings, torch.float32), passes)
-    found = read_through(model, place, S, [0], [asked.read], [0]).last_hidden_state[0]
+    found = read_through(model, place, S, [asked.read], [0]).last_hidden_state[0]
     torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)  # states are kept in half precision
     without = model.model(torch.tensor([asked.read.ids])).last_hidden_state[0]
     assert (found - without).abs().max() > 0.5
@@ -202,9 +202,9 @@ def test_reading_through_cached_states_is_what_the_model_does(tokenizer, chat, t
     # From some token on: rows of unequal lengths beside one another, as by themselves.
     reads = [x.read for x in learned.asked[:2]]
     begins = [3, 5]
-    both = read_through(model, place, S, [0, 0], reads, begins).last_hidden_state
+    both = read_through(model, place, S[[0, 0]], reads, begins).last_hidden_state
     for row, (read, begin) in enumerate(zip(reads, begins)):
-        by_itself = read_through(model, place, S, [0], [read], [begin]).last_hidden_state[0]
+        by_itself = read_through(model, place, S, [read], [begin]).last_hidden_state[0]
         torch.testing.assert_close(both[row, : len(read.ids) - begin], by_itself, atol=1e-4, rtol=1e-4)
 
 
@@ -303,8 +303,8 @@ def test_found_alone_reads_at_the_places_it_is_given(tokenizer, chat, tmp_path):
     learned = max(the_lessons(model, chat, tmp_path), key=lambda x: len(x.asked))
     S = torch.randn(1, 1, memory.k_proj.out_features, memory.v_proj.out_features)
     reads = [x.read for x in learned.asked[:2]]
-    found = found_alone(memory, S, [0, 0], reads, [[2, 4], [3]])
-    by_itself = torch.cat([found_alone(memory, S, [0], [reads[0]], [[i]]) for i in (2, 4)])
+    found = found_alone(memory, S[[0, 0]], reads, [[2, 4], [3]])
+    by_itself = torch.cat([found_alone(memory, S, [reads[0]], [[i]]) for i in (2, 4)])
     torch.testing.assert_close(found[:2], by_itself, atol=1e-5, rtol=1e-5)
     assert found.shape == (3, memory.v_proj.out_features)
 
@@ -455,6 +455,9 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     assert command.main([str(out), *options, "--cache", str(tmp_path / "states"), "--window-overlap", "8"]) == 0
     config = SleepForCausalLM.from_pretrained(tmp_path / "on").config
     assert (config.window_overlap, config.pinned_tokens, config.window_size) == (8, 1, L)
+    SleepForCausalLM.from_pretrained(out, pinned_tokens=3).save_pretrained(tmp_path / "pinned")
+    options = ["--output", str(tmp_path / "on"), "--window-overlap", "8"]
+    assert command.load_model(command.parse_arguments([str(tmp_path / "pinned"), *options])).config.pinned_tokens == 3
 
     assert command.main([str(tmp_path / "nowhere"), "--output", str(out)]) == 1
     assert "error:" in capsys.readouterr().err

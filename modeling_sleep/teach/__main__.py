@@ -64,7 +64,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--window-overlap", type=int, default=None, metavar="W", help="keys that stay; default: the model's, or 0"
     )
     parser.add_argument(
-        "--pinned-tokens", type=int, default=None, metavar="P", help="that keep their keys; default: 1 with an overlap"
+        "--pinned-tokens", type=int, default=None, metavar="P", help="that keep their keys; default: the model's, or 1"
     )
     parser.add_argument(
         "--passes", type=int, default=None, metavar="N", help="how often a sleep writes; default: the model's"
@@ -81,10 +81,10 @@ def load_model(options: argparse.Namespace) -> SleepForCausalLM:
     """The model to be taught, given sleep if it has none yet."""
     kept = {"window_overlap": options.window_overlap, "pinned_tokens": options.pinned_tokens}
     kept = {name: number for name, number in kept.items() if number is not None}
-    if options.window_overlap:
-        kept.setdefault("pinned_tokens", ATTENTION_SINK)
     config = AutoConfig.from_pretrained(options.model)
     if config.model_type == SleepConfig.model_type:
+        if options.window_overlap:
+            kept.setdefault("pinned_tokens", max(config.pinned_tokens, ATTENTION_SINK))
         return SleepForCausalLM.from_pretrained(options.model, dtype=torch.float32, **kept)
     return SleepForCausalLM.from_causal_lm(
         options.model, window_size=options.window_size, memory="recall", dtype=torch.float32, **kept

@@ -204,16 +204,15 @@ def unit(
     told = story.tell(rng, drawn, windows)
     asked = [(fact, q) for fact in told for q in ask(rng, split, chat, window_size, fact, told, story)]
     rng.shuffle(asked)
+    whole, rest = story.in_windows_of(window_size)
     questions, drawn_amid = [], random.Random(f"amid/{split}/{seed}/{index}")
     for fact, question in asked:
         if drawn_amid.random() < amid:
             question = amid_others(drawn_amid, chat, window_size, fact, question, asked, story)
-        questions.append((fact, question))
-    if not cut:
-        return Unit(split, seed, index, story.windows, [question for _, question in questions])
-    whole, rest = story.cut(window_size)
-    questions = [cut_question(chat, window_size, fact, question, story, rest) for fact, question in questions]
-    return Unit(split, seed, index, whole, [question for question in questions if question.since > 0])
+        question = in_windows(chat, window_size, fact, question, story, rest)
+        if question.since > 0:
+            questions.append(question)
+    return Unit(split, seed, index, whole, questions)
 
 
 def draw_facts(rng: random.Random, split: str, count: int) -> list[Fact]:
@@ -410,7 +409,7 @@ class Story:
             self.rest = piece[room:]
             self.ended = text
 
-    def cut(self, window_size: int) -> tuple[list[list[int]], list[int]]:
+    def in_windows_of(self, window_size: int) -> tuple[list[list[int]], list[int]]:
         """The same text in windows of one size, and what is left of it behind them."""
         ids = list(itertools.chain(*self.windows))
         whole = len(ids) // window_size * window_size
@@ -482,10 +481,10 @@ def ask(
     return questions
 
 
-def cut_question(
+def in_windows(
     chat: Chat, window_size: int, fact: Fact, question: Question, story: Story, rest: list[int]
 ) -> Question:
-    """The question behind a story whose windows end elsewhere, and which has left `rest` for the one that asks."""
+    """The question behind the story in windows of one size, which have left `rest` for the one that asks."""
     window, offsets, place = story.places[id(fact), id(fact.tellings[-1])]
     before = sum(story.sizes[:window])
     first, last = (before + i for i in question.told)

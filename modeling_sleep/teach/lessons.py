@@ -133,7 +133,7 @@ def texts(cache: StateCache, split: str, seed: int, chat: Chat, window_size: int
     """Natural texts of four windows each."""
     for index in range(count):
         sentences = stream(random.Random(f"text/{split}/{seed}/{index}"), split, TEXT_SOURCES, run=40)
-        yield cache.read([], [list(itertools.chain(*windows_of(chat, sentences, window_size, 4)))])[1][0]
+        yield cache.read([], windows_of(chat, sentences, 4 * window_size, 1))[1][0]
 
 
 def windows_of(chat: Chat, sentences: Iterator[str], window_size: int, count: int) -> list[list[int]]:

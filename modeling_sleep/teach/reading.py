@@ -79,7 +79,7 @@ def asleep_before(
 
 
 def found_alone(
-    memory: RecallMemoryLayer, S: torch.Tensor, rows: list[int], reads: list[Read], places: list[list[int]]
+    memory: RecallMemoryLayer, S: torch.Tensor, reads: list[Read], places: list[list[int]]
 ) -> torch.Tensor:
     """
     What S gives, without any layer of the model.
@@ -87,9 +87,7 @@ def found_alone(
     Parameters
     ----------
     S : torch.Tensor
-        (stories, 1, key_dim, value_dim).
-    rows : list[int]
-        The story that each window asks.
+        (windows, 1, key_dim, value_dim): what each window asks.
     reads : list[Read]
     places : list[list[int]]
         The tokens of each window that read, at least one.
@@ -107,7 +105,7 @@ def found_alone(
     positions, is_place = positions.to(weight.device), is_place.to(weight.device)
     chosen = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
     context = memory.context(chosen, state, positions)
-    return recall(memory.q_proj(context), S[rows])[is_place]
+    return recall(memory.q_proj(context), S)[is_place]
 
 
 class Through(NamedTuple):
@@ -129,7 +127,6 @@ def read_through(
     model: SleepForCausalLM,
     place: int,
     S: torch.Tensor,
-    rows: list[int],
     reads: list[Read],
     begins: list[int],
     autocast: torch.dtype | None = None,
@@ -142,7 +139,7 @@ def read_through(
     ----------
     place : int
         Of the memory in the stack.
-    S, rows, reads :
+    S, reads :
         As in `found_alone`.
     begins : list[int]
     autocast : torch.dtype, optional
@@ -156,12 +153,12 @@ def read_through(
     lengths = [len(read.ids) - begin for read, begin in zip(reads, begins)]
     kept, is_kept = kept_tensors(reads, weight)
     has_kept = [read.kept_keys is not None for read in reads]
-    recalled = RecallState(S[rows])
+    recalled = RecallState(S)
     behind = [None] * (len(stack.layers) - place - 1)
     if max(begins) > 0 or any(has_kept):
         before, _ = joined([read.hidden_states[:begin] for read, begin in zip(reads, begins)], weight)
         values = before.new_zeros(*before.shape[:2], memory.v_proj.out_features)  # never written
-        recalled = buffers(memory, before, kept, is_kept)._replace(recurrent_state=S[rows], values=values)
+        recalled = buffers(memory, before, kept, is_kept)._replace(recurrent_state=S, values=values)
         behind = attention_states(reads, begins, weight)
     overlap, pinned = model.config.window_overlap, model.config.pinned_tokens
     state = SleepState.empty(len(stack.layers))._replace(

@@ -166,7 +166,7 @@ class Alone(Course):
         self.scale = nn.Parameter(torch.tensor(SCALE, device=embeddings.device))
         super().__init__(*args, **options)
         known = {i for x in self.lessons for read in x.story for i in read.ids}
-        known |= {i for x in self.lessons for asked in x.asked for i in [*asked.answer.ids, *asked.value]}
+        known |= {i for x in self.lessons for asked in x.asked for i in asked.answer.ids}
         known |= set(itertools.chain(*self.alike.values()))
         self.words = torch.tensor(sorted(known), device=embeddings.device)
         self.number_of = torch.full((len(embeddings),), -1, device=embeddings.device)
@@ -193,7 +193,7 @@ class Alone(Course):
         S, beta = self.slept_over(S, beta, list(rows), asked)
         values = [[sought for sought in x.sought() if sought.kind == "value"] for x in asked]
         places = [[sought.column for sought in value] for value in values]
-        found = found_alone(self.memory, S, list(range(len(asked))), [x.read for x in asked], places)
+        found = found_alone(self.memory, S, [x.read for x in asked], places)
         targets = torch.tensor([sought.token for value in values for sought in value], device=found.device)
         scores = self.scale.exp() * (found.float() / found.shape[-1] ** 0.5) @ self.codes.T
         targets = self.number_of[targets]
@@ -241,7 +241,7 @@ class ThroughLayers(Course):
         )
         S, beta = self.slept_over(S, beta, list(rows), asked)
         reads, begins = [x.read for x in asked], answer_begins(asked)
-        through = read_through(self.model, self.place, S, list(range(len(asked))), reads, begins, self.autocast)
+        through = read_through(self.model, self.place, S, reads, begins, self.autocast)
 
         places: dict[str, list[tuple[int, int]]] = {"value": [], "end": [], "begin": [], "keep": []}
         targets: dict[str, list[int]] = {"value": [], "end": [], "begin": []}
@@ -292,7 +292,7 @@ class ThroughLayers(Course):
         begin = rng.randrange(max(1, len(read.ids) - TEXT_TOKENS))
         end = begin + TEXT_TOKENS
         part = replace(read, ids=read.ids[:end], hidden_states=read.hidden_states[:end])
-        through = read_through(self.model, self.place, S, [0], [part], [begin], self.autocast)
+        through = read_through(self.model, self.place, S, [part], [begin], self.autocast)
         at = [i for i in range(begin, len(part.ids)) if i + 1 < len(read.ids)]
         logits = self.logits(through.last_hidden_state[0, [i - through.begins[0] for i in at]])
         wanted = torch.tensor([read.ids[i + 1] for i in at], device=logits.device)

@@ -26,7 +26,7 @@ from ..heads_sleep import SleepForCausalLM
 from ..layers_sleep import AttentionState
 from ..masks_sleep import new_window, whole_window
 from ..memory_file_sleep import digest_of
-from ..window_sleep import PerRow, column_of, per_row, select
+from ..window_sleep import per_row
 
 
 AT_ONCE = 2_048  # tokens that the model reads at once
@@ -46,10 +46,10 @@ class Read:
         (layers behind the memory, key_value_heads, length, head_dim), of windows that ask.
     last_hidden_state : torch.Tensor | None
         (length, hidden_size), before the head, of windows that ask.
-    kept_hidden_states : torch.Tensor | None
-        (window_overlap, hidden_size), before the memory, of the tokens before the window. None where none are kept.
     kept_keys, kept_values : torch.Tensor | None
         Of the text's pinned tokens and of those of the overlap, turned to where they stand now, of windows that ask.
+    kept_hidden_states : torch.Tensor | None
+        (window_overlap, hidden_size), before the memory, of the tokens before the window. None where none are kept.
     """
 
     ids: list[int]
@@ -57,9 +57,13 @@ class Read:
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
-    kept_hidden_states: torch.Tensor | None = None
     kept_keys: torch.Tensor | None = None
     kept_values: torch.Tensor | None = None
+    kept_hidden_states: torch.Tensor | None = None
+
+
+# What of a window a file holds; what is kept from before it, before the memory, is in the window before.
+STORED = ("hidden_states", "keys", "values", "last_hidden_state", "kept_keys", "kept_values")
 
 
 class StateCache:
@@ -105,55 +109,52 @@ class StateCache:
                 self._read(story, asking, tensors)
             save(tensors, path)
             self._make_room()
-        return (
-            [self._of(tensors, ("story", i), ids) for i, ids in enumerate(story)],
-            [
-                [self._of(tensors, (text, i), window) for i, window in enumerate(self._windows(ids))]
-                for text, ids in enumerate(asking)
-            ],
-        )
+        story_reads = self._reads(tensors, "story", story)
+        before = story_reads[-1] if story_reads else None
+        return story_reads, [self._reads(tensors, i, self._windows(ids), before) for i, ids in enumerate(asking)]
 
     def _windows(self, ids: list[int]) -> list[list[int]]:
         size = self.model.config.window_size
         return [ids[i : i + size] for i in range(0, len(ids), size)]
 
-    @staticmethod
-    def _of(tensors: dict[str, torch.Tensor], name: tuple, ids: list[int]) -> Read:
-        return Read(ids, *(tensors.get(tensor_name(name, x)) for x in list(Read.__dataclass_fields__)[1:]))
+    def _reads(self, tensors: dict, text: str | int, windows: Sequence[list[int]], before: Read | None = None):
+        """The windows of a text, which stands behind the window `before`."""
+        reads = []
+        for i, ids in enumerate(windows):
+            read = Read(ids, **{field: tensors.get(tensor_name((text, i), field)) for field in STORED})
+            if self.overlap and before is not None:
+                read.kept_hidden_states = before.hidden_states[-self.overlap :]
+            reads.append(read)
+            before = read
+        return reads
 
     @torch.no_grad()
     def _read(self, story, asking, tensors: dict[str, torch.Tensor]) -> None:
         state = SleepState.empty(len(self.model.model.layers))._replace(pinned_tokens=self.pinned)
+        texts = [self._windows(ids) for ids in asking]
         if not self.keeps:  # windows do not know of one another: all at once
-            named = {("story", i): ids for i, ids in enumerate(story)}
-            named |= {(text, i): x for text, ids in enumerate(asking) for i, x in enumerate(self._windows(ids))}
-            asks = {name: name[0] != "story" for name in named}
-            for part in (False, True):
-                names = [name for name in named if asks[name] == part]
-                for indices in batches([named[name] for name in names]):
-                    some = [names[i] for i in indices]
-                    self._window(state, some, [named[name] for name in some], part, tensors)
+            told = [(("story", i), ids) for i, ids in enumerate(story)]
+            asked = [((text, i), ids) for text, windows in enumerate(texts) for i, ids in enumerate(windows)]
+            for named, asks in ((told, False), (asked, True)):
+                for indices in batches([ids for _, ids in named]):
+                    names, windows = zip(*(named[i] for i in indices))
+                    self._window(state, names, windows, asks, tensors)
             return
         for i, ids in enumerate(story):
             state = self._window(state, [("story", i)], [ids], False, tensors)
-        for indices in batches(asking):
-            texts = [self._windows(asking[i]) for i in indices]
-            rows, before = list(range(len(indices))), state.select((0,) * len(indices), 1)
-            for number in range(max(map(len, texts))):
+        for rows in batches(asking):
+            before = state.select((0,) * len(rows), 1)
+            for number in range(max(len(texts[row]) for row in rows)):
                 going_on = [row for row in rows if len(texts[row]) > number]
-                before = before.select(tuple(rows.index(row) for row in going_on), len(rows))
+                before = before.select(tuple(map(rows.index, going_on)), len(rows))
                 rows = going_on
-                names = [(indices[row], number) for row in rows]
-                before = self._window(before, names, [texts[row][number] for row in rows], True, tensors)
+                names, windows = [(row, number) for row in rows], [texts[row][number] for row in rows]
+                before = self._window(before, names, windows, True, tensors)
 
     def _window(
-        self, state: SleepState, names: list[tuple], windows: list[list[int]], asks: bool, tensors: dict
+        self, state: SleepState, names: Sequence[tuple], windows: Sequence[list[int]], asks: bool, tensors: dict
     ) -> SleepState:
-        """
-        Read one window of each row, behind what `state` has kept.
-
-        Returns what is kept of them in turn, an empty state if that is nothing.
-        """
+        """Read one window of each row, behind what `state` has kept. Returns what is kept of them in turn."""
         model, place = self.model.model, self.place
         embeds = model.embed_tokens(padded(windows).to(model.device))
         lengths = per_row([len(ids) for ids in windows])
@@ -163,29 +164,19 @@ class StateCache:
         if asks or self.keeps:
             behind = list(state.layers[place + 1 :])
             last, behind = model.layers.run(hidden_states, behind, start=place + 1, window=window)
-            last = model.norm(last)
-        kept_hidden_states, kept = state.layers[place], state.kept_columns > 0
         for row, (name, ids) in enumerate(zip(names, windows, strict=True)):
-
-            def keep(field: str, tensor: torch.Tensor) -> None:
-                tensors[tensor_name(name, field)] = small(tensor)  # noqa: B023
-
-            keep("hidden_states", hidden_states[row, : len(ids)])
-            if kept and self.overlap:
-                keep("kept_hidden_states", kept_hidden_states[row])
+            found = {"hidden_states": hidden_states[row, : len(ids)]}
             if asks:
-                keep("last_hidden_state", last[row, : len(ids)])
+                found["last_hidden_state"] = model.norm(last[row, : len(ids)])
             for field in ("keys", "values") if asks and self.keeps_keys else ():
-                keep(field, torch.stack([getattr(x, field)[row, :, : len(ids)] for x in behind]))
-                if kept:
-                    keep(f"kept_{field}", torch.stack([getattr(x, f"kept_{field}")[row] for x in behind]))
+                found[field] = torch.stack([getattr(x, field)[row, :, : len(ids)] for x in behind])
+                if state.kept_columns:
+                    found[f"kept_{field}"] = torch.stack([getattr(x, f"kept_{field}")[row] for x in behind])
+            tensors |= {tensor_name(name, field): small(x) for field, x in found.items()}
         if not self.keeps:
             return state
-        # Slept over, with the hidden states before the memory in the place of its own state.
         state = state._replace(layers=(*before, None, *behind), stored=lengths, columns=embeds.shape[1])
-        slept = model._forget(state, whole_window(model.config, state, is_replayed=False))
-        kept_hidden_states = kept_of(kept_hidden_states, hidden_states, lengths, self.overlap)
-        return slept._replace(layers=(*slept.layers[:place], kept_hidden_states, *slept.layers[place + 1 :]))
+        return model._forget(state, whole_window(model.config, state, is_replayed=False))
 
     def _make_room(self) -> None:
         files = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*.safetensors")]
@@ -206,15 +197,6 @@ def fingerprint(model: SleepForCausalLM) -> str:
 def tensor_name(window: tuple, field: str) -> str:
     """Of a window, `("story", number)` or `(text that asks, number)`, in a file."""
     return f"{window[0]}.{window[1]}.{field}"
-
-
-def kept_of(before: torch.Tensor | None, hidden_states: torch.Tensor, lengths: PerRow, overlap: int) -> torch.Tensor:
-    """(rows, overlap, hidden_size): the last of `before` and, behind them, so many new ones of each row."""
-    batch = len(hidden_states)
-    if before is None:
-        before = hidden_states.new_zeros(batch, overlap, hidden_states.shape[2])
-    joined, length = torch.cat([before, hidden_states], dim=1), column_of(lengths, batch, hidden_states.device)
-    return select(joined, length + torch.arange(overlap, device=joined.device), 1)
 
 
 def computing_in(dtype: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager:
@@ -265,19 +247,18 @@ def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def attention_states(reads: Sequence[Read], lengths: Sequence[int], like: torch.Tensor) -> list[AttentionState]:
     """Keys and values of the first so many tokens of each window, and kept ones, for each layer behind the memory."""
 
-    def joined(name: str, columns: int, lengths: Sequence[int], from_the_end: bool) -> Sequence[torch.Tensor | None]:
+    def joined(name: str, lengths: Sequence[int]) -> Sequence[torch.Tensor]:
         first = reads[0].keys
-        whole = like.new_zeros(first.shape[0], len(reads), first.shape[1], columns, first.shape[3])
+        whole = like.new_zeros(first.shape[0], len(reads), first.shape[1], max(lengths), first.shape[3])
         for row, (read, length) in enumerate(zip(reads, lengths, strict=True)):
             if length:
-                places = slice(columns - length, None) if from_the_end else slice(length)
-                whole[:, row, :, places] = getattr(read, name)[:, :, :length].to(like)
+                whole[:, row, :, :length] = getattr(read, name)[:, :, :length].to(like)
         return whole.unbind(0)
 
-    parts = [joined(name, max(lengths), lengths, False) for name in ("keys", "values")]
-    kept = [0 if read.kept_keys is None else read.kept_keys.shape[2] for read in reads]
+    parts = [joined(name, lengths) for name in ("keys", "values")]
+    kept = [0 if read.kept_keys is None else read.kept_keys.shape[2] for read in reads]  # all of a row's, or none
     if any(kept):
-        parts += [joined(name, max(kept), kept, True) for name in ("kept_keys", "kept_values")]
+        parts += [joined(name, kept) for name in ("kept_keys", "kept_values")]
     return [AttentionState(*states) for states in zip(*parts, strict=True)]
 
 
@@ -285,12 +266,10 @@ def kept_tensors(reads: Sequence[Read], like: torch.Tensor) -> tuple[torch.Tenso
     """
     Hidden states kept from before each window, (windows, kept, hidden_size), and which are any; None if none are.
     """
-    counts = [0 if read.kept_hidden_states is None else len(read.kept_hidden_states) for read in reads]
-    if not any(counts):
+    some = next((read.kept_hidden_states for read in reads if read.kept_hidden_states is not None), None)
+    if some is None:
         return None, None
-    kept = like.new_zeros(len(reads), max(counts), reads[0].hidden_states.shape[-1])
-    for row, (read, count) in enumerate(zip(reads, counts, strict=True)):
-        if count:
-            kept[row, -count:] = read.kept_hidden_states.to(like)
-    is_kept = torch.arange(max(counts)) >= max(counts) - torch.tensor(counts).unsqueeze(1)
-    return kept, is_kept.to(like.device)
+    has_kept = torch.tensor([read.kept_hidden_states is not None for read in reads], device=like.device)
+    nothing = torch.zeros_like(some)
+    kept = torch.stack([nothing if read.kept_hidden_states is None else read.kept_hidden_states for read in reads])
+    return kept.to(like), has_kept.unsqueeze(1).expand(-1, len(some))
