@@ -260,7 +260,7 @@ class SleepConfig(PreTrainedConfig):
         transformers_range (`str`, *optional*):
             The releases of transformers that this code was tested with. `save_pretrained` of a model writes it.
         recall_key_dim (`int`, *optional*):
-            Rows of S of the `"recall_memory"` layers. Defaults to about two thirds of `hidden_size`.
+            Rows of S of the `"recall_memory"` layers. Defaults to about four thirds of `hidden_size`.
         recall_value_dim (`int`, *optional*):
             Columns of their S, at most and by default `hidden_size`. With fewer, what is recalled stands out less.
         recall_span (`int`, *optional*, defaults to 5):
@@ -269,6 +269,10 @@ class SleepConfig(PreTrainedConfig):
             How many learned averages over the window join them.
         recall_pooling_dim (`int`, *optional*, defaults to 64):
             Dimension of the queries and keys of each of these.
+        recall_threshold (`float`, *optional*, defaults to 0.0):
+            What the gate of a token must exceed for the token to be written: 0 <= `recall_threshold` < 1. With 0 all
+            tokens are, if only a little, and what was told fades with each token that is read.
+            `from_causal_lm` takes 0.5.
 
     Raises:
         `StrictDataclassError` (of `huggingface_hub.errors`) or `ValueError`: if a field is of the wrong type or out
@@ -358,6 +362,7 @@ class SleepConfig(PreTrainedConfig):
     recall_span: int = 5
     recall_poolings: int = 2
     recall_pooling_dim: int = 64
+    recall_threshold: float = 0.0
 
     def __post_init__(self, **kwargs):
         if (layer_types := kwargs.pop(SAVED_LAYER_TYPES, None)) is not None:
@@ -391,7 +396,7 @@ class SleepConfig(PreTrainedConfig):
         if self.linear_value_head_dim is None:
             self.linear_value_head_dim = self.linear_key_head_dim
         if self.recall_key_dim is None:
-            self.recall_key_dim = _share(2 / 3, self.hidden_size)
+            self.recall_key_dim = _share(4 / 3, self.hidden_size)
         if self.recall_value_dim is None:
             self.recall_value_dim = self.hidden_size
         if self.loop_span is not None:
@@ -604,6 +609,11 @@ class SleepConfig(PreTrainedConfig):
 
     def validate_numbers(self):
         """What is no size has a range, too."""
+        if not 0 <= self.recall_threshold < 1:
+            raise ValueError(
+                "`recall_threshold` is what a sigmoid must exceed: 0 <= `recall_threshold` < 1, got "
+                f"{self.recall_threshold}."
+            )
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(
                 f"`attention_dropout` is a probability: 0 <= `attention_dropout` < 1, got {self.attention_dropout}."

@@ -41,7 +41,10 @@ FIELDS = (
     "recall_span",
     "recall_poolings",
     "recall_pooling_dim",
+    "recall_threshold",
 )
+# What those mean by it that were saved before there was a field.
+LATER_FIELDS = {"recall_threshold": 0.0}
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class MemoryAdapter:
                 for file in (CONFIG_NAME, WEIGHTS_NAME)
             ]
             config = json.loads(paths[0].read_text(encoding="utf-8"))
-            return cls(name, config, load_file(paths[1]))
+            return cls(name, LATER_FIELDS | config, load_file(paths[1]))
         except (OSError, EntryNotFoundError, HFValidationError, RepositoryNotFoundError) as error:
             raise ValueError(
                 f"`memory` must be 'recall', 'gated_delta', or a folder or repository with {CONFIG_NAME} and "

@@ -64,6 +64,8 @@ ATTENTION_SINK = 1
 # Where a recall memory is inserted: late enough that little is left to be run through in teaching, early enough that
 # the layers behind it can use what it recalls.
 RECALL_DEPTH = 0.8
+# What a token's gate must exceed to be written, see recall_memory_sleep.py.
+RECALL_THRESHOLD = 0.5
 # Of all parameters, what the inserted layers take at most by default. The paper stays under it, too.
 MEMORY_SHARE = 0.1
 
@@ -113,7 +115,10 @@ def adopt(
         adapter.check_config(original.config)
         if fixed := [name for name in chosen if name == "memory_layers" or name.startswith("recall_")]:
             raise ValueError(f"The memory {memory!r} says what {fixed} are: leave them out.")
-        chosen = {name: adapter.config[name] for name in FIELDS} | chosen
+        own = {name: adapter.config[name] for name in FIELDS}
+        if chosen.get("window_overlap"):
+            own["pinned_tokens"] = max(own["pinned_tokens"], ATTENTION_SINK)
+        chosen = own | chosen
         memory = "recall"
     config = adopted_config(original.config, memory=memory, **{**DEFAULTS, **chosen})
     windows = None
@@ -185,10 +190,12 @@ def adopted_config(
     """
     check_family(original)
     fields = {"window_size": window_size, "sleep_passes": sleep_passes, "loop_span": loop_span, **fields}
-    if fields.get("window_overlap"):
-        fields.setdefault("pinned_tokens", ATTENTION_SINK)
     is_hybrid = original.model_type not in ATTENTION_FAMILIES
     recalls = memory == "recall" or (memory is None and not is_hybrid)
+    if recalls and not is_hybrid:
+        fields.setdefault("window_overlap", default_overlap(original, window_size))
+    if fields.get("window_overlap"):
+        fields.setdefault("pinned_tokens", ATTENTION_SINK)
     if is_hybrid:
         base_config = family_base_config(original)
         num_layers, fields = base_config["num_hidden_layers"], {"base_config": base_config, **fields}
@@ -200,15 +207,18 @@ def adopted_config(
                 )
             return SleepConfig(**fields)
     else:
-        check_attention(original, window_size)
+        kept = fields.get("window_overlap", 0) + fields.get("pinned_tokens", 0)
+        check_attention(original, window_size, kept)
         num_layers = original.num_hidden_layers
         fields = {
             **{name: copy.deepcopy(getattr(original, name)) for name in SHARED_FIELDS},
             **ATTENTION_FAMILIES[original.model_type](original),
             "head_dim": getattr(original, "head_dim", None),
             **fields,
-            "rope_parameters": adopted_rope(original, window_size),
+            "rope_parameters": adopted_rope(original, window_size + kept),
         }
+    if recalls:
+        fields.setdefault("recall_threshold", RECALL_THRESHOLD)
     if memory_layers is None and recalls:
         memory_layers = [round(RECALL_DEPTH * num_layers)]
     elif memory_layers is None:
@@ -231,22 +241,22 @@ def adopted_config(
     return SleepConfig(**fields)
 
 
-def adopted_rope(original: PreTrainedConfig, window_size: int) -> dict:
+def adopted_rope(original: PreTrainedConfig, span: int) -> dict:
     """
-    The rotary parameters of `original`, as they are within a window.
+    The rotary parameters of `original`, as they are within a window and the tokens kept before it: a `span` of tokens.
 
     Raises
     ------
     ValueError
-        If its frequencies change with the length of the text, and a window is longer than what they begin with.
+        If its frequencies change with the length of the text, and the span is longer than what they begin with.
     """
     rope = dict(original.rope_parameters)
     longest = original.max_position_embeddings
     if rope.get("rope_type") == "dynamic":  # as they are in a short text
-        if window_size > longest:
+        if span > longest:
             raise ValueError(
-                f"The model's 'dynamic' rotary frequencies change beyond {longest} tokens: choose `window_size` <= "
-                f"{longest}, got {window_size}."
+                f"The model's 'dynamic' rotary frequencies change beyond {longest} tokens: choose `window_size` + "
+                f"`window_overlap` + `pinned_tokens` <= {longest}, got {span}."
             )
         return {"rope_type": "default", "rope_theta": rope["rope_theta"]}
     if rope.get("rope_type") in ("yarn", "longrope"):
@@ -329,18 +339,32 @@ def check_family(config: PreTrainedConfig) -> None:
         )
 
 
-def check_attention(config: PreTrainedConfig, window_size: int) -> None:
-    """Raise if attention within one window would not be what the model was trained with."""
-    slides = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
-    if slides and slides < window_size:
+def sliding_window(config: PreTrainedConfig) -> int | None:
+    """How many tokens the model's own attention reaches back; None if it sees all of a text."""
+    return (getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)) or None
+
+
+def default_overlap(config: PreTrainedConfig, window_size: int) -> int:
+    """Half of a window, or as much as the model's own attention reaches over, and at the same frequencies."""
+    reach, rope = sliding_window(config) or config.max_position_embeddings, config.rope_parameters
+    short = rope.get("original_max_position_embeddings", reach)
+    if rope.get("rope_type") == "longrope" and window_size <= short:
+        reach = min(reach, short)
+    return max(0, min(window_size // 2, reach - window_size - ATTENTION_SINK))
+
+
+def check_attention(config: PreTrainedConfig, window_size: int, kept: int) -> None:
+    """Raise if attention within one window, and to the tokens kept, would not be what the model was trained with."""
+    slides, span = sliding_window(config), window_size + kept
+    told = f"`window_size` is {window_size}" + (f", and {kept} more tokens are kept" if kept else "")
+    if slides and slides < span:
         raise ValueError(
-            f"The model's own attention reaches back {slides} tokens only, less than a window: choose `window_size` "
-            f"<= {slides}, got {window_size}."
+            f"The model's own attention reaches back {slides} tokens only, and {told}: choose `window_size` + "
+            f"`window_overlap` + `pinned_tokens` <= {slides}."
         )
-    if window_size > config.max_position_embeddings:
+    if span > config.max_position_embeddings:
         logger.warning_once(
-            f"`window_size` is {window_size}, but the model was made for texts of {config.max_position_embeddings} "
-            "tokens: choose a smaller one."
+            f"{told}, but the model was made for texts of {config.max_position_embeddings} tokens: choose fewer."
         )
 
 

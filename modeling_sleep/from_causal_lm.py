@@ -29,6 +29,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("model", help="name on the Hub, or folder")
     parser.add_argument("output", type=Path, help="folder to write; must not hold anything yet")
     parser.add_argument("--window-size", type=int, default=512, metavar="L", help="tokens after which it sleeps")
+    parser.add_argument(
+        "--window-overlap", type=int, metavar="W", help="keys that stay after a sleep (default: half of a window)"
+    )
     parser.add_argument("--sleep-passes", type=int, default=2, metavar="N", help="passes over a window in all")
     parser.add_argument(
         "--memory-layers",
@@ -66,6 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     source = {name: getattr(options, name) for name in ("revision", "gguf_file") if getattr(options, name)}
     loading = {"dtype": options.dtype} if options.dtype else {}
+    overlap = {} if options.window_overlap is None else {"window_overlap": options.window_overlap}
     if options.gguf_file:
         loading |= dequantised()
     try:
@@ -77,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
             memory_layers=number_or_places(options.memory_layers),
             loop_span=options.loop_span,
             memory=options.memory,
+            **overlap,
             **source,
             **loading,
         )

@@ -93,9 +93,10 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
             state's length. With 0.5 it answers some questions at once, and disturbs everything behind the first
             window. Default: nothing.
         **kwargs
-            Other fields of [`SleepConfig`], such as `bptt_windows`. With a `window_overlap`, `pinned_tokens` is 1
-            unless it is said: attention that has learned to rest on a text's first token needs it. The rest goes to
-            the pretrained model's `from_pretrained`: `revision`, `dtype`, `gguf_file`, ...
+            Other fields of [`SleepConfig`], such as `bptt_windows`. `window_overlap` is half of a window by default
+            where a recall memory is inserted between layers of attention, as far as that attention reaches. With an
+            overlap, `pinned_tokens` is 1 unless it is said: attention that has learned to rest on a text's first token
+            needs it. The rest goes to the pretrained model's `from_pretrained`: `revision`, `dtype`, `gguf_file`, ...
 
         Returns
         -------

@@ -322,17 +322,21 @@ def _from_named(tensors: dict[str, torch.Tensor], numbers: dict, layer_types: li
 
 
 def _placed(state: SleepState, core) -> SleepState:
-    """On the model's devices and in its dtype, S in float32 or better."""
+    """On the model's devices and in its dtype, S in float32 or better, and what is no number as it is."""
     dtype, S_dtype = core.dtype, torch.promote_types(core.dtype, torch.float32)
+
+    def put(x: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        return x.to(device, dtype if x.is_floating_point() else None)
+
     layers = {"layers": [], "window_start": []}
     for name, placed in layers.items():
         for layer, layer_state in zip(core.layers, getattr(state, name), strict=True):
             if layer_state is not None:
                 device, S = next(layer.parameters()).device, layer.fast_weights(layer_state)
-                tensors = (x if x is None else x.to(device, S_dtype if x is S else dtype) for x in layer_state)
+                tensors = (x if x is None else put(x, device, S_dtype if x is S else dtype) for x in layer_state)
                 layer_state = type(layer_state)(*tensors)
             placed.append(layer_state)
-    state = state.map(lambda x: x.to(core.device, dtype))
+    state = state.map(lambda x: put(x, core.device, dtype))
     return state._replace(**{name: tuple(placed) for name, placed in layers.items()})
 
 

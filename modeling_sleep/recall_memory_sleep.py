@@ -12,7 +12,8 @@ value:
     k_t     `key`               B c_{t-1} + b; a window's first token has none, and is not written, unless the last one
                                 before it was kept (`window_overlap`)
     v_t     `value`             P e_t, where e_t is the embedding of the token
-    beta_t  `beta`              sigmoid(w . x_t + w' . x_{t-1} + bias): whether the token is worth writing
+    beta_t  `beta`              max(0, (s_t - tau) / (1 - tau)), s_t = sigmoid(w . x_t + w' . x_{t-1} + bias): whether
+                                the token is worth writing; tau is `recall_threshold`
     alpha   `log_decay`         exp(-exp(A_log)): how much of S a token leaves
     S       `recurrent_state`   fast weights, one matrix (key_dim, value_dim) for each row
 
@@ -25,6 +26,8 @@ The write is the gated delta rule of arXiv 2605.26099, section 2, with q and k L
   nothing is lost; the first window is the original model, bit for bit, trained or not; a token awake only reads;
 - there is no norm behind S, as it would make noise as loud as a find. Where nothing is found, nothing is added;
 - values come from embeddings, as the word that is sought cannot be read out of hidden states of unseen words;
+- below the threshold a token is not written at all: a sigmoid is never 0, and what is written a little of each of
+  thousands of tokens drowns what was told before them;
 - a window decays S once, however often it is written;
 - in a `loop_span` that is replayed, pass j reads S_{j-1}: what pass j - 1 has kept is written before pass j begins,
   and what pass N has kept when the window is forgotten. So N passes are N writes. Without a replay, `window.passes`
@@ -104,6 +107,7 @@ class RecallMemoryLayer(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         self.span, self.poolings = config.recall_span, config.recall_poolings
+        self.threshold = config.recall_threshold
         hidden_size, pooling_dim = config.hidden_size, self.poolings * config.recall_pooling_dim
         context_dim = (2 + self.poolings) * hidden_size
         self.input_layernorm = nn.RMSNorm(hidden_size, eps=config.rms_norm_eps)
@@ -131,8 +135,9 @@ class RecallMemoryLayer(nn.Module):
         init.normal_(self.pool_k_proj.weight, std=self.pool_k_proj.in_features**-0.5)
         for module in (self.pool_q_proj, self.b_proj, self.g_proj, self.o_proj):
             init.zeros_(module.weight)
-        for module in (self.q_proj, self.k_proj, self.b_proj, self.g_proj):
+        for module in (self.q_proj, self.k_proj, self.g_proj):
             init.zeros_(module.bias)
+        init.constant_(self.b_proj.bias, math.log((1 + self.threshold) / (1 - self.threshold)))
 
     def forward(
         self,
@@ -252,6 +257,8 @@ class RecallMemoryLayer(nn.Module):
             is_first = is_first & ~state.kept[:, -1:]
         key = self.k_proj(context).to(dtype)
         beta = self.b_proj(torch.cat([x, previous], dim=-1)).squeeze(-1).to(dtype).sigmoid()
+        if self.threshold:
+            beta = ((beta - self.threshold) / (1 - self.threshold)).relu()
         beta = beta.masked_fill(is_first, 0)
         log_decay = -self.A_log.to(dtype).exp().expand_as(beta)
         if live is not None:

@@ -53,6 +53,9 @@ def write(layer, hidden_states, embeddings, S, decays=True, kept=()):
             continue
         k = unit(layer.k_proj.weight @ context(layer, x, t - 1) + layer.k_proj.bias)
         v = layer.v_proj.weight @ embeddings[t - len(kept)]
-        beta = sigmoid(layer.b_proj.weight[0] @ torch.cat([x[t], x[t - 1]]) + layer.b_proj.bias)
+        gate = sigmoid(layer.b_proj.weight[0] @ torch.cat([x[t], x[t - 1]]) + layer.b_proj.bias)
+        if gate <= layer.threshold:
+            continue
+        beta = (gate - layer.threshold) / (1 - layer.threshold)
         S = S + beta * torch.outer(k, v - S.T @ k)
     return S

@@ -238,8 +238,25 @@ def test_an_unknown_family_is_named_with_those_that_are_known(tmp_path):
         SleepForCausalLM.from_causal_lm(str(tmp_path))
 
 
+def test_half_of_a_window_stays_as_far_as_the_models_attention_reaches():
+    """Together with the text's first token; the paper's kind of memory is given no keys, and nor is a hybrid."""
+    for name, window_size, options, expected in (
+        ("llama", 9, {}, (4, 1)),
+        ("llama", 9, dict(window_overlap=0), (0, 0)),
+        ("llama", 9, dict(pinned_tokens=3), (4, 3)),
+        ("llama", 9, dict(memory="gated_delta"), (0, 0)),
+        ("llama", 253, {}, (2, 1)),  # `max_position_embeddings` is 256
+        ("mistral", L - 2, {}, (1, 1)),
+        ("mistral", L, {}, (0, 0)),
+    ):
+        config = SleepForCausalLM.from_causal_lm(make_original(name), window_size, **options).config
+        assert (config.window_overlap, config.pinned_tokens) == expected
+
+
 def test_attention_that_reaches_less_far_than_a_window_is_refused():
-    with pytest.raises(ValueError, match="reaches back 8 tokens only.*`window_size` <= 8"):
+    with pytest.raises(ValueError, match="`window_size` is 8, and 4 more tokens are kept"):
+        SleepForCausalLM.from_causal_lm(make_original("mistral"), window_size=L, window_overlap=3)
+    with pytest.raises(ValueError, match="reaches back 8 tokens only.* <= 8"):
         SleepForCausalLM.from_causal_lm(make_original("mistral"), window_size=L + 1)
     qwen = make_original("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0)
     with pytest.raises(ValueError, match="reaches back 4 tokens only"):

@@ -43,6 +43,7 @@ MODELS = {
     "prelude and coda": dict(loop_span=[1, 3]),
     "recall": RECALL,
     "recall, replayed never": dict(RECALL, loop_span=[0, 0]),
+    "recall, overlap": dict(RECALL, loop_span=[0, 0], window_overlap=2, pinned_tokens=1),
 }
 every_model = pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
 OPTIONS = dict(window_size=L, initializer_range=0.3, pad_token_id=None, sleep_passes=2)

@@ -31,12 +31,33 @@ def test_a_memory_is_put_on_its_base(original, taught, tmp_path):
     assert (again.config.window_size, again.config.sleep_passes) == (L, 3)
     ids = random_ids(2, 3 * L, low=3, high=SIZES["vocab_size"])
     torch.testing.assert_close(again(ids).logits, taught(ids).logits)
-    assert SleepForCausalLM.from_causal_lm(original, 4, memory=str(folder)).config.window_size == 4
+    assert SleepForCausalLM.from_causal_lm(original, 6, memory=str(folder)).config.window_size == 6
+
+
+def test_an_overlap_that_is_asked_of_a_memory_without_one_pins_the_attention_sink(original, tmp_path):
+    SleepForCausalLM.from_causal_lm(original, L, window_overlap=0).save_pretrained(tmp_path, memory_only=True)
+    for asked, expected in (
+        ({}, (0, 0)),
+        (dict(window_overlap=3), (3, 1)),
+        (dict(window_overlap=3, pinned_tokens=0), (3, 0)),
+    ):
+        config = SleepForCausalLM.from_causal_lm(original, memory=str(tmp_path), **asked).config
+        assert (config.window_overlap, config.pinned_tokens) == expected
 
 
 def test_the_same_weights_in_another_precision_are_known(original, taught, tmp_path):
     half = SleepForCausalLM.from_causal_lm(original.bfloat16(), memory=str(tmp_path / "memory"))
     assert half.dtype == torch.bfloat16 and half.model.layers[4].o_proj.weight.abs().max() > 0
+
+
+def test_a_memory_saved_before_there_was_a_threshold_writes_as_it_did(original, taught, tmp_path):
+    """Not as a new one: `from_causal_lm` gives those a threshold."""
+    assert taught.config.recall_threshold == 0.5
+    path = tmp_path / "memory" / "memory_config.json"
+    config = json.loads(path.read_text())
+    del config["recall_threshold"]
+    path.write_text(json.dumps(config))
+    assert SleepForCausalLM.from_causal_lm(original, memory=str(path.parent)).config.recall_threshold == 0
 
 
 def test_another_base_is_refused(taught, tmp_path):

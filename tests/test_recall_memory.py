@@ -17,7 +17,9 @@ from modeling_sleep.window_sleep import Keep, Window
 L = 6
 TEXT = 21  # tokens: three windows and a half
 KEPT = pytest.mark.parametrize(
-    "kept", [{}, dict(window_overlap=3), dict(window_overlap=5, pinned_tokens=2)], ids=["evicted", "overlap", "pinned"]
+    "kept",
+    [{}, dict(window_overlap=3), dict(window_overlap=5, pinned_tokens=2), dict(recall_threshold=0.5)],
+    ids=["evicted", "overlap", "pinned", "threshold"],
 )
 
 
@@ -46,6 +48,11 @@ def stir(layer):
         layer.input_layernorm.weight.add_(1)
         layer.A_log.fill_(-2)
     return layer
+
+
+def before(x):
+    """Of each token, what belongs to the one before it; zeros before the first."""
+    return torch.cat([torch.zeros_like(x[:1]), x[:-1]])
 
 
 def make_layer(**fields):
@@ -85,7 +92,7 @@ def test_window_after_window_equals_the_reference(kept, passes):
     h, e = torch.randn(2, batch, 3, L, 16, dtype=torch.float64)
     state, S = None, torch.zeros(batch, layer.k_proj.out_features, layer.v_proj.out_features, dtype=torch.float64)
     overlap, pinned = kept.get("window_overlap", 0), kept.get("pinned_tokens", 0)
-    keep = Keep(torch.arange(L, L + pinned + overlap).unsqueeze(0), None) if kept else None
+    keep = Keep(torch.arange(L, L + pinned + overlap).unsqueeze(0), None) if overlap else None
     for n in range(3):
         window = make_window(e[:, n], passes=passes, keep=keep)
         output, state = layer(h[:, n], state, window)
@@ -122,6 +129,31 @@ def test_rows_that_hold_different_numbers_of_tokens_do_not_meet(first, second):
         torch.testing.assert_close(together, alone[0], atol=1e-9, rtol=1e-9)
         after = layer.forget(after, window)
         torch.testing.assert_close(state.recurrent_state[row], after.recurrent_state[0], atol=1e-9, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_below_the_threshold_a_token_is_not_written_at_all():
+    layer = make_layer(recall_threshold=0.5)
+    h, e = torch.randn(2, 1, L, 16, dtype=torch.float64)
+    window = make_window(e)
+    _, state = layer(h, None, window)
+    x = state.features[0]
+    gate = torch.cat([x, before(x)], dim=-1) @ layer.b_proj.weight[0] + layer.b_proj.bias
+    beta = layer.write_inputs(state, None)[3][0]
+    assert torch.equal(beta[1:] > 0, gate[1:] > 0) and 0 < (beta > 0).sum() < L - 1
+    layer.b_proj.bias.detach().sub_(100)
+    S = torch.randn(1, 1, layer.k_proj.out_features, layer.v_proj.out_features, dtype=torch.float64)
+    layer.A_log.detach().fill_(-torch.inf)
+    assert torch.equal(layer.forget(state._replace(recurrent_state=S), window).recurrent_state, S)
+
+
+@torch.no_grad()
+def test_at_first_half_of_every_token_is_written():
+    for threshold in (0.0, 0.5, 0.9):
+        layer = RecallMemoryLayer(make_config(recall_threshold=threshold), 2)
+        h, e = torch.randn(2, 1, L, 16)
+        _, state = layer(h, None, make_window(e))
+        torch.testing.assert_close(layer.write_inputs(state, None)[3][0, 1:], torch.full((L - 1,), 0.5))
 
 
 @torch.no_grad()
@@ -353,6 +385,7 @@ def test_generation_compiles_single_tokens(fresh_dynamo):
         (dict(memory_layers=[]), "always inserted"),
         (dict(memory_layers=[1, 2]), "must be indices of"),
         (dict(recall_span=0), "`recall_span` must be at least 1"),
+        (dict(recall_threshold=1.0), "0 <= `recall_threshold` < 1, got 1.0"),
         (dict(loop_span=(3, 2)), "0 <= start <= end"),
         (dict(loop_span=(3, 4)), "leaves no memory"),
         (dict(layer_types=["sleep_attention", "linear_attention"] * 2, memory_layers=[]), "is empty"),

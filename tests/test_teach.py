@@ -117,7 +117,7 @@ def the_lessons(model, chat, folder, count=4, split="train", **options):
 
 
 def test_what_is_read_is_what_the_model_knows_and_is_read_once(tokenizer, chat, tmp_path):
-    model = make_model(tokenizer)
+    model = make_model(tokenizer, window_overlap=0)
     cache = StateCache(model, tmp_path)
     story, asking = [list(range(10, 10 + L)), list(range(60, 60 + L))], [[5, 6, 7], [8, 9, 10, 11, 12]]
     told, texts = cache.read(story, asking)
@@ -312,7 +312,7 @@ def test_found_alone_reads_at_the_places_it_is_given(tokenizer, chat, tmp_path):
 @pytest.mark.parametrize("passes", [1, 3])
 def test_other_text_is_written_as_it_would_be_read(tokenizer, chat, passes):
     """`lengths` reads it once, without the memory, and half precision is all that this costs."""
-    model = make_model(tokenizer, read_out=0.5).eval()
+    model = make_model(tokenizer, read_out=0.5, window_overlap=0).eval()
     model.config.sleep_passes = passes
     place = model.config.memory_layers[0]
     windows = lengths.other_text(chat, 0, L, 4)
@@ -384,7 +384,7 @@ def test_frozen_layers_compute_in_half_precision(tokenizer, tmp_path):
     """What they know differs a little, and is kept apart; the memory learns in float32."""
     memories = []
     for number, dtype in enumerate((None, torch.bfloat16)):
-        model = make_model(tokenizer)
+        model = make_model(tokenizer, window_overlap=0)
         results = few(model, tokenizer, tmp_path / str(number), cache=tmp_path / "states", autocast=dtype)
         assert results["steps"] == {"alone": 12, "through": 12}
         memory = model.model.layers[model.config.memory_layers[0]]

@@ -61,7 +61,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=60, help="of each kind, to measure with")
     parser.add_argument("--window-size", type=int, default=256, metavar="L", help="of a pretrained model")
     parser.add_argument(
-        "--window-overlap", type=int, default=None, metavar="W", help="keys that stay; default: the model's, or 0"
+        "--window-overlap",
+        type=int,
+        default=None,
+        metavar="W",
+        help="keys that stay; default: the model's, or half of a window",
     )
     parser.add_argument(
         "--pinned-tokens", type=int, default=None, metavar="P", help="that keep their keys; default: the model's, or 1"

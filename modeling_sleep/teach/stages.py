@@ -60,8 +60,8 @@ class Stage:
     sparse: float = 0.0
 
 
-ALONE = Stage(steps=300, stories=8, windows=(2, 8), questions=99, sparse=1.0)
-THROUGH = Stage(steps=1200, stories=4, windows=(2, 10), questions=7, rest=0.3, sparse=1.0)
+ALONE = Stage(steps=250, stories=8, windows=(2, 8), questions=99, sparse=1.0)
+THROUGH = Stage(steps=900, stories=4, windows=(2, 32), questions=7, rest=0.3, sparse=3.0)
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
 KEPT_TOKENS = 2  # of each window that asks
@@ -288,7 +288,7 @@ class ThroughLayers(Course):
         number = rng.randrange(1, len(windows))
         read = windows[number]
         before = window_tensors([windows[:number]], self.embeddings, self.memory.q_proj.weight.dtype)
-        S, _ = written(self.memory, before)
+        S, beta = written(self.memory, before)
         begin = rng.randrange(max(1, len(read.ids) - TEXT_TOKENS))
         end = begin + TEXT_TOKENS
         part = replace(read, ids=read.ids[:end], hidden_states=read.hidden_states[:end])
@@ -299,7 +299,8 @@ class ThroughLayers(Course):
         loss = F.cross_entropy(logits, wanted)
         with torch.no_grad():
             before = F.cross_entropy(self.logits(read.last_hidden_state[at].to(logits)), wanted)
-        return 2 * self.stage.text * loss, dict(text=loss.item() - before.item())
+        told = dict(text=loss.item() - before.item(), text_beta=beta.mean().item())
+        return 2 * (self.stage.text * loss + self.stage.sparse * beta.mean()), told
 
 
 def at_places(hidden_states: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
