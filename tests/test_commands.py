@@ -1,12 +1,15 @@
 """Every command that a page tells people to type names what is there, and its program takes the options given.
 
-Nothing is run: a program is stopped as soon as it has read its command line.
+A program is stopped as soon as it has read its command line. What takes minutes at most is also run, in the order of
+the pages, which build on one another; that test is slow.
 """
 
 import argparse
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -115,3 +118,32 @@ def test_the_makefile_runs_what_is_there(monkeypatch, capsys):
     for command in found:
         with monkeypatch.context() as patch:
             check_program(shlex.split(command), patch)
+
+
+# Pages in the order in which their commands build on one another, what a reader puts in the place of names in
+# capitals, and the programs that take minutes at most, need no network and no second machine.
+JOURNEY = ("docs/TRAIN.md", "docs/HUB.md", "docs/MEMORY.md", "docs/RESULTS.md", "docs/results/gsm-mini.md")
+PLACES = {"MODEL": "my-model"}
+MINUTES = re.compile(
+    r"python (examples/(finetune_\w+|train_accelerate)\.py|examples/prefix_reuse\.py$|-m modeling_sleep\.memory "
+    r"|-m modeling_sleep\.hub_upload (export|verify)|-m examples\.experiments\.(report|depth_answered))"
+)
+
+
+@pytest.mark.slow
+def test_commands_of_the_pages_run_one_behind_the_other(tmp_path):
+    for path in REPOSITORY.iterdir():
+        if path.name == "docs":  # programs write beside what they read there
+            shutil.copytree(path, tmp_path / "docs")
+        elif path.name not in (".git", "outputs", "runs"):
+            (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "book.txt").write_text("Emma's sister is Ada. " * 40, encoding="utf-8")
+    commands = [x for page in JOURNEY for x in commands_of((REPOSITORY / page).read_text(encoding="utf-8"))]
+    commands = [x for x in dict.fromkeys(commands) if MINUTES.match(x)]
+    assert len(commands) > 12
+    for command in commands:
+        words = []
+        for word in shlex.split(command):
+            words += sorted(map(str, tmp_path.glob(word))) if "*" in word else [PLACES.get(word, word)]
+        ran = subprocess.run([sys.executable, *words[1:]], cwd=tmp_path, capture_output=True, text=True)
+        assert ran.returncode == 0, f"{command}\n{ran.stdout}\n{ran.stderr}"

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import random
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,7 @@ from modeling_sleep import SleepForCausalLM
 from modeling_sleep.hub_upload.card import read_results
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.teach import __main__ as command
-from modeling_sleep.teach import lengths
+from modeling_sleep.teach import lengths, states
 from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.facts import unit
 from modeling_sleep.teach.filler import sentences
@@ -167,6 +169,22 @@ def test_the_cache_stays_within_its_limit(tokenizer, tmp_path):
         cache.read([list(range(first, first + L))])
     files = list(tmp_path.iterdir())
     assert files and sum(path.stat().st_size for path in files) <= 20_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_lessons_take_no_memory_that_the_system_could_not_take_back(tmp_path):
+    """A thousand of them are gigabytes."""
+
+    def anonymous():
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
+
+    size = 50_000_000
+    states.save({"x": torch.ones(size // 2, dtype=torch.half)}, tmp_path / "x.safetensors")
+    before = anonymous()
+    tensors = states.load(tmp_path / "x.safetensors")
+    assert tensors["x"].sum(dtype=torch.float32) == size // 2
+    assert anonymous() - before < size / 4
 
 
 def test_a_broken_file_is_read_anew(tokenizer, tmp_path):

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ..cache_sleep import SleepState
 from ..heads_sleep import SleepForCausalLM
@@ -228,9 +227,12 @@ def small(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def load(path: Path) -> dict[str, torch.Tensor] | None:
-    """What lies in a file, in memory and not mapped from the disk, if it is there and whole; it counts as used now."""
+    """
+    What lies in a file, if it is there and whole; it counts as used now. It is mapped from the disk, so that lessons
+    take no memory that the system could not take back.
+    """
     try:
-        tensors = safetensors.torch.load(path.read_bytes())
+        tensors = load_file(path)
         path.touch()
         return tensors
     except (OSError, SafetensorError):

@@ -112,23 +112,8 @@ def teach(
     memory.requires_grad_(True)
     try:
         store = StateCache(model, Path(cache) if cache else output / "states", cache_limit, autocast)
-        reading = lessons(store, "train", seed, chat, window_size, units, amid=AMID, cut=CUT if store.overlap else 0.0)
-        learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
-        reading = texts(store, "train", seed, chat, window_size, natural_texts)
-        natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
-        alike = alike_tokens(chat, SWAPPED, seed)
         progress = Progress(output / "teaching.pt", settings, memory)
-        if not progress.begun:
-            begin(model, place, learned)
-        seconds = None if minutes is None else 60 * minutes
-        for name, stage, course, share in (
-            ("alone", alone, Alone, ALONE_SHARE),
-            ("through", through, functools.partial(ThroughLayers, texts=natural), 1 - ALONE_SHARE),
-        ):
-            if name in progress.finished:
-                continue
-            lesson_plan = course(stage, model, place, learned, alike, seed, autocast=autocast)
-            progress.run(name, lesson_plan, None if seconds is None else seconds * share)
+        learn(store, chat, progress, seed, units, natural_texts, alone, through, minutes)
         results = {"settings": settings, "seconds": progress.seconds, "steps": progress.steps}
         if questions:
             results |= measure(model, chat, seed, questions, output)
@@ -138,6 +123,36 @@ def teach(
             parameter.requires_grad_(frozen[name])
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
+
+
+def learn(
+    store: StateCache,
+    chat: Chat,
+    progress: "Progress",
+    seed: int,
+    units: int,
+    natural_texts: int,
+    alone: Stage,
+    through: Stage,
+    minutes: float | None,
+) -> None:
+    """Both stages of [`teach`], as far as they are not done yet. Gigabytes of lessons are held until it returns."""
+    model, place, window_size = store.model, store.place, store.model.config.window_size
+    reading = lessons(store, "train", seed, chat, window_size, units, amid=AMID, cut=CUT if store.overlap else 0.0)
+    learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
+    reading = texts(store, "train", seed, chat, window_size, natural_texts)
+    natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
+    alike = alike_tokens(chat, SWAPPED, seed)
+    if not progress.begun:
+        begin(model, place, learned)
+    seconds = None if minutes is None else 60 * minutes
+    for name, stage, course, share in (
+        ("alone", alone, Alone, ALONE_SHARE),
+        ("through", through, functools.partial(ThroughLayers, texts=natural), 1 - ALONE_SHARE),
+    ):
+        if name not in progress.finished:
+            lesson_plan = course(stage, model, place, learned, alike, seed, autocast=store.autocast)
+            progress.run(name, lesson_plan, None if seconds is None else seconds * share)
 
 
 def check(model: SleepForCausalLM, tokenizer: PreTrainedTokenizerBase) -> int:
