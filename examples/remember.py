@@ -6,8 +6,8 @@
 Ten facts are told, other text is read, and ten questions are asked: after 256, 1,024 and 4,096 tokens of text.
 Three readers read the same chat: the model that sleeps; the original with its whole cache, which grows with the text;
 and the original with a cache of the same bytes, which holds the end of the text alone. All answers are greedy, in the
-model's own words. Before it is asked, the model that sleeps naps over what stands in its window, as a question that
-crosses the end of a window finds nothing.
+model's own words. Before it is asked, the model that sleeps naps over what stands in its window: it holds nothing but
+its memory.
 """
 
 import argparse
