@@ -150,12 +150,13 @@ def check_fingerprint(path: Path, record: dict, model, force: bool) -> None:
         If the model is another one; the message says what differs. With `force`, other weights are let through.
     """
     saved, ours = record["model"], fingerprint(model, record["format"])
-    names = sorted(saved["config"].keys() | ours["config"].keys())
     missing = object()
+    # A field that came later was then what it is by default.
+    theirs = {name: getattr(SleepConfig, name, missing) for name in ours["config"]} | saved["config"]
     different = [
-        f"`{name}` is {saved['config'].get(name)!r} there and {ours['config'].get(name)!r} here"
-        for name in names
-        if saved["config"].get(name, missing) != ours["config"].get(name, missing)
+        f"`{name}` is {found!r} there and {ours['config'].get(name)!r} here"
+        for name, found in sorted(theirs.items())
+        if found != ours["config"].get(name, missing)
     ]
     if different:
         raise ValueError(

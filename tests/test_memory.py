@@ -362,6 +362,22 @@ def edited(path, change):
     safetensors.torch.save_file(tensors, path, metadata={RECORD: json.dumps(record)})
 
 
+def test_a_file_from_before_a_field_is_of_its_default(tmp_path, monkeypatch):
+    """Whatever the field is: here the last one that came."""
+    for threshold in (0.0, 0.5):
+        model, path = make_model(**RECALL, recall_threshold=threshold), tmp_path / str(threshold)
+        memory = model.read(make_ids(), progress=False)
+        with monkeypatch.context() as then:
+            fields = (*memory_file_sleep.NOT_OF_THE_MEMORY, "recall_threshold")
+            then.setattr(memory_file_sleep, "NOT_OF_THE_MEMORY", fields)
+            memory.save(path, model)
+        if threshold:
+            with pytest.raises(ValueError, match="`recall_threshold` is 0.0 there and 0.5 here"):
+                SleepMemory.load(path, model)
+        else:
+            assert_same(SleepMemory.load(path, model), memory)
+
+
 def test_bad_files_say_what_is_wrong(model, tmp_path):
     path = tmp_path / "memory"
     with pytest.raises(FileNotFoundError, match="There is no memory"):
