@@ -77,7 +77,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to teach on")
     parser.add_argument("--memory-only", action="store_true", help="write the memory without the model")
     parser.add_argument("--cache", type=Path, default=None, help="folder of what frozen layers know, shared by runs")
-    parser.add_argument("--cache-gigabytes", type=float, default=4.0, help="that it may hold")
+    parser.add_argument("--cache-gigabytes", type=float, default=6.0, help="that it may hold")
     return parser.parse_args(arguments)
 
 

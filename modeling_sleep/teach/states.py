@@ -81,7 +81,7 @@ class StateCache:
         In which the layers compute.
     """
 
-    def __init__(self, model: SleepForCausalLM, folder: Path, limit: float = 4e9, autocast: torch.dtype | None = None):
+    def __init__(self, model: SleepForCausalLM, folder: Path, limit: float = 6e9, autocast: torch.dtype | None = None):
         self.model, self.folder, self.limit, self.autocast = model, Path(folder), limit, autocast
         self.place = model.config.layer_types.index("recall_memory")
         kinds = model.config.layer_types

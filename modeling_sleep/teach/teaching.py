@@ -51,7 +51,7 @@ def teach(
     alone: Stage = ALONE,
     through: Stage = THROUGH,
     autocast: torch.dtype | None = None,
-    cache_limit: float = 4e9,
+    cache_limit: float = 6e9,
 ) -> dict:
     """
     Teach the recall memory of `model`, in place, to answer from what it read before a sleep.
