@@ -257,8 +257,7 @@ class RecallMemoryLayer(nn.Module):
             is_first = is_first & ~state.kept[:, -1:]
         key = self.k_proj(context).to(dtype)
         beta = self.b_proj(torch.cat([x, previous], dim=-1)).squeeze(-1).to(dtype).sigmoid()
-        if self.threshold:
-            beta = ((beta - self.threshold) / (1 - self.threshold)).relu()
+        beta = ((beta - self.threshold) / (1 - self.threshold)).relu()
         beta = beta.masked_fill(is_first, 0)
         log_decay = -self.A_log.to(dtype).exp().expand_as(beta)
         if live is not None:

@@ -34,6 +34,7 @@ from modeling_sleep.hub_upload.card import read_results
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.teach import __main__ as command
 from modeling_sleep.teach import lengths, states
+from modeling_sleep.teach.card import section
 from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.facts import unit
 from modeling_sleep.teach.filler import sentences
@@ -493,6 +494,13 @@ def test_the_card_of_the_shipped_memory_has_its_picture():
     card, drawn = (folder / "README.md").read_text(encoding="utf-8"), read_results(folder)["picture"]
     check_picture(folder, card)
     assert f"is the one read most for {drawn['found']} of {drawn['questions']} questions" in card
+
+
+def test_results_from_before_there_was_an_overlap_make_a_card():
+    results = read_results(Path(__file__).parents[1] / "examples" / "checkpoints" / "smollm2-memory")
+    assert "of which the last 32 stay" in section(results)
+    del results["settings"]["window_overlap"]
+    assert "windows of 64 tokens)" in section(results)
 
 
 def test_a_lesson_begins_answers_as_it_is_told(tokenizer, chat, tmp_path):

@@ -32,7 +32,8 @@ def write_memory_card(folder: Path, results: dict, known: ModelCardData) -> None
 def section(results: dict) -> str:
     """Markdown of what was taught and measured."""
     settings, steps = results["settings"], results["steps"]
-    stay = f", of which the last {settings['window_overlap']} stay" if settings["window_overlap"] else ""
+    overlap = settings.get("window_overlap", 0)  # results of earlier releases do not say it
+    stay = f", of which the last {overlap} stay" if overlap else ""
     lines = [
         f"Its recall memory was taught with `modeling_sleep.teach` (seed {settings['seed']}, "
         f"{settings['units']} stories, {steps.get('alone', 0)} + {steps.get('through', 0)} steps, windows of "
