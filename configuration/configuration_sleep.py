@@ -269,6 +269,12 @@ class SleepConfig(PreTrainedConfig):
             How many learned averages over the window join them.
         recall_pooling_dim (`int`, *optional*, defaults to 64):
             Dimension of the queries and keys of each of these.
+        recall_hindsight (`int`, *optional*, defaults to 0):
+            How many learned averages over what came after a token in its window join its key. `from_causal_lm` takes
+            2.
+        recall_products (`bool`, *optional*, defaults to `False`):
+            Whether the second half of queries and keys is multiplied by the first, so that what is alike in one half
+            alone is found less. `from_causal_lm` takes `True`.
         recall_threshold (`float`, *optional*, defaults to 0.0):
             What the gate of a token must exceed for the token to be written: 0 <= `recall_threshold` < 1. With 0 all
             tokens are, if only a little, and what was told fades with each token that is read.
@@ -362,6 +368,8 @@ class SleepConfig(PreTrainedConfig):
     recall_span: int = 5
     recall_poolings: int = 2
     recall_pooling_dim: int = 64
+    recall_hindsight: int = 0
+    recall_products: bool = False
     recall_threshold: float = 0.0
 
     def __post_init__(self, **kwargs):
@@ -397,6 +405,7 @@ class SleepConfig(PreTrainedConfig):
             self.linear_value_head_dim = self.linear_key_head_dim
         if self.recall_key_dim is None:
             self.recall_key_dim = _share(4 / 3, self.hidden_size)
+            self.recall_key_dim += self.recall_products and self.recall_key_dim % 2
         if self.recall_value_dim is None:
             self.recall_value_dim = self.hidden_size
         if self.loop_span is not None:
@@ -609,6 +618,12 @@ class SleepConfig(PreTrainedConfig):
 
     def validate_numbers(self):
         """What is no size has a range, too."""
+        if self.recall_hindsight < 0:
+            raise ValueError(f"`recall_hindsight` must be at least 0, got {self.recall_hindsight}.")
+        if self.recall_products and self.recall_key_dim % 2:
+            raise ValueError(
+                f"`recall_products` multiplies halves: `recall_key_dim` must be even, got {self.recall_key_dim}."
+            )
         if not 0 <= self.recall_threshold < 1:
             raise ValueError(
                 "`recall_threshold` is what a sigmoid must exceed: 0 <= `recall_threshold` < 1, got "

@@ -41,10 +41,12 @@ FIELDS = (
     "recall_span",
     "recall_poolings",
     "recall_pooling_dim",
+    "recall_hindsight",
+    "recall_products",
     "recall_threshold",
 )
 # What those mean by it that were saved before there was a field.
-LATER_FIELDS = {"recall_threshold": 0.0}
+LATER_FIELDS = {"recall_hindsight": 0, "recall_products": False, "recall_threshold": 0.0}
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ ATTENTION_SINK = 1
 # Where a recall memory is inserted: late enough that little is left to be run through in teaching, early enough that
 # the layers behind it can use what it recalls.
 RECALL_DEPTH = 0.8
-# What a token's gate must exceed to be written, see recall_memory_sleep.py.
-RECALL_THRESHOLD = 0.5
+# What new recall memories have and those saved before had not, see recall_memory_sleep.py.
+RECALL_FIELDS = {"recall_hindsight": 2, "recall_products": True, "recall_threshold": 0.5}
 # Of all parameters, what the inserted layers take at most by default. The paper stays under it, too.
 MEMORY_SHARE = 0.1
 
@@ -218,7 +218,7 @@ def adopted_config(
             "rope_parameters": adopted_rope(original, window_size + kept),
         }
     if recalls:
-        fields.setdefault("recall_threshold", RECALL_THRESHOLD)
+        fields = RECALL_FIELDS | fields
     if memory_layers is None and recalls:
         memory_layers = [round(RECALL_DEPTH * num_layers)]
     elif memory_layers is None:

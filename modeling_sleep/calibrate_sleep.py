@@ -200,5 +200,5 @@ def whitening(memory: RecallMemoryLayer, mean: torch.Tensor, covariance: torch.T
         bias[row : row + size] = -(part @ mean[i]).to(bias)
         row += size
     for projection in (memory.q_proj, memory.k_proj):
-        projection.weight.copy_(weight)
+        projection.weight[:, : weight.shape[1]] = weight  # what keys see in hindsight is left to teaching
         projection.bias.copy_(bias)

@@ -23,6 +23,7 @@ from .plan_sleep import Tokens, Wave
 # Every `nn.Linear` of a Gated DeltaNet layer: ours, and those of families (`base_config`).
 MEMORY_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "a_proj", "b_proj", "g_proj", "o_proj")
 RECALL_PROJECTIONS = ("pool_q_proj", "pool_k_proj", "q_proj", "k_proj", "v_proj", "b_proj", "g_proj", "o_proj")
+HINDSIGHT_PROJECTIONS = ("hindsight_q_proj", "hindsight_k_proj")
 FAMILY_MEMORY_PROJECTIONS = {
     "olmo_hybrid": MEMORY_PROJECTIONS,
     "qwen3_5_text": ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"),
@@ -58,7 +59,8 @@ def memory_target_modules(config: SleepConfig) -> list[str]:
         If the model has no such layer.
     """
     memories = [i for i, layer_type in enumerate(config.layer_types) if layer_type == "recall_memory"]
-    recall = [f"layers.{i}.{name}" for i in memories for name in RECALL_PROJECTIONS]
+    projections = RECALL_PROJECTIONS + (HINDSIGHT_PROJECTIONS if config.recall_hindsight else ())
+    recall = [f"layers.{i}.{name}" for i in memories for name in projections]
     if "linear_attention" not in config.layer_types:
         if recall:
             return recall

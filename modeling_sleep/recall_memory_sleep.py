@@ -8,11 +8,14 @@ value:
     c_t     `context`           x_t; the mean of x over the `recall_span` tokens before t; `recall_poolings` learned
                                 means of x over the window up to t, sum_s w_ts x_s with
                                 w_ts = softmax_s(Q x_t . K x_s - slope (t - s))
-    q_t     `query`             A c_t + a
-    k_t     `key`               B c_{t-1} + b; a window's first token has none, and is not written, unless the last one
-                                before it was kept (`window_overlap`)
+    f_t     `after`             `recall_hindsight` learned means of x over the window from t on, weighted like those
+                                before it
+    q_t     `query`             phi(A c_t + a)
+    k_t     `key`               phi(B [c_{t-1}, f_t] + b); a window's first token has none, and is not written, unless
+                                the last one before it was kept (`window_overlap`)
+    phi     `features_of`       with `recall_products`, [u, u'] -> [u, u u']: the second half times the first
     v_t     `value`             P e_t, where e_t is the embedding of the token
-    beta_t  `beta`              max(0, (s_t - tau) / (1 - tau)), s_t = sigmoid(w . x_t + w' . x_{t-1} + bias): whether
+    beta_t  `beta`              max(0, (s_t - tau) / (1 - tau)), s_t = sigmoid(w . [x_t, x_{t-1}, f_t] + bias): whether
                                 the token is worth writing; tau is `recall_threshold`
     alpha   `log_decay`         exp(-exp(A_log)): how much of S a token leaves
     S       `recurrent_state`   fast weights, one matrix (key_dim, value_dim) for each row
@@ -25,6 +28,10 @@ The write is the gated delta rule of arXiv 2605.26099, section 2, with q and k L
 - S is read as it stood when the window began, and written in the sleep. Attention sees the window anyway, so that
   nothing is lost; the first window is the original model, bit for bit, trained or not; a token awake only reads;
 - there is no norm behind S, as it would make noise as loud as a find. Where nothing is found, nothing is added;
+- in hindsight more is known: "The new chess teacher is Ada" names what will be asked for, the chess, before that by
+  which it will be asked for. Asleep, the whole window is there, so that keys look ahead as well as back;
+- a product of what two maps see is large where both see what they look for, and a sum where one does: products keep
+  apart facts that share their person, or their kind;
 - values come from embeddings, as the word that is sought cannot be read out of hidden states of unseen words;
 - below the threshold a token is not written at all: a sigmoid is never 0, and what is written a little of each of
   thousands of tokens drowns what was told before them;
@@ -107,17 +114,23 @@ class RecallMemoryLayer(nn.Module):
         self.config = config
         self.layer_idx = layer_idx
         self.span, self.poolings = config.recall_span, config.recall_poolings
+        self.hindsight, self.products = config.recall_hindsight, config.recall_products
         self.threshold = config.recall_threshold
         hidden_size, pooling_dim = config.hidden_size, self.poolings * config.recall_pooling_dim
-        context_dim = (2 + self.poolings) * hidden_size
+        context_dim, after_dim = (2 + self.poolings) * hidden_size, self.hindsight * hidden_size
         self.input_layernorm = nn.RMSNorm(hidden_size, eps=config.rms_norm_eps)
         self.pool_q_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
         self.pool_k_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
         self.log_slope = nn.Parameter(torch.empty(self.poolings))
+        if self.hindsight:
+            pooling_dim = self.hindsight * config.recall_pooling_dim
+            self.hindsight_q_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
+            self.hindsight_k_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
+            self.log_hindsight_slope = nn.Parameter(torch.empty(self.hindsight))
         self.q_proj = nn.Linear(context_dim, config.recall_key_dim)
-        self.k_proj = nn.Linear(context_dim, config.recall_key_dim)
+        self.k_proj = nn.Linear(context_dim + after_dim, config.recall_key_dim)
         self.v_proj = nn.Linear(hidden_size, config.recall_value_dim, bias=False)
-        self.b_proj = nn.Linear(2 * hidden_size, 1)
+        self.b_proj = nn.Linear(2 * hidden_size + after_dim, 1)
         self.g_proj = nn.Linear(hidden_size, 1)
         self.o_proj = nn.Linear(config.recall_value_dim, hidden_size, bias=False)
         self.A_log = nn.Parameter(torch.empty(1))
@@ -126,18 +139,25 @@ class RecallMemoryLayer(nn.Module):
     @torch.no_grad()
     def init_weights(self) -> None:
         """
-        What differs from the usual random matrices: S lives long, poolings look at distances only, half of every token
-        is written, and nothing is read out.
+        What differs from the usual random matrices: S lives long, poolings look at distances only, keys do not look
+        ahead yet, half of every token is written, and nothing is read out.
         """
         init.constant_(self.A_log, INITIAL_A_LOG)
-        first, last = map(math.log, INITIAL_SLOPES)
-        init.copy_(self.log_slope, torch.linspace(first, last, self.poolings))
-        init.normal_(self.pool_k_proj.weight, std=self.pool_k_proj.in_features**-0.5)
-        for module in (self.pool_q_proj, self.b_proj, self.g_proj, self.o_proj):
+        self._init_pooling(self.pool_q_proj, self.pool_k_proj, self.log_slope)
+        if self.hindsight:
+            self._init_pooling(self.hindsight_q_proj, self.hindsight_k_proj, self.log_hindsight_slope)
+            init.zeros_(self.k_proj.weight[:, self.q_proj.in_features :])
+        for module in (self.b_proj, self.g_proj, self.o_proj):
             init.zeros_(module.weight)
         for module in (self.q_proj, self.k_proj, self.g_proj):
             init.zeros_(module.bias)
         init.constant_(self.b_proj.bias, math.log((1 + self.threshold) / (1 - self.threshold)))
+
+    def _init_pooling(self, q_proj: nn.Linear, k_proj: nn.Linear, log_slope: torch.Tensor) -> None:
+        first, last = map(math.log, INITIAL_SLOPES)
+        init.copy_(log_slope, torch.linspace(first, last, len(log_slope)))
+        init.normal_(k_proj.weight, std=k_proj.in_features**-0.5)
+        init.zeros_(q_proj.weight)
 
     def forward(
         self,
@@ -158,7 +178,7 @@ class RecallMemoryLayer(nn.Module):
             return None, state
         if state.recurrent_state is None:
             return hidden_states, state
-        query = self.q_proj(self.context(x, state, window.positions))
+        query = self.query(self.context(x, state, window.positions))
         return hidden_states + self.read_out(x, recall(query, state.recurrent_state)), state
 
     def begin(self, state: RecallState | None, window: Window) -> RecallState | None:
@@ -211,26 +231,41 @@ class RecallMemoryLayer(nn.Module):
             in_span, is_later = in_span & is_any, is_later | (~is_any & (distance != 0))
         mean = in_span.to(x.dtype) / self.span
 
-        queries, keys = (
-            y.unflatten(-1, (self.poolings, -1)).transpose(1, 2) for y in (self.pool_q_proj(x), pool_keys)
-        )
-        scores = queries @ keys.mT  # (batch, poolings, length, columns)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        scores = scores - self.log_slope.to(scores.dtype).exp().view(-1, 1, 1) * distance
-        pooling = scores.masked_fill(is_later, -torch.inf).softmax(-1).to(x.dtype)
-
+        pooling = pooling_weights(self.pool_q_proj(x), pool_keys, self.log_slope, distance, is_later)
         weights = torch.cat([mean.expand(batch, -1, -1, -1), pooling], dim=1)
         pooled = weights.flatten(1, 2) @ features
         pooled = pooled.unflatten(1, (-1, length)).to(x.dtype)
         return torch.cat([x.unsqueeze(1), pooled], dim=1).transpose(1, 2).flatten(2)
 
+    def after(self, x: torch.Tensor, live: torch.Tensor | None) -> torch.Tensor:
+        """f of a window's tokens, (batch, columns, hindsight * hidden_size), for their x and which columns are any."""
+        columns = torch.arange(x.shape[1], device=x.device)
+        distance = (columns - columns.unsqueeze(-1)).view(1, 1, len(columns), -1)
+        is_hidden = distance < 0
+        if live is not None:
+            is_hidden = is_hidden | (~live[:, None, None] & (distance != 0))
+        queries, keys = self.hindsight_q_proj(x), self.hindsight_k_proj(x)
+        weights = pooling_weights(queries, keys, self.log_hindsight_slope, distance, is_hidden)
+        return (weights @ x.unsqueeze(1)).transpose(1, 2).flatten(2)
+
+    def query(self, context: torch.Tensor) -> torch.Tensor:
+        """q of tokens with these c, (..., key_dim)."""
+        return self.features_of(self.q_proj(context))
+
+    def features_of(self, projected: torch.Tensor) -> torch.Tensor:
+        """phi of what queries and keys are made of, (..., key_dim)."""
+        if not self.products:
+            return projected
+        first, second = projected.chunk(2, dim=-1)
+        return torch.cat([first, first * second], dim=-1)
+
     def read_out(self, x: torch.Tensor, recalled: torch.Tensor) -> torch.Tensor:
         """What is added to the hidden states, (..., hidden_size), for x and what S gave, (..., value_dim)."""
         return self.o_proj(recalled.to(x.dtype) * (2 * self.g_proj(x).sigmoid()))
 
-    def write_inputs(self, state: RecallState, live: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    def gates(self, state: RecallState, live: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        What the rule is given of a window.
+        Whether a window's tokens are worth writing, and what their keys are made of.
 
         Parameters
         ----------
@@ -241,33 +276,38 @@ class RecallMemoryLayer(nn.Module):
 
         Returns
         -------
-        tuple[torch.Tensor, ...]
-            Keys (batch, columns, key_dim), values (batch, columns, value_dim), log_decay and beta (batch, columns), in
-            float32 or better.
+        tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+            [c_{t-1}, f_t], (batch, columns, (2 + poolings + hindsight) * hidden_size); log_decay and beta, (batch,
+            columns), in float32 or better.
         """
         x = state.features
         dtype = torch.promote_types(x.dtype, torch.float32)
         columns = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
         is_first = columns == 0
         if state.kept is None:
-            previous, context = _previous(x), _previous(self.context(x, state, columns))
+            previous, known = _previous(x), _previous(self.context(x, state, columns))
         else:
             previous = torch.cat([state.kept_features[:, -1:], x[:, :-1]], dim=1)
-            context = self.context(previous, state, columns - 1)
+            known = self.context(previous, state, columns - 1)
             is_first = is_first & ~state.kept[:, -1:]
-        key = self.k_proj(context).to(dtype)
-        beta = self.b_proj(torch.cat([x, previous], dim=-1)).squeeze(-1).to(dtype).sigmoid()
+        after = [self.after(x, live)] if self.hindsight else []
+        known = torch.cat([known, *after], dim=-1)
+        beta = self.b_proj(torch.cat([x, previous, *after], dim=-1)).squeeze(-1).to(dtype).sigmoid()
         beta = ((beta - self.threshold) / (1 - self.threshold)).relu()
         beta = beta.masked_fill(is_first, 0)
         log_decay = -self.A_log.to(dtype).exp().expand_as(beta)
         if live is not None:
             beta, log_decay = (y.masked_fill(~live, 0) for y in (beta, log_decay))
-        return key, state.values.to(dtype), log_decay, beta
+        return known, log_decay, beta
+
+    def key(self, known: torch.Tensor) -> torch.Tensor:
+        """k of tokens, (..., key_dim), of whose [c_{t-1}, f_t] this is; in float32 or better."""
+        return self.features_of(self.k_proj(known)).to(torch.promote_types(known.dtype, torch.float32))
 
     def _write(self, state: RecallState, window: Window, writes: int, decays: bool) -> torch.Tensor:
         """S, into which the window's tokens have been written."""
-        key, value, log_decay, beta = self.write_inputs(state, window.live)
-        S = state.recurrent_state
+        known, log_decay, beta = self.gates(state, window.live)
+        key, value, S = self.key(known), state.values.to(beta.dtype), state.recurrent_state
         for n in range(writes):
             if n > 0 or not decays:
                 log_decay = torch.zeros_like(log_decay)
@@ -291,6 +331,33 @@ class RecallMemoryLayer(nn.Module):
         return dict(zip(("kept_features", "kept_pool_keys", "kept"), chosen, strict=True))
 
 
+def pooling_weights(
+    queries: torch.Tensor, keys: torch.Tensor, log_slope: torch.Tensor, distance: torch.Tensor, is_hidden: torch.Tensor
+) -> torch.Tensor:
+    """
+    How much each pooling of a token sees of each column.
+
+    Parameters
+    ----------
+    queries, keys : torch.Tensor
+        (batch, length or columns, poolings * pooling_dim).
+    log_slope : torch.Tensor
+        (poolings,): logarithms of what a step of distance costs.
+    distance, is_hidden : torch.Tensor
+        (1 or batch, 1, length, columns): in tokens; and which columns a token must not see.
+
+    Returns
+    -------
+    torch.Tensor
+        (batch, poolings, length, columns), in the dtype of the queries.
+    """
+    queries, keys = (y.unflatten(-1, (len(log_slope), -1)).transpose(1, 2) for y in (queries, keys))
+    scores = queries @ keys.mT
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = scores - log_slope.to(scores.dtype).exp().view(-1, 1, 1) * distance
+    return scores.masked_fill(is_hidden, -torch.inf).softmax(-1).to(queries.dtype)
+
+
 def recall(query: torch.Tensor, recurrent_state: torch.Tensor) -> torch.Tensor:
     """S^T q of L2-normalised queries, (batch, length, key_dim), as (batch, length, value_dim) in the dtype of S."""
     query = l2_normalise(query.to(recurrent_state.dtype))
@@ -305,7 +372,10 @@ def write(
     beta: torch.Tensor,
     recurrent_state: torch.Tensor | None,
 ) -> torch.Tensor:
-    """S after the gated delta rule over what [`RecallMemoryLayer.write_inputs`] returns."""
+    """
+    S after the gated delta rule over keys (batch, length, key_dim), values (batch, length, value_dim), log_decay and
+    beta (batch, length).
+    """
     key, value, log_decay, beta = (x.unsqueeze(2) for x in (key, value, log_decay, beta))
     return gated_delta_rule(key, key, value, log_decay, beta, recurrent_state)[1]
 

@@ -29,6 +29,26 @@ def context(layer, x, t):
     return torch.cat(parts)
 
 
+def hindsight(layer, x, t):
+    """f_t of a window whose features are the list `x`; empty if keys know nothing of what came after."""
+    parts = [x[t][:0]]
+    for n in range(layer.hindsight):
+        size = layer.hindsight_q_proj.out_features // layer.hindsight
+        rows = slice(n * size, (n + 1) * size)
+        Q, K = layer.hindsight_q_proj.weight[rows], layer.hindsight_k_proj.weight[rows]
+        slope, later = layer.log_hindsight_slope[n].exp(), range(t, len(x))
+        weights = torch.stack([(Q @ x[t]) @ (K @ x[s]) - slope * (s - t) for s in later]).softmax(0)
+        parts.append(sum(w * x[s] for w, s in zip(weights, later)))
+    return torch.cat(parts)
+
+
+def direction(layer, u):
+    if layer.products:
+        half = len(u) // 2
+        u = torch.cat([u[:half], u[:half] * u[half:]])
+    return unit(u)
+
+
 def read(layer, hidden_states, S, kept=()):
     """
     Hidden states behind the layer, (tokens of one window, hidden_size), S as it was when the window began. `kept` are
@@ -37,7 +57,7 @@ def read(layer, hidden_states, S, kept=()):
     x = [rms_norm(h, layer.input_layernorm) for h in (*kept, *hidden_states)]
     outputs = []
     for t, h in enumerate(hidden_states, len(kept)):
-        q = unit(layer.q_proj.weight @ context(layer, x, t) + layer.q_proj.bias)
+        q = direction(layer, layer.q_proj.weight @ context(layer, x, t) + layer.q_proj.bias)
         gate = 2 * sigmoid(layer.g_proj.weight[0] @ x[t] + layer.g_proj.bias)
         outputs.append(h + layer.o_proj.weight @ (gate * (S.T @ q)))
     return torch.stack(outputs)
@@ -51,9 +71,11 @@ def write(layer, hidden_states, embeddings, S, decays=True, kept=()):
         S = alpha * S
         if t == 0:
             continue
-        k = unit(layer.k_proj.weight @ context(layer, x, t - 1) + layer.k_proj.bias)
+        f = hindsight(layer, x[len(kept) :], t - len(kept))
+        known = torch.cat([context(layer, x, t - 1), f])
+        k = direction(layer, layer.k_proj.weight @ known + layer.k_proj.bias)
         v = layer.v_proj.weight @ embeddings[t - len(kept)]
-        gate = sigmoid(layer.b_proj.weight[0] @ torch.cat([x[t], x[t - 1]]) + layer.b_proj.bias)
+        gate = sigmoid(layer.b_proj.weight[0] @ torch.cat([x[t], x[t - 1], f]) + layer.b_proj.bias)
         if gate <= layer.threshold:
             continue
         beta = (gate - layer.threshold) / (1 - layer.threshold)

@@ -405,6 +405,8 @@ def test_errors_of_the_command(folder, tmp_path, capsys):
             layer_types=["sleep_attention", "recall_memory", "sleep_attention", "linear_attention"],
             memory_layers=[1],
             recall_pooling_dim=4,
+            recall_hindsight=2,
+            recall_products=True,
         ),
     ],
     ids=["plain", "grouped", "recall"],
@@ -433,6 +435,8 @@ def test_before_the_first_sleep_nothing_is_new():
         layer_types=["sleep_attention", "recall_memory", "sleep_attention", "linear_attention"],
         memory_layers=[1],
         recall_pooling_dim=4,
+        recall_hindsight=2,
+        recall_products=True,
     )
     seen, memory = Changes(model), model.read(list(range(2, 6)), progress=False)
     assert seen.look(memory) == [] and not seen.before

@@ -30,6 +30,9 @@ OURS = dict(
     recall_key_dim=16,
     recall_value_dim=8,
     recall_pooling_dim=4,
+    recall_hindsight=2,
+    recall_products=True,
+    recall_threshold=0.5,
     initializer_range=0.3,
 )
 FAMILIES = ("olmo_hybrid", "qwen3_5_text", "qwen3_next")

@@ -34,6 +34,8 @@ RECALL = dict(
     layer_types=["sleep_attention", "recall_memory", "sleep_attention", "linear_attention"],
     memory_layers=[1],
     recall_pooling_dim=4,
+    recall_hindsight=2,
+    recall_products=True,
 )
 MODELS = {
     "plain": {},

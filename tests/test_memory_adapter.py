@@ -8,6 +8,7 @@ from builders import random_ids
 from originals import SIZES, L, make_original
 
 from modeling_sleep import SleepForCausalLM
+from modeling_sleep.adapter_sleep import LATER_FIELDS
 
 
 @pytest.fixture
@@ -50,14 +51,19 @@ def test_the_same_weights_in_another_precision_are_known(original, taught, tmp_p
     assert half.dtype == torch.bfloat16 and half.model.layers[4].o_proj.weight.abs().max() > 0
 
 
-def test_a_memory_saved_before_there_was_a_threshold_writes_as_it_did(original, taught, tmp_path):
-    """Not as a new one: `from_causal_lm` gives those a threshold."""
-    assert taught.config.recall_threshold == 0.5
-    path = tmp_path / "memory" / "memory_config.json"
+def test_a_memory_saved_before_there_were_fields_goes_on_as_it_did(original, tmp_path):
+    """Not as a new one, to which `from_causal_lm` gives them."""
+    before = SleepForCausalLM.from_causal_lm(original, L, **LATER_FIELDS)
+    before.save_pretrained(tmp_path, memory_only=True)
+    path = tmp_path / "memory_config.json"
     config = json.loads(path.read_text())
-    del config["recall_threshold"]
+    for name, value in LATER_FIELDS.items():
+        assert getattr(SleepForCausalLM.from_causal_lm(original, L).config, name) != value == config.pop(name)
     path.write_text(json.dumps(config))
-    assert SleepForCausalLM.from_causal_lm(original, memory=str(path.parent)).config.recall_threshold == 0
+    loaded = SleepForCausalLM.from_causal_lm(original, memory=str(tmp_path))
+    assert all(getattr(loaded.config, name) == value for name, value in LATER_FIELDS.items())
+    expected = before.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in loaded.state_dict().items())
 
 
 def test_another_base_is_refused(taught, tmp_path):

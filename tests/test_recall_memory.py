@@ -3,6 +3,7 @@
 import pytest
 import recall_reference
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -10,6 +11,7 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache
 
 from modeling_sleep import SleepConfig, SleepForCausalLM, memory_target_modules
+from modeling_sleep.gated_delta_rule import l2_normalise
 from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, RecallState
 from modeling_sleep.window_sleep import Keep, Window
 
@@ -18,8 +20,14 @@ L = 6
 TEXT = 21  # tokens: three windows and a half
 KEPT = pytest.mark.parametrize(
     "kept",
-    [{}, dict(window_overlap=3), dict(window_overlap=5, pinned_tokens=2), dict(recall_threshold=0.5)],
-    ids=["evicted", "overlap", "pinned", "threshold"],
+    [
+        {},
+        dict(window_overlap=3),
+        dict(window_overlap=5, pinned_tokens=2),
+        dict(recall_threshold=0.5),
+        dict(recall_hindsight=0, recall_products=False),
+    ],
+    ids=["evicted", "overlap", "pinned", "threshold", "as at first"],
 )
 
 
@@ -35,6 +43,8 @@ def make_config(**fields):
             "loop_span": (0, 0),
             "recall_span": 2,
             "recall_pooling_dim": 4,
+            "recall_hindsight": 2,
+            "recall_products": True,
             **fields,
         }
     )
@@ -132,14 +142,40 @@ def test_rows_that_hold_different_numbers_of_tokens_do_not_meet(first, second):
 
 
 @torch.no_grad()
+def test_keys_look_ahead_in_their_window_and_queries_do_not():
+    layer = make_layer()
+    h, e = torch.randn(2, 1, L, 16, dtype=torch.float64)
+    other = h.clone()
+    other[:, 3] += 1
+    S, keys, outputs = torch.randn(1, 1, *S_shape(layer), dtype=torch.float64), [], []
+    for hidden_states in (h, other):
+        output, state = layer(hidden_states, RecallState(S), make_window(e))
+        outputs.append(output)
+        keys.append(layer.key(layer.gates(state, None)[0]))
+    assert torch.equal(outputs[0][:, :3], outputs[1][:, :3])
+    assert ((keys[0] - keys[1]).abs().amax((0, 2))[1:] > 1e-6).all()
+
+
+@torch.no_grad()
+def test_products_tell_apart_what_half_of_a_sum_would_find():
+    layer = make_layer(recall_key_dim=4)
+    person, kind, other = torch.tensor([2.0, 0.0]), torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
+    asked, same_kind = (l2_normalise(layer.features_of(torch.cat([kind, x]))) for x in (person, other))
+    assert torch.equal(layer.features_of(torch.cat([kind, other])), torch.tensor([2.0, 0.0, 0.0, 0.0]))
+    plain = F.cosine_similarity(torch.cat([kind, person]), torch.cat([kind, other]), dim=0)
+    assert asked @ same_kind < plain
+
+
+@torch.no_grad()
 def test_below_the_threshold_a_token_is_not_written_at_all():
     layer = make_layer(recall_threshold=0.5)
     h, e = torch.randn(2, 1, L, 16, dtype=torch.float64)
     window = make_window(e)
     _, state = layer(h, None, window)
     x = state.features[0]
-    gate = torch.cat([x, before(x)], dim=-1) @ layer.b_proj.weight[0] + layer.b_proj.bias
-    beta = layer.write_inputs(state, None)[3][0]
+    after = layer.after(state.features, None)[0]
+    gate = torch.cat([x, before(x), after], dim=-1) @ layer.b_proj.weight[0] + layer.b_proj.bias
+    beta = layer.gates(state, None)[2][0]
     assert torch.equal(beta[1:] > 0, gate[1:] > 0) and 0 < (beta > 0).sum() < L - 1
     layer.b_proj.bias.detach().sub_(100)
     S = torch.randn(1, 1, layer.k_proj.out_features, layer.v_proj.out_features, dtype=torch.float64)
@@ -153,7 +189,7 @@ def test_at_first_half_of_every_token_is_written():
         layer = RecallMemoryLayer(make_config(recall_threshold=threshold), 2)
         h, e = torch.randn(2, 1, L, 16)
         _, state = layer(h, None, make_window(e))
-        torch.testing.assert_close(layer.write_inputs(state, None)[3][0, 1:], torch.full((L - 1,), 0.5))
+        torch.testing.assert_close(layer.gates(state, None)[2][0, 1:], torch.full((L - 1,), 0.5))
 
 
 @torch.no_grad()
@@ -273,7 +309,7 @@ def test_a_fact_that_a_window_cuts_in_two_is_written_with_an_overlap():
     betas = []
     for kept in (state, RecallState(state.recurrent_state)):
         _, after = layer(h[:, 1], kept, make_window(e[:, 1]))
-        betas.append(layer.write_inputs(after, None)[3][0])
+        betas.append(layer.gates(after, None)[2][0])
     assert betas[0][0] > 0 and betas[1][0] == 0
 
 
@@ -385,6 +421,8 @@ def test_generation_compiles_single_tokens(fresh_dynamo):
         (dict(memory_layers=[]), "always inserted"),
         (dict(memory_layers=[1, 2]), "must be indices of"),
         (dict(recall_span=0), "`recall_span` must be at least 1"),
+        (dict(recall_hindsight=-1), "`recall_hindsight` must be at least 0, got -1"),
+        (dict(recall_products=True, recall_key_dim=7), "`recall_key_dim` must be even, got 7"),
         (dict(recall_threshold=1.0), "0 <= `recall_threshold` < 1, got 1.0"),
         (dict(loop_span=(3, 2)), "0 <= start <= end"),
         (dict(loop_span=(3, 4)), "leaves no memory"),

@@ -29,18 +29,29 @@ from transformers import (
 )
 
 from examples.finetune_trainer import new_tokenizer
-from modeling_sleep import SleepForCausalLM
+from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.hub_upload.card import read_results
 from modeling_sleep.hub_upload.export import export
+from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, write
 from modeling_sleep.teach import __main__ as command
 from modeling_sleep.teach import lengths, states
 from modeling_sleep.teach.card import section
 from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.facts import unit
 from modeling_sleep.teach.filler import sentences
-from modeling_sleep.teach.lessons import lesson, lessons, story_of, story_tensors, swap, texts
+from modeling_sleep.teach.lessons import (
+    Exchanges,
+    StoryTensors,
+    exchanges,
+    lesson,
+    lessons,
+    story_of,
+    story_tensors,
+    swap,
+    texts,
+)
 from modeling_sleep.teach.names import words
-from modeling_sleep.teach.reading import asleep_before, found_alone, read_through, written
+from modeling_sleep.teach.reading import asleep_before, buffers, found_alone, read_through, written
 from modeling_sleep.teach.stages import ALONE, THROUGH, Alone, ThroughLayers
 from modeling_sleep.teach.states import StateCache
 from modeling_sleep.teach.teaching import teach
@@ -263,7 +274,7 @@ def test_a_swapped_value_is_another_fact(tokenizer, chat, tmp_path):
     model = make_model(tokenizer)
     memory, embeddings = model.model.layers[model.config.memory_layers[0]], model.model.embed_tokens.weight
     for learned in the_lessons(model, chat, tmp_path, count=12):
-        swapped = swap(learned, random.Random(0), dict.fromkeys(range(len(tokenizer)), [7]), 1.0)
+        swapped = swap(learned, random.Random(0), Exchanges(dict.fromkeys(range(len(tokenizer)), [7]), {}), 1.0)
         changed = [(x, y) for x, y in zip(learned.asked, swapped.asked) if x.value != y.value]
         if changed:
             break
@@ -278,6 +289,59 @@ def test_a_swapped_value_is_another_fact(tokenizer, chat, tmp_path):
     )
     assert torch.equal(first[0], second[0]) and torch.equal(second[1][0, window, place], embeddings[7])
     assert not torch.equal(written(memory, first)[0], written(memory, second)[0])
+
+
+@torch.no_grad()
+def test_a_value_may_be_told_without_the_space_before_it(tokenizer, chat, tmp_path):
+    """The same is asked, and another token's embedding is written."""
+    learned = the_lessons(make_model(tokenizer), chat, tmp_path, count=12)
+    spaced = [i for i in range(len(tokenizer)) if tokenizer.decode([i])[0] == " "]
+    others, unspaced = Exchanges({}, dict.fromkeys(spaced, 7)), 0
+    for x in learned:
+        swapped = swap(x, random.Random(0), others, 0.0, unspaced=1.0)
+        assert [asked.value for asked in swapped.asked] == [asked.value for asked in x.asked]
+        firsts = {x.places(asked.question)[0] for asked in x.asked if asked.value[0] in spaced}
+        assert swapped.swapped == dict.fromkeys(firsts, 7)
+        unspaced += len(firsts)
+    assert unspaced > 5 and not any(swap(x, random.Random(0), others, 0.0).swapped for x in learned)
+
+
+def test_tokens_that_differ_by_a_space_are_found():
+    tokenizer = new_tokenizer(["red red", "red blue"] * 9, vocab_size=300)
+    red, blue, spaced_red, spaced_blue = (tokenizer.convert_tokens_to_ids(x) for x in ("red", "blue", "Ġred", "Ġblue"))
+    assert blue == tokenizer.unk_token_id != spaced_blue  # there is none
+    unspaced = exchanges(Chat(tokenizer), 10, seed=0).unspaced
+    assert unspaced[spaced_red] == red and spaced_blue not in unspaced
+    assert all(tokenizer.decode([i]) == " " + tokenizer.decode([j]) for i, j in unspaced.items())
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_what_is_not_written_is_left_out_and_changes_nothing(threshold):
+    """S and all gradients of a story, against the rule over every token of every window."""
+    config = SleepConfig(
+        hidden_size=16, num_hidden_layers=2, layer_types=["sleep_attention", "recall_memory"], memory_layers=[1],
+        recall_pooling_dim=4, recall_hindsight=2, recall_products=True, recall_threshold=threshold,
+    )  # fmt: skip
+    memory = RecallMemoryLayer(config, 1).double()
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.normal_(std=0.4)
+        memory.A_log.fill_(-2)
+    hidden_states, embeddings = torch.randn(2, 3, 4, 6, 16, dtype=torch.float64)
+    S, beta = written(memory, StoryTensors(hidden_states, embeddings))
+    assert (beta == 0).float().mean() > (0.3 if threshold else 0.1)
+    expected = None
+    for window in range(4):
+        state = buffers(memory, hidden_states[:, window], None, None)
+        known, log_decay, step = memory.gates(state, None)
+        value = memory.v_proj(embeddings[:, window])
+        expected = write(memory.key(known), value, log_decay, step, expected)
+    torch.testing.assert_close(S, expected, atol=1e-9, rtol=1e-9)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(x.pow(2).sum(), list(memory.parameters()), allow_unused=True) for x in (S, expected))
+    ):
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
 
 
 def test_longer_stories_ask_nothing_twice(tokenizer, chat, tmp_path):
@@ -307,8 +371,8 @@ def test_both_stages_learn(tokenizer, chat, tmp_path, family, overlap):
     assert all(len(read.ids) == L for read in natural[0])
     base = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     for course in (
-        Alone(FEW_ALONE, model, place, learned, {}, 0),
-        ThroughLayers(FEW_THROUGH, model, place, learned, {}, 0, texts=natural),
+        Alone(FEW_ALONE, model, place, learned, Exchanges({}, {}), 0),
+        ThroughLayers(FEW_THROUGH, model, place, learned, Exchanges({}, {}), 0, texts=natural),
     ):
         before, told = loss_of(course), [course.step(number, 0.0) for number in range(2 * course.stage.steps)]
         assert loss_of(course) < before

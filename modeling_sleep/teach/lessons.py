@@ -144,7 +144,23 @@ def windows_of(chat: Chat, sentences: Iterator[str], window_size: int, count: in
     return [ids[i * window_size : (i + 1) * window_size] for i in range(count)]
 
 
-def alike_tokens(chat: Chat, count: int, seed: int) -> dict[int, list[int]]:
+class Exchanges(NamedTuple):
+    """
+    What may be told instead of a token of a value.
+
+    Attributes
+    ----------
+    alike : dict[int, list[int]]
+        Others of its kind: another value is told, and asked.
+    unspaced : dict[int, int]
+        Of a token that begins with a space, the one without: the same value, told as in "name=Ada".
+    """
+
+    alike: dict[int, list[int]]
+    unspaced: dict[int, int]
+
+
+def exchanges(chat: Chat, count: int, seed: int) -> Exchanges:
     """
     For each token that may be exchanged, those that may stand in its place: where a word begins `count` others, for a
     piece within a word as many, for a digit all digits; none that is a name or value of the evaluation.
@@ -156,22 +172,33 @@ def alike_tokens(chat: Chat, count: int, seed: int) -> dict[int, list[int]]:
         found = [i for i, text in texts.items() if re.fullmatch(kind, text)]
         allowed = [i for i in found if texts[i].strip().lower() not in forbidden]
         alike |= dict.fromkeys(found, rng.sample(allowed, min(count, len(allowed))))
-    return alike
+    numbers = {text: i for i, text in texts.items()}
+    unspaced = {i: numbers[text[1:]] for i, text in texts.items() if re.match(r" \S", text) and text[1:] in numbers}
+    return Exchanges(alike, unspaced)
 
 
-def swap(learned: Lesson, rng: random.Random, alike: dict[int, list[int]], share: float) -> Lesson:
-    """The lesson with `share` of its values exchanged, token for token; those that are asked as they were told."""
-    swapped, asked_now = dict(learned.swapped), []
+def swap(learned: Lesson, rng: random.Random, others: Exchanges, share: float, unspaced: float = 0.0) -> Lesson:
+    """
+    The lesson with `share` of its values exchanged, token for token, and with `unspaced` of them told without the
+    space before them; those that are asked as they were told.
+    """
+    swapped, asked_now, firsts = dict(learned.swapped), [], {}
     for asked in learned.asked:
         places = learned.places(asked.question)
         told = [learned.story[window].ids[place] for window, place in places]
         if told == asked.answer.ids[slice(*asked.answer.value)]:
             if rng.random() < share:
                 for place, token in zip(places, told, strict=True):
-                    if alike.get(token):
-                        swapped.setdefault(place, rng.choice(alike[token]))
+                    if others.alike.get(token):
+                        swapped.setdefault(place, rng.choice(others.alike[token]))
             asked = replace(asked, value=[swapped.get(place, token) for place, token in zip(places, told)])
+            firsts[places[0]] = asked.value[0]
         asked_now.append(asked)
+    swapped |= {
+        place: others.unspaced[token]
+        for place, token in firsts.items()
+        if token in others.unspaced and rng.random() < unspaced
+    }
     return replace(learned, asked=asked_now, swapped=swapped)
 
 

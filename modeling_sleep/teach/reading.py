@@ -37,16 +37,41 @@ def written(
     tuple[torch.Tensor, torch.Tensor]
         (stories, 1, key_dim, value_dim) and (stories, windows, length).
     """
-    hidden_states, embeddings, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in stories)
-    state = buffers(memory, hidden_states, kept, is_kept)._replace(values=memory.v_proj(embeddings))
-    inputs = [y.unflatten(0, stories.hidden_states.shape[:2]) for y in memory.write_inputs(state, None)]
-    beta = inputs[3]
+    hidden_states, _, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in stories)
+    gates = memory.gates(buffers(memory, hidden_states, kept, is_kept), None)
+    known, log_decay, beta = (y.unflatten(0, stories.hidden_states.shape[:2]) for y in gates)
     if passes == 1:  # windows one behind the other are one long sequence to the rule
-        return write(*(y.flatten(1, 2) for y in inputs), S), beta
-    for key, value, log_decay, step in zip(*(y.unbind(1) for y in inputs), strict=True):
+        told = chosen(*(y.flatten(1, 2) for y in (known, stories.embeddings, log_decay, beta)))
+        return write(*keys_and_values(memory, *told), S), beta
+    for told in zip(*(y.unbind(1) for y in (known, stories.embeddings, log_decay, beta)), strict=True):
+        key, value, decay, step = keys_and_values(memory, *told)
         for n in range(passes):
-            S = write(key, value, log_decay if n == 0 else torch.zeros_like(log_decay), step, S)
+            S = write(key, value, decay if n == 0 else torch.zeros_like(decay), step, S)
     return S, beta
+
+
+def keys_and_values(memory: RecallMemoryLayer, known, embeddings, log_decay, beta) -> tuple[torch.Tensor, ...]:
+    """What the rule is given of tokens: of their [c_{t-1}, f_t] the keys, of their embeddings the values."""
+    return memory.key(known), memory.v_proj(embeddings).to(beta.dtype), log_decay, beta
+
+
+def chosen(
+    known: torch.Tensor, embeddings: torch.Tensor, log_decay: torch.Tensor, beta: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """
+    Of tokens, (rows, tokens, ...), those that are written, and how S decays up to each. Most are not, below the
+    threshold, and keys are what costs. Padding, which is not written either, decays as what stands behind the last.
+    """
+    is_written = beta > 0
+    number = is_written.sum(1, keepdim=True)
+    place = torch.arange(int(number.max()) + 1, device=beta.device).expand(len(beta), -1)
+    last = beta.shape[1] - 1
+    order = is_written.long().argsort(dim=1, descending=True, stable=True).gather(1, place.clamp(max=last))
+    order = order.masked_fill(place >= number, last)
+    known, embeddings = (y.gather(1, order.unsqueeze(-1).expand(-1, -1, y.shape[-1])) for y in (known, embeddings))
+    decayed = log_decay.cumsum(1).gather(1, order)
+    log_decay = decayed.diff(dim=1, prepend=decayed.new_zeros(len(beta), 1))
+    return known, embeddings, log_decay, beta.gather(1, order).masked_fill(place >= number, 0)
 
 
 def buffers(
@@ -105,7 +130,7 @@ def found_alone(
     positions, is_place = positions.to(weight.device), is_place.to(weight.device)
     chosen = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
     context = memory.context(chosen, state, positions)
-    return recall(memory.q_proj(context), S)[is_place]
+    return recall(memory.query(context), S)[is_place]
 
 
 class Through(NamedTuple):

@@ -6,6 +6,7 @@
    what it predicts without a memory, and natural text at least as well.
 """
 
+import copy
 import itertools
 import math
 import random
@@ -18,7 +19,7 @@ from torch import nn
 
 from ..heads_sleep import SleepForCausalLM
 from ..recall_memory_sleep import RecallMemoryLayer
-from .lessons import Asked, Lesson, story_of, story_tensors, swap, window_tensors
+from .lessons import Asked, Exchanges, Lesson, story_of, story_tensors, swap, window_tensors
 from .reading import answer_begins, asleep_before, found_alone, read_through, written
 from .states import Read, computing_in
 
@@ -38,6 +39,8 @@ class Stage:
         Of each story, at most.
     swaps : float
         Share of the values that are exchanged for other words.
+    unspaced : float
+        Share of the values that are told without the space before them.
     learning_rate : float
     rest : float
         Of the learning rate, for what does not read out.
@@ -51,6 +54,7 @@ class Stage:
     windows: tuple[int, int]
     questions: int = 3
     swaps: float = 0.3
+    unspaced: float = 0.0
     learning_rate: float = 2e-3
     rest: float = 1.0
     ends: float = 0.5
@@ -60,8 +64,8 @@ class Stage:
     sparse: float = 0.0
 
 
-ALONE = Stage(steps=250, stories=8, windows=(2, 8), questions=99, sparse=1.0)
-THROUGH = Stage(steps=900, stories=4, windows=(2, 32), questions=7, rest=0.3, sparse=3.0)
+ALONE = Stage(steps=350, stories=8, windows=(2, 8), questions=99, learning_rate=4e-3, sparse=1.0)
+THROUGH = Stage(steps=1000, stories=4, windows=(2, 32), questions=7, rest=0.3, unspaced=0.15, ends=1.0, sparse=3.0)
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
 KEPT_TOKENS = 2  # of each window that asks
@@ -78,8 +82,8 @@ class Course:
     place : int
         Of its recall memory in the stack.
     lessons : list[Lesson]
-    alike : dict[int, list[int]]
-        Tokens that may take the place of one of a value.
+    exchanges : Exchanges
+        What may be told instead of a token of a value.
     seed : int
     autocast : torch.dtype, optional
         In which the frozen layers compute.
@@ -91,12 +95,12 @@ class Course:
         model: SleepForCausalLM,
         place: int,
         lessons: list[Lesson],
-        alike: dict[int, list[int]],
+        exchanges: Exchanges,
         seed: int,
         autocast: torch.dtype | None = None,
     ):
         self.stage, self.model, self.place, self.lessons = stage, model, place, lessons
-        self.alike, self.seed, self.autocast = alike, seed, autocast
+        self.exchanges, self.seed, self.autocast = exchanges, seed, autocast
         self.memory: RecallMemoryLayer = model.model.layers[place]
         self.optimizer = torch.optim.AdamW(self.groups(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
 
@@ -137,7 +141,7 @@ class Course:
         """Lessons, and S and betas after their stories."""
         windows = rng.randint(*self.stage.windows)
         chosen = rng.sample(self.lessons, min(self.stage.stories, len(self.lessons)))
-        chosen = [swap(x, rng, self.alike, self.stage.swaps) for x in chosen]
+        chosen = [swap(x, rng, self.exchanges, self.stage.swaps, self.stage.unspaced) for x in chosen]
         windows = max(windows, *(len(x.story) for x in chosen))
         stories = [story_of(x, self.lessons, windows, rng) for x in chosen]
         shortest = min(map(len, stories))  # where few lessons can stand beside one another
@@ -167,7 +171,7 @@ class Alone(Course):
         super().__init__(*args, **options)
         known = {i for x in self.lessons for read in x.story for i in read.ids}
         known |= {i for x in self.lessons for asked in x.asked for i in asked.answer.ids}
-        known |= set(itertools.chain(*self.alike.values()))
+        known |= set(itertools.chain(*self.exchanges.alike.values()))
         self.words = torch.tensor(sorted(known), device=embeddings.device)
         self.number_of = torch.full((len(embeddings),), -1, device=embeddings.device)
         self.number_of[self.words] = torch.arange(len(self.words), device=embeddings.device)
@@ -209,6 +213,9 @@ class ThroughLayers(Course):
     def __init__(self, *args, texts: list[list[Read]], **options):
         super().__init__(*args, **options)
         self.texts = texts
+        self.head = copy.deepcopy(self.model.lm_head).to(
+            self.autocast or self.model.dtype
+        )  # cast once, not at every call
 
     def groups(self) -> list[dict]:
         reads = ("o_proj", "g_proj")
@@ -221,7 +228,7 @@ class ThroughLayers(Course):
     def logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
         """(..., vocabulary), in float32."""
         with computing_in(self.autocast, last_hidden_state.device):
-            return self.model.lm_head(last_hidden_state).float()
+            return self.head(last_hidden_state).float()
 
     def losses(self, number, rng):
         yield self.answers(rng)

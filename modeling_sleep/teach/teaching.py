@@ -18,7 +18,7 @@ from ..heads_sleep import SleepForCausalLM
 from .chat import Chat
 from .evaluate import Reader, answers, evaluation_units, everyday, natural_text, perplexity, table
 from .facts import BEGINNINGS
-from .lessons import alike_tokens, lessons, texts
+from .lessons import exchanges, lessons, texts
 from .picture import draw_memory
 from .stages import ALONE, THROUGH, Alone, Course, Stage, ThroughLayers
 from .states import StateCache, fingerprint
@@ -142,7 +142,7 @@ def learn(
     learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
     reading = texts(store, "train", seed, chat, window_size, natural_texts)
     natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
-    alike = alike_tokens(chat, SWAPPED, seed)
+    others = exchanges(chat, SWAPPED, seed)
     if not progress.begun:
         begin(model, place, learned)
     seconds = None if minutes is None else 60 * minutes
@@ -151,7 +151,7 @@ def learn(
         ("through", through, functools.partial(ThroughLayers, texts=natural), 1 - ALONE_SHARE),
     ):
         if name not in progress.finished:
-            lesson_plan = course(stage, model, place, learned, alike, seed, autocast=store.autocast)
+            lesson_plan = course(stage, model, place, learned, others, seed, autocast=store.autocast)
             progress.run(name, lesson_plan, None if seconds is None else seconds * share)
 
 
