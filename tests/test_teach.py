@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -37,6 +38,7 @@ from modeling_sleep.teach import __main__ as command
 from modeling_sleep.teach import lengths, states
 from modeling_sleep.teach.card import section
 from modeling_sleep.teach.chat import Chat
+from modeling_sleep.teach.estimate import SAMPLED, estimate, on_meta
 from modeling_sleep.teach.facts import unit
 from modeling_sleep.teach.filler import sentences
 from modeling_sleep.teach.lessons import (
@@ -54,7 +56,7 @@ from modeling_sleep.teach.names import words
 from modeling_sleep.teach.reading import asleep_before, buffers, found_alone, read_through, written
 from modeling_sleep.teach.stages import ALONE, THROUGH, Alone, ThroughLayers
 from modeling_sleep.teach.states import StateCache
-from modeling_sleep.teach.teaching import teach
+from modeling_sleep.teach.teaching import AMID, CUT, teach
 
 
 L = 72
@@ -127,7 +129,7 @@ def make_model(tokenizer, family="llama", **options):
 
 
 def the_lessons(model, chat, folder, count=4, split="train", **options):
-    return list(lessons(StateCache(model, folder), split, 0, chat, L, count, facts=3, **options))
+    return list(lessons(StateCache(model, folder), split, 0, chat, L, count, **{"facts": 3, **options}))
 
 
 def test_what_is_read_is_what_the_model_knows_and_is_read_once(tokenizer, chat, tmp_path):
@@ -342,6 +344,20 @@ def test_what_is_not_written_is_left_out_and_changes_nothing(threshold):
     ):
         if theirs is not None:
             torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
+
+
+def test_what_teaching_takes_is_told_before(tokenizer, chat, tmp_path):
+    """From the configuration alone: bytes on disk, and operations, as they are counted while lessons are read."""
+    model = make_model(tokenizer, window_overlap=24, pinned_tokens=1)
+    told = estimate(on_meta(model.config), chat, ALONE, THROUGH, units=SAMPLED)
+    with FlopCounterMode(display=False) as counted:
+        learned = the_lessons(model, chat, tmp_path, SAMPLED, facts=7, amid=AMID, cut=CUT)
+    assert counted.get_total_flops() == pytest.approx(told.reading, rel=0.4)  # attention is not estimated
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == pytest.approx(told.cache, rel=0.15)
+    memory, embeddings = model.model.layers[model.config.memory_layers[0]], model.model.embed_tokens.weight
+    assert told.parameters == sum(p.numel() for p in memory.parameters())
+    assert told.memory == written(memory, story_tensors([[(learned[0], 0)]], embeddings, torch.float32))[0].nbytes
+    assert "M parameters" in str(told) and " h at 1 TFLOP/s" in str(told)
 
 
 def test_longer_stories_ask_nothing_twice(tokenizer, chat, tmp_path):

@@ -17,12 +17,14 @@ from huggingface_hub import cached_assets_path
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer
 
-from ..adopt_sleep import ATTENTION_SINK
+from ..adopt_sleep import ATTENTION_SINK, adopted_config
 from ..configuration_sleep import SleepConfig
 from ..heads_sleep import SleepForCausalLM
 from ..hub_upload.card import copy_terms, metadata_of_base, write_card
 from .card import write_memory_card
-from .stages import ALONE, THROUGH
+from .chat import Chat
+from .estimate import Estimate, estimate, on_meta
+from .stages import ALONE, THROUGH, Stage
 from .teaching import teach
 
 
@@ -76,15 +78,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="in which the frozen layers compute")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="to teach on")
     parser.add_argument("--memory-only", action="store_true", help="write the memory without the model")
+    parser.add_argument("--estimate", action="store_true", help="say what it will take, and do nothing")
     parser.add_argument("--cache", type=Path, default=None, help="folder of what frozen layers know, shared by runs")
     parser.add_argument("--cache-gigabytes", type=float, default=6.0, help="that it may hold")
     return parser.parse_args(arguments)
 
 
+def kept_of(options: argparse.Namespace) -> dict[str, int]:
+    """What is asked to outlive a sleep."""
+    kept = {"window_overlap": options.window_overlap, "pinned_tokens": options.pinned_tokens}
+    return {name: number for name, number in kept.items() if number is not None}
+
+
 def load_model(options: argparse.Namespace) -> SleepForCausalLM:
     """The model to be taught, given sleep if it has none yet."""
-    kept = {"window_overlap": options.window_overlap, "pinned_tokens": options.pinned_tokens}
-    kept = {name: number for name, number in kept.items() if number is not None}
+    kept = kept_of(options)
     config = AutoConfig.from_pretrained(options.model)
     if config.model_type == SleepConfig.model_type:
         if options.window_overlap:
@@ -95,11 +103,27 @@ def load_model(options: argparse.Namespace) -> SleepForCausalLM:
     )
 
 
+def estimated(options: argparse.Namespace, alone: Stage, through: Stage) -> Estimate:
+    """What the teaching that these options ask for will take."""
+    config = AutoConfig.from_pretrained(options.model)
+    if config.model_type != SleepConfig.model_type:
+        config = adopted_config(config, options.window_size, options.passes or 1, memory="recall", **kept_of(options))
+    chat = Chat(AutoTokenizer.from_pretrained(options.model))
+    return estimate(on_meta(config), chat, alone, through, options.units)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code."""
     options = parse_arguments(arguments)
     began = time.process_time()
+    alone = dataclasses.replace(ALONE, steps=options.steps[0])
+    through = dataclasses.replace(
+        THROUGH, steps=options.steps[1], windows=tuple(options.windows), sparse=options.sparse
+    )
     try:
+        if options.estimate:
+            print(estimated(options, alone, through))
+            return 0
         known = metadata_of_base(options.model)
         model = load_model(options).to(options.device)
         tokenizer = AutoTokenizer.from_pretrained(options.model)
@@ -116,10 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
             seed=options.seed,
             units=options.units,
             questions=options.questions,
-            alone=dataclasses.replace(ALONE, steps=options.steps[0]),
-            through=dataclasses.replace(
-                THROUGH, steps=options.steps[1], windows=tuple(options.windows), sparse=options.sparse
-            ),
+            alone=alone,
+            through=through,
             autocast=DTYPES[options.dtype],
             cache_limit=options.cache_gigabytes * 1e9,
         )
