@@ -520,8 +520,11 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     out = tmp_path / "taught"
     options = ["--output", str(out), "--window-size", str(L), "--units", "4", "--questions", "2", "--minutes", "0.02"]
     options += ["--cache", str(tmp_path / "states"), "--passes", "2", "--device", "cpu"]
+    assert command.main([str(tmp_path / "pretrained"), *options, "--estimate"]) == 0
+    assert "lessons on disk" in capsys.readouterr().out and not out.exists()
     assert command.main([str(tmp_path / "pretrained"), *options]) == 0
-    assert "core minutes" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "core minutes" in told.out and "note: lessons take" not in told.err
     exported = tmp_path / "exported"
     assert not [note for note in export(out, exported) if "licence" in note]
     for folder in (out, exported):
@@ -551,7 +554,9 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
 
     # A taught model is taught on.
     options = ["--output", str(tmp_path / "on"), "--units", "2", "--questions", "0", "--steps", "0", "1"]
-    assert command.main([str(out), *options, "--cache", str(tmp_path / "states"), "--window-overlap", "8"]) == 0
+    options += ["--cache", str(tmp_path / "states"), "--cache-gigabytes", "1e-5", "--window-overlap", "8"]
+    assert command.main([str(out), *options]) == 0
+    assert "and the cache may hold 1e-05: what does not stay is read again" in capsys.readouterr().err
     config = SleepForCausalLM.from_pretrained(tmp_path / "on").config
     assert (config.window_overlap, config.pinned_tokens, config.window_size) == (8, 1, L)
     SleepForCausalLM.from_pretrained(out, pinned_tokens=3).save_pretrained(tmp_path / "pinned")

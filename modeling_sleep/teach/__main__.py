@@ -131,6 +131,14 @@ def main(arguments: list[str] | None = None) -> int:
             model.config.adopted_from = known.base_model = options.base_name
         if options.passes is not None:
             model.config.sleep_passes = options.passes
+        will_take = estimate(model, Chat(tokenizer), alone, through, options.units)
+        if will_take.cache > options.cache_gigabytes * 1e9:
+            print(
+                f"note: lessons take about {will_take.cache / 1e9:.1f} GB, and the cache may hold "
+                f"{options.cache_gigabytes:g}: what does not stay is read again by each run. `--cache-gigabytes` holds "
+                "more.",
+                file=sys.stderr,
+            )
         results = teach(
             model,
             tokenizer,
