@@ -15,7 +15,7 @@ value:
                                 the last one before it was kept (`window_overlap`)
     phi     `features_of`       with `recall_products`, [u, u'] -> [u, u u']: the second half times the first
     v_t     `value`             P e_t, where e_t is the embedding of the token
-    beta_t  `beta`              max(0, (s_t - tau) / (1 - tau)), s_t = sigmoid(w . [x_t, x_{t-1}, f_t] + bias): whether
+    beta_t  `beta`              max(0, (s_t - tau) / (1 - tau)), s_t = sigmoid(w . x_t + w' . x_{t-1} + bias): whether
                                 the token is worth writing; tau is `recall_threshold`
     alpha   `log_decay`         exp(-exp(A_log)): how much of S a token leaves
     S       `recurrent_state`   fast weights, one matrix (key_dim, value_dim) for each row
@@ -130,7 +130,7 @@ class RecallMemoryLayer(nn.Module):
         self.q_proj = nn.Linear(context_dim, config.recall_key_dim)
         self.k_proj = nn.Linear(context_dim + after_dim, config.recall_key_dim)
         self.v_proj = nn.Linear(hidden_size, config.recall_value_dim, bias=False)
-        self.b_proj = nn.Linear(2 * hidden_size + after_dim, 1)
+        self.b_proj = nn.Linear(2 * hidden_size, 1)
         self.g_proj = nn.Linear(hidden_size, 1)
         self.o_proj = nn.Linear(config.recall_value_dim, hidden_size, bias=False)
         self.A_log = nn.Parameter(torch.empty(1))
@@ -290,9 +290,9 @@ class RecallMemoryLayer(nn.Module):
             previous = torch.cat([state.kept_features[:, -1:], x[:, :-1]], dim=1)
             known = self.context(previous, state, columns - 1)
             is_first = is_first & ~state.kept[:, -1:]
-        after = [self.after(x, live)] if self.hindsight else []
-        known = torch.cat([known, *after], dim=-1)
-        beta = self.b_proj(torch.cat([x, previous, *after], dim=-1)).squeeze(-1).to(dtype).sigmoid()
+        if self.hindsight:
+            known = torch.cat([known, self.after(x, live)], dim=-1)
+        beta = self.b_proj(torch.cat([x, previous], dim=-1)).squeeze(-1).to(dtype).sigmoid()
         beta = ((beta - self.threshold) / (1 - self.threshold)).relu()
         beta = beta.masked_fill(is_first, 0)
         log_decay = -self.A_log.to(dtype).exp().expand_as(beta)

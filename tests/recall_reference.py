@@ -75,7 +75,7 @@ def write(layer, hidden_states, embeddings, S, decays=True, kept=()):
         known = torch.cat([context(layer, x, t - 1), f])
         k = direction(layer, layer.k_proj.weight @ known + layer.k_proj.bias)
         v = layer.v_proj.weight @ embeddings[t - len(kept)]
-        gate = sigmoid(layer.b_proj.weight[0] @ torch.cat([x[t], x[t - 1], f]) + layer.b_proj.bias)
+        gate = sigmoid(layer.b_proj.weight[0] @ torch.cat([x[t], x[t - 1]]) + layer.b_proj.bias)
         if gate <= layer.threshold:
             continue
         beta = (gate - layer.threshold) / (1 - layer.threshold)

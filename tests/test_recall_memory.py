@@ -173,8 +173,7 @@ def test_below_the_threshold_a_token_is_not_written_at_all():
     window = make_window(e)
     _, state = layer(h, None, window)
     x = state.features[0]
-    after = layer.after(state.features, None)[0]
-    gate = torch.cat([x, before(x), after], dim=-1) @ layer.b_proj.weight[0] + layer.b_proj.bias
+    gate = torch.cat([x, before(x)], dim=-1) @ layer.b_proj.weight[0] + layer.b_proj.bias
     beta = layer.gates(state, None)[2][0]
     assert torch.equal(beta[1:] > 0, gate[1:] > 0) and 0 < (beta > 0).sum() < L - 1
     layer.b_proj.bias.detach().sub_(100)

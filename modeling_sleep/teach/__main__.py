@@ -135,8 +135,8 @@ def main(arguments: list[str] | None = None) -> int:
         if will_take.cache > options.cache_gigabytes * 1e9:
             print(
                 f"note: lessons take about {will_take.cache / 1e9:.1f} GB, and the cache may hold "
-                f"{options.cache_gigabytes:g}: what does not stay is read again by each run. `--cache-gigabytes` holds "
-                "more.",
+                f"{options.cache_gigabytes:g}: what does not stay is read again by each run. `--cache-gigabytes` "
+                "holds more.",
                 file=sys.stderr,
             )
         results = teach(
