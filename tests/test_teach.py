@@ -324,11 +324,13 @@ def test_what_is_not_written_is_left_out_and_changes_nothing(threshold):
         hidden_size=16, num_hidden_layers=2, layer_types=["sleep_attention", "recall_memory"], memory_layers=[1],
         recall_pooling_dim=4, recall_hindsight=2, recall_products=True, recall_threshold=threshold,
     )  # fmt: skip
+    torch.manual_seed(0)
     memory = RecallMemoryLayer(config, 1).double()
     with torch.no_grad():
         for parameter in memory.parameters():
             parameter.normal_(std=0.4)
         memory.A_log.fill_(-2)
+        memory.b_proj.bias.fill_(0.0)
     hidden_states, embeddings = torch.randn(2, 3, 4, 6, 16, dtype=torch.float64)
     S, beta = written(memory, StoryTensors(hidden_states, embeddings))
     assert (beta == 0).float().mean() > (0.3 if threshold else 0.1)
