@@ -64,8 +64,8 @@ class Stage:
     sparse: float = 0.0
 
 
-ALONE = Stage(steps=350, stories=8, windows=(2, 8), questions=99, learning_rate=4e-3, sparse=1.0)
-THROUGH = Stage(steps=1000, stories=4, windows=(2, 32), questions=7, rest=0.15, unspaced=0.15, ends=1.0, sparse=3.0)
+ALONE = Stage(steps=300, stories=8, windows=(2, 8), questions=99, learning_rate=4e-3, sparse=1.0)
+THROUGH = Stage(steps=700, stories=4, windows=(2, 32), questions=7, rest=0.15, unspaced=0.15, ends=1.0, sparse=3.0)
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
 KEPT_TOKENS = 2  # of each window that asks
