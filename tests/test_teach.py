@@ -565,6 +565,17 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     options = ["--output", str(tmp_path / "on"), "--window-overlap", "8"]
     assert command.load_model(command.parse_arguments([str(tmp_path / "pinned"), *options])).config.pinned_tokens == 3
 
+    # The estimate is of what would be taught, and what cannot be taught is said by either.
+    tokenizer.save_pretrained(tmp_path / "pinned")
+    with_more = command.estimated(command.parse_arguments([str(tmp_path / "pinned"), *options]), ALONE, THROUGH)
+    without = command.estimated(command.parse_arguments([str(tmp_path / "pinned"), *options[:2]]), ALONE, THROUGH)
+    assert with_more.cache < without.cache
+    make_model(tokenizer, memory="gated_delta").save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    for more in ([], ["--estimate"]):
+        assert command.main([str(tmp_path / "other"), "--output", str(out), *more]) == 1
+        assert "one recall memory, and this one has 0" in capsys.readouterr().err
+
     assert command.main([str(tmp_path / "nowhere"), "--output", str(out)]) == 1
     assert "error:" in capsys.readouterr().err
 

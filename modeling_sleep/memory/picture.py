@@ -150,9 +150,8 @@ def queries_of(model, ids: torch.Tensor, memory: SleepMemory, memories: list[int
             def hear(module, inputs, output, i=i, layer=layer, mixer=mixer):
                 output = output.double()
                 if mixer is None:
-                    queries[i] = (
-                        l2_normalise(layer.features_of(output)).transpose(0, 1).reshape(1, output.shape[1], -1)
-                    )
+                    query = l2_normalise(layer.features_of(output))
+                    queries[i] = query.transpose(0, 1).reshape(1, output.shape[1], -1)
                     return
                 query = F.silu(output.mT).split(mixer.split_sizes, dim=-1)[0].unflatten(-1, (-1, mixer.key_head_dim))
                 query = query[0].transpose(0, 1).repeat_interleave(mixer.A_log.shape[0] // query.shape[2], dim=0)

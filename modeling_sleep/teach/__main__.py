@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import cached_assets_path
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ..adopt_sleep import ATTENTION_SINK, adopted_config
 from ..configuration_sleep import SleepConfig
@@ -84,19 +84,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def kept_of(options: argparse.Namespace) -> dict[str, int]:
-    """What is asked to outlive a sleep."""
+def config_of(options: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str, int]]:
+    """The model's configuration as it is, and what is asked to outlive a sleep."""
+    config = AutoConfig.from_pretrained(options.model)
     kept = {"window_overlap": options.window_overlap, "pinned_tokens": options.pinned_tokens}
-    return {name: number for name, number in kept.items() if number is not None}
+    kept = {name: number for name, number in kept.items() if number is not None}
+    if options.window_overlap and config.model_type == SleepConfig.model_type:
+        kept.setdefault("pinned_tokens", max(config.pinned_tokens, ATTENTION_SINK))
+    return config, kept
 
 
 def load_model(options: argparse.Namespace) -> SleepForCausalLM:
     """The model to be taught, given sleep if it has none yet."""
-    kept = kept_of(options)
-    config = AutoConfig.from_pretrained(options.model)
+    config, kept = config_of(options)
     if config.model_type == SleepConfig.model_type:
-        if options.window_overlap:
-            kept.setdefault("pinned_tokens", max(config.pinned_tokens, ATTENTION_SINK))
         return SleepForCausalLM.from_pretrained(options.model, dtype=torch.float32, **kept)
     return SleepForCausalLM.from_causal_lm(
         options.model, window_size=options.window_size, memory="recall", dtype=torch.float32, **kept
@@ -105,9 +106,11 @@ def load_model(options: argparse.Namespace) -> SleepForCausalLM:
 
 def estimated(options: argparse.Namespace, alone: Stage, through: Stage) -> Estimate:
     """What the teaching that these options ask for will take."""
-    config = AutoConfig.from_pretrained(options.model)
-    if config.model_type != SleepConfig.model_type:
-        config = adopted_config(config, options.window_size, options.passes or 1, memory="recall", **kept_of(options))
+    config, kept = config_of(options)
+    if config.model_type == SleepConfig.model_type:
+        config = AutoConfig.from_pretrained(options.model, **kept)
+    else:
+        config = adopted_config(config, options.window_size, options.passes or 1, memory="recall", **kept)
     chat = Chat(AutoTokenizer.from_pretrained(options.model))
     return estimate(on_meta(config), chat, alone, through, options.units)
 

@@ -17,11 +17,11 @@ from .chat import Chat
 from .facts import unit
 from .reading import LEAD
 from .stages import KEPT_TOKENS, TEXT_TOKENS, Stage
-from .teaching import AMID, CUT
+from .teaching import AMID, CUT, check
 
 
 SAMPLED = 40  # lessons
-WRITTEN = 0.3  # of a story's tokens, as far as keys are computed for them: a quarter to a third in SmolLM2's teaching
+WRITTEN = 0.3  # of a story's tokens, as far as keys are computed for them: a fifth to a third in SmolLM2's teaching
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +76,13 @@ def estimate(model: SleepForCausalLM, chat: Chat, alone: Stage, through: Stage, 
     alone, through : Stage
     units : int
         Lessons.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot be taught, as [`teach`] would say.
     """
-    config, place = model.config, model.config.layer_types.index("recall_memory")
+    config, place = model.config, check(model, chat.tokenizer)
     below, behind = (matrices(model.model.layers[part]) for part in (slice(place), slice(place + 1, None)))
     memory, head = model.model.layers[place], matrices([model.lm_head])
     L, kept = config.window_size, config.window_overlap + config.pinned_tokens

@@ -50,7 +50,13 @@ def written(
     return S, beta
 
 
-def keys_and_values(memory: RecallMemoryLayer, known, embeddings, log_decay, beta) -> tuple[torch.Tensor, ...]:
+def keys_and_values(
+    memory: RecallMemoryLayer,
+    known: torch.Tensor,
+    embeddings: torch.Tensor,
+    log_decay: torch.Tensor,
+    beta: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
     """What the rule is given of tokens: of their [c_{t-1}, f_t] the keys, of their embeddings the values."""
     return memory.key(known), memory.v_proj(embeddings).to(beta.dtype), log_decay, beta
 

@@ -213,9 +213,9 @@ class ThroughLayers(Course):
     def __init__(self, *args, texts: list[list[Read]], **options):
         super().__init__(*args, **options)
         self.texts = texts
-        self.head = copy.deepcopy(self.model.lm_head).to(
-            self.autocast or self.model.dtype
-        )  # cast once, not at every call
+        self.head = self.model.lm_head
+        if self.autocast:  # cast once: at every call it would take longer than what is computed with it
+            self.head = copy.deepcopy(self.head).to(self.autocast)
 
     def groups(self) -> list[dict]:
         reads = ("o_proj", "g_proj")
