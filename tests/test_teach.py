@@ -35,7 +35,7 @@ from modeling_sleep.hub_upload.card import read_results
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, write
 from modeling_sleep.teach import __main__ as command
-from modeling_sleep.teach import lengths, states
+from modeling_sleep.teach import alone, lengths, states
 from modeling_sleep.teach.card import section
 from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.estimate import SAMPLED, estimate, on_meta
@@ -371,6 +371,20 @@ def test_longer_stories_ask_nothing_twice(tokenizer, chat, tmp_path):
         assert all(learned[0].texts.isdisjoint(x.texts) for x in others.values())
 
 
+def test_natural_text_is_a_share_of_what_makes_stories_longer(tokenizer, chat, tmp_path):
+    model = make_model(tokenizer)
+    learned = the_lessons(model, chat, tmp_path, count=8)
+    natural = list(texts(StateCache(model, tmp_path), "train", 0, chat, L, 2))
+    for share in (0.0, 0.5, 0.8):
+        stage = dataclasses.replace(FEW_ALONE, natural=share)
+        course = Alone(stage, model, model.config.memory_layers[0], learned, Exchanges({}, {}), 0, texts=natural)
+        assert sum(not x.asked for x in course.others) == round(share * len(course.others))
+        story = story_of(learned[0], course.others, 40, random.Random(0))
+        assert len(story) > len(learned[0].story) and any(not x.asked for x, _ in story) == bool(share)
+        chosen, S, beta = course.stories(random.Random(0))
+        assert beta.shape[2] == L and S.shape[0] == len(chosen)
+
+
 @torch.no_grad()
 def loss_of(course):
     """Over some steps, from which nothing is learned."""
@@ -396,6 +410,40 @@ def test_both_stages_learn(tokenizer, chat, tmp_path, family, overlap):
         assert loss_of(course) < before
     assert {"recall", "end", "begin", "kept", "beta"} <= set().union(*told)
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
+
+
+def test_what_is_found_alone_is_told_and_why_the_rest_is_not(tokenizer, chat, tmp_path, monkeypatch):
+    """Asked in the very words in which it was told, a value has the nearest key, as queries begin as keys do."""
+    model = make_model(tokenizer).eval()
+    memory = model.model.layers[model.config.memory_layers[0]]
+    learned = the_lessons(model, chat, tmp_path, count=8)
+    asked = sum(len(list(alone.first_tokens(x))) for x in learned)
+    with torch.no_grad():
+        memory.b_proj.bias.fill_(20.0)
+        rows = [row for i, x in enumerate(learned) for row in alone.search(model, chat, x, learned, 2, i)]
+        assert len(rows) == asked > 0 and all(row["written"] for row in rows)
+
+        told = learned[0]
+        question, _, token = next(alone.first_tokens(told))
+        window, at = told.places(question.question)[0]
+        again = dataclasses.replace(question, read=told.story[window])
+        monkeypatch.setattr(alone, "first_tokens", lambda _: [(again, at - 1, token)])
+        (row,) = alone.search(model, chat, told, learned, 1, 0)
+        assert row["nearest"] and row["written"]
+        memory.b_proj.bias.fill_(-20.0)
+        (row,) = alone.search(model, chat, told, learned, 1, 0)
+        assert not (row["nearest"] or row["written"])
+
+
+def test_the_command_tells_what_is_found_alone(tokenizer, tmp_path, capsys):
+    model = make_model(tokenizer)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert alone.main([str(tmp_path / "model"), "--lessons", "3", "--windows", "2", "--passes", "1"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"{split}, {name}: " in told for split in ("known", "eval") for name in ("found", "nearest", "written"))
+    assert alone.main([str(tmp_path / "nowhere")]) == 1
+    assert "error: " in capsys.readouterr().err
 
 
 def test_found_alone_reads_at_the_places_it_is_given(tokenizer, chat, tmp_path):

@@ -109,24 +109,23 @@ def asleep_before(
     return S, betas
 
 
-def found_alone(
-    memory: RecallMemoryLayer, S: torch.Tensor, reads: list[Read], places: list[list[int]]
-) -> torch.Tensor:
+def queries_at(
+    memory: RecallMemoryLayer, reads: list[Read], places: list[list[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    What S gives, without any layer of the model.
+    Queries of some tokens of windows.
 
     Parameters
     ----------
-    S : torch.Tensor
-        (windows, 1, key_dim, value_dim): what each window asks.
+    memory : RecallMemoryLayer
     reads : list[Read]
     places : list[list[int]]
         The tokens of each window that read, at least one.
 
     Returns
     -------
-    torch.Tensor
-        (all places, value_dim).
+    tuple[torch.Tensor, torch.Tensor]
+        (windows, most places, key_dim), and which are any, (windows, most places) of bool.
     """
     weight = memory.q_proj.weight
     hidden_states, _ = joined([read.hidden_states for read in reads], weight)
@@ -135,8 +134,18 @@ def found_alone(
     positions, is_place = joined([torch.tensor(p) for p in places], torch.zeros(1, dtype=torch.long))
     positions, is_place = positions.to(weight.device), is_place.to(weight.device)
     chosen = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-    context = memory.context(chosen, state, positions)
-    return recall(memory.query(context), S)[is_place]
+    return memory.query(memory.context(chosen, state, positions)), is_place
+
+
+def found_alone(
+    memory: RecallMemoryLayer, S: torch.Tensor, reads: list[Read], places: list[list[int]]
+) -> torch.Tensor:
+    """
+    What S gives, without any layer of the model: (all places, value_dim), for S of each window, (windows, 1, key_dim,
+    value_dim), and what [`queries_at`] takes.
+    """
+    query, is_place = queries_at(memory, reads, places)
+    return recall(query, S)[is_place]
 
 
 class Through(NamedTuple):
@@ -170,8 +179,9 @@ def read_through(
     ----------
     place : int
         Of the memory in the stack.
-    S, reads :
-        As in `found_alone`.
+    S : torch.Tensor
+        (windows, 1, key_dim, value_dim): what each window asks.
+    reads : list[Read]
     begins : list[int]
     autocast : torch.dtype, optional
         In which the layers behind the memory compute.

@@ -10,7 +10,7 @@ import copy
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +47,8 @@ class Stage:
     ends, begins, keeps, text, sparse : float
         Weights of the loss: tokens that end an answer; words before its value; what the model predicts elsewhere;
         natural text; the mean of beta.
+    natural : float
+        Share of natural text among the windows by which a story is made longer.
     """
 
     steps: int
@@ -62,10 +64,13 @@ class Stage:
     keeps: float = 0.3
     text: float = 0.5
     sparse: float = 0.0
+    natural: float = 0.0
 
 
-ALONE = Stage(steps=300, stories=8, windows=(2, 8), questions=99, learning_rate=4e-3, sparse=1.0)
-THROUGH = Stage(steps=700, stories=4, windows=(2, 32), questions=7, rest=0.15, unspaced=0.15, ends=1.0, sparse=3.0)
+ALONE = Stage(steps=900, stories=8, windows=(2, 8), questions=99, learning_rate=4e-3, sparse=1.0)
+THROUGH = Stage(
+    steps=700, stories=4, windows=(2, 32), questions=7, rest=0.15, unspaced=0.15, ends=1.0, sparse=3.0, natural=0.5
+)
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
 KEPT_TOKENS = 2  # of each window that asks
@@ -87,6 +92,8 @@ class Course:
     seed : int
     autocast : torch.dtype, optional
         In which the frozen layers compute.
+    texts : list[list[Read]]
+        Natural texts, each in windows.
     """
 
     def __init__(
@@ -98,9 +105,11 @@ class Course:
         exchanges: Exchanges,
         seed: int,
         autocast: torch.dtype | None = None,
+        texts: Sequence[list[Read]] = (),
     ):
         self.stage, self.model, self.place, self.lessons = stage, model, place, lessons
-        self.exchanges, self.seed, self.autocast = exchanges, seed, autocast
+        self.exchanges, self.seed, self.autocast, self.texts = exchanges, seed, autocast, texts
+        self.others = [*lessons, *among(lessons, [Lesson(windows, [], {}) for windows in texts], stage.natural)]
         self.memory: RecallMemoryLayer = model.model.layers[place]
         self.optimizer = torch.optim.AdamW(self.groups(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
 
@@ -143,7 +152,7 @@ class Course:
         chosen = rng.sample(self.lessons, min(self.stage.stories, len(self.lessons)))
         chosen = [swap(x, rng, self.exchanges, self.stage.swaps, self.stage.unspaced) for x in chosen]
         windows = max(windows, *(len(x.story) for x in chosen))
-        stories = [story_of(x, self.lessons, windows, rng) for x in chosen]
+        stories = [story_of(x, self.others, windows, rng) for x in chosen]
         shortest = min(map(len, stories))  # where few lessons can stand beside one another
         if any(len(story) != shortest for story in stories):
             stories = [[(x, i) for i in range(len(x.story))] for x in chosen]
@@ -208,17 +217,16 @@ class Alone(Course):
 
 
 class ThroughLayers(Course):
-    """Stage 2: through the layers behind the memory. `texts` are natural texts, each in windows."""
+    """Stage 2: through the layers behind the memory."""
 
-    def __init__(self, *args, texts: list[list[Read]], **options):
+    def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.texts = texts
         self.head = self.model.lm_head
         if self.autocast:  # cast once: at every call it would take longer than what is computed with it
             self.head = copy.deepcopy(self.head).to(self.autocast)
 
     def groups(self) -> list[dict]:
-        reads = ("o_proj", "g_proj")
+        reads = ("o_proj", "g_proj", "b_proj")
         named = list(self.memory.named_parameters())
         return [
             dict(params=[p for name, p in named if name.startswith(reads)], share=1.0),
@@ -308,6 +316,13 @@ class ThroughLayers(Course):
             before = F.cross_entropy(self.logits(read.last_hidden_state[at].to(logits)), wanted)
         told = dict(text=loss.item() - before.item(), text_beta=beta.mean().item())
         return 2 * (self.stage.text * loss + self.stage.sparse * beta.mean()), told
+
+
+def among(lessons: list[Lesson], more: list[Lesson], share: float) -> list[Lesson]:
+    """`more`, as often as makes it this share of what is drawn from both."""
+    if not more or not share:
+        return []
+    return more * max(1, round(share / (1 - share) * len(lessons) / len(more)))
 
 
 def at_places(hidden_states: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:

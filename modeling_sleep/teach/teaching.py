@@ -1,7 +1,6 @@
 """Teaching from beginning to end: read, learn in two stages, measure, save. It goes on where it was stopped."""
 
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Callable
@@ -33,7 +32,7 @@ READ_OUT = 0.5  # where teaching begins, see calibrate_sleep.py
 CALIBRATION_LESSONS = 100
 SAVE_EVERY = 50
 # Of the time for learning, the share of stage 1.
-ALONE_SHARE = 0.25
+ALONE_SHARE = 0.5
 TEXTS_MEASURED = 12
 SMOOTHED = 20  # steps over which the bar's numbers are averaged
 
@@ -148,10 +147,10 @@ def learn(
     seconds = None if minutes is None else 60 * minutes
     for name, stage, course, share in (
         ("alone", alone, Alone, ALONE_SHARE),
-        ("through", through, functools.partial(ThroughLayers, texts=natural), 1 - ALONE_SHARE),
+        ("through", through, ThroughLayers, 1 - ALONE_SHARE),
     ):
         if name not in progress.finished:
-            lesson_plan = course(stage, model, place, learned, others, seed, autocast=store.autocast)
+            lesson_plan = course(stage, model, place, learned, others, seed, store.autocast, natural)
             progress.run(name, lesson_plan, None if seconds is None else seconds * share)
 
 

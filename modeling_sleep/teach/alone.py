@@ -1,0 +1,127 @@
+"""What a memory finds by itself, without any layer of the model, and why it misses the rest.
+
+    python -m modeling_sleep.teach.alone FOLDER --lessons 60 --windows 8
+
+Of each value that is asked for it tells whether the first token
+- is found: of all tokens' codes, the value's is most like what S gives
+- has the nearest key: of all keys that were written, the value's is most like the query
+- was written at all.
+
+What is not found although its key is the nearest was mixed with other values in S: a larger `recall_key_dim` or fewer
+written tokens help. What has not the nearest key is a matter of queries and keys: of what they are made of, and of
+longer teaching.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import HfHubHTTPError
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from ..heads_sleep import SleepForCausalLM
+from .chat import Chat
+from .evaluate import share
+from .lessons import Asked, Lesson, lessons, story_of, story_tensors
+from .reading import buffers, found_alone, queries_at, written
+from .states import StateCache
+from .teaching import AMID, check
+
+
+@torch.no_grad()
+def search(
+    model: SleepForCausalLM, chat: Chat, learned: Lesson, others: Sequence[Lesson], windows: int, seed: int
+) -> Iterator[dict]:
+    """
+    Rows of one lesson, told among windows of others: the question, and whether its value's first token is `found`,
+    has the `nearest` key, and was `written`.
+    """
+    place = check(model, chat.tokenizer)
+    memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
+    story = story_of(learned, list(others), windows, random.Random(seed))
+    told = torch.tensor([token for other, i in story for token in other.story[i].ids])
+    window_of = {i: window for window, (other, i) in enumerate(story) if other is learned}
+    tensors = story_tensors([story], embeddings, torch.float32)
+    S, beta = written(memory, tensors, model.config.sleep_passes)
+    hidden_states, _, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in tensors)
+    known, _, _ = memory.gates(buffers(memory, hidden_states, kept, is_kept), None)
+    beta = beta.flatten()
+    is_written = beta > 0
+    keys = F.normalize(memory.key(known.flatten(0, 1)[is_written]), dim=-1)
+    codes = F.normalize(memory.v_proj(embeddings).float(), dim=-1)
+
+    for asked, column, token in first_tokens(learned):
+        code = found_alone(memory, S, [asked.read], [[column]])
+        query, _ = queries_at(memory, [asked.read], [[column]])
+        nearest = told[is_written][(F.normalize(query.flatten(), dim=-1) @ keys.mT).argmax()] if len(keys) else None
+        window, at = learned.places(asked.question)[0]
+        yield {
+            "question": asked.question.text,
+            "found": same(chat, token, (codes @ code.flatten()).argmax()),
+            "nearest": nearest is not None and same(chat, token, nearest),
+            "written": bool(is_written[window_of[window] * len(learned.story[0].ids) + at]),
+        }
+
+
+def first_tokens(learned: Lesson) -> Iterator[tuple[Asked, int, int]]:
+    """Questions of a lesson, the column of the window that predicts the first token of their value, and this token."""
+    for asked in learned.asked:
+        values = [sought for sought in asked.sought() if sought.kind == "value"]
+        if values and not asked.before and learned.places(asked.question):
+            yield asked, values[0].column, values[0].token
+
+
+def same(chat: Chat, token: int, other: int | torch.Tensor) -> bool:
+    """Whether two tokens are one word, with or without the space before it."""
+    first, second = (chat.tokenizer.decode([int(x)]).strip() for x in (token, other))
+    return first == second
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m modeling_sleep.teach.alone",
+        description=__doc__.split("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("model", help="folder or name on the Hub: a model with one recall memory")
+    parser.add_argument("--splits", nargs="+", choices=("train", "known", "eval"), default=("known", "eval"))
+    parser.add_argument("--lessons", type=int, default=60, help="of about seven facts, of each split")
+    parser.add_argument(
+        "--windows", type=int, default=8, help="that a story has at least, with those of other lessons"
+    )
+    parser.add_argument(
+        "--passes", type=int, default=None, metavar="N", help="how often a sleep writes; default: the model's"
+    )
+    parser.add_argument("--seed", type=int, default=7, help="of lessons; those of training have the seed of teaching")
+    options = parser.parse_args(arguments)
+    try:
+        model = SleepForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+        chat = Chat(AutoTokenizer.from_pretrained(options.model))
+        check(model, chat.tokenizer)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.passes is not None:
+        model.config.sleep_passes = options.passes
+    with tempfile.TemporaryDirectory() as folder:
+        cache = StateCache(model, Path(folder), autocast=torch.bfloat16)
+        for split in options.splits:
+            reading = lessons(cache, split, options.seed, chat, model.config.window_size, options.lessons, amid=AMID)
+            learned = list(tqdm(reading, f"reading, {split}", options.lessons, dynamic_ncols=True))
+            rows = [row for i, x in enumerate(learned) for row in search(model, chat, x, learned, options.windows, i)]
+            for name in ("found", "nearest", "written"):
+                print(f"{split}, {name}: {share(sum(row[name] for row in rows), len(rows))}")
+            either = share(sum(row["found"] or row["nearest"] for row in rows), len(rows))
+            print(f"{split}, found or nearest: {either}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
