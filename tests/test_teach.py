@@ -420,7 +420,7 @@ def test_what_is_found_alone_is_told_and_why_the_rest_is_not(tokenizer, chat, tm
     asked = sum(len(list(alone.first_tokens(x))) for x in learned)
     with torch.no_grad():
         memory.b_proj.bias.fill_(20.0)
-        rows = [row for i, x in enumerate(learned) for row in alone.search(model, chat, x, learned, 2, i)]
+        rows = list(alone.search(model, chat, learned, 2))
         assert len(rows) == asked > 0 and all(row["written"] for row in rows)
 
         told = learned[0]
@@ -428,10 +428,10 @@ def test_what_is_found_alone_is_told_and_why_the_rest_is_not(tokenizer, chat, tm
         window, at = told.places(question.question)[0]
         again = dataclasses.replace(question, read=told.story[window])
         monkeypatch.setattr(alone, "first_tokens", lambda _: [(again, at - 1, token)])
-        (row,) = alone.search(model, chat, told, learned, 1, 0)
+        (row,) = alone.search(model, chat, [told], 1)
         assert row["nearest"] and row["written"]
         memory.b_proj.bias.fill_(-20.0)
-        (row,) = alone.search(model, chat, told, learned, 1, 0)
+        (row,) = alone.search(model, chat, [told], 1)
         assert not (row["nearest"] or row["written"])
 
 

@@ -35,38 +35,34 @@ from .teaching import AMID, check
 
 
 @torch.no_grad()
-def search(
-    model: SleepForCausalLM, chat: Chat, learned: Lesson, others: Sequence[Lesson], windows: int, seed: int
-) -> Iterator[dict]:
+def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windows: int) -> Iterator[dict]:
     """
-    Rows of one lesson, told among windows of others: the question, and whether its value's first token is `found`,
-    has the `nearest` key, and was `written`.
+    Rows of lessons, each told among windows of the others: the question, and whether its value's first token is
+    `found`, has the `nearest` key, and was `written`.
     """
-    place = check(model, chat.tokenizer)
-    memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
-    story = story_of(learned, list(others), windows, random.Random(seed))
-    told = torch.tensor([token for other, i in story for token in other.story[i].ids])
-    window_of = {i: window for window, (other, i) in enumerate(story) if other is learned}
-    tensors = story_tensors([story], embeddings, torch.float32)
-    S, beta = written(memory, tensors, model.config.sleep_passes)
-    hidden_states, _, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in tensors)
-    known, _, _ = memory.gates(buffers(memory, hidden_states, kept, is_kept), None)
-    beta = beta.flatten()
-    is_written = beta > 0
-    keys = F.normalize(memory.key(known.flatten(0, 1)[is_written]), dim=-1)
+    memory, embeddings = model.model.layers[check(model, chat.tokenizer)], model.model.embed_tokens.weight
     codes = F.normalize(memory.v_proj(embeddings).float(), dim=-1)
-
-    for asked, column, token in first_tokens(learned):
-        code = found_alone(memory, S, [asked.read], [[column]])
-        query, _ = queries_at(memory, [asked.read], [[column]])
-        nearest = told[is_written][(F.normalize(query.flatten(), dim=-1) @ keys.mT).argmax()] if len(keys) else None
-        window, at = learned.places(asked.question)[0]
-        yield {
-            "question": asked.question.text,
-            "found": same(chat, token, (codes @ code.flatten()).argmax()),
-            "nearest": nearest is not None and same(chat, token, nearest),
-            "written": bool(is_written[window_of[window] * len(learned.story[0].ids) + at]),
-        }
+    for number, lesson in enumerate(learned):
+        story = story_of(lesson, list(learned), windows, random.Random(number))
+        told = torch.tensor([token for other, i in story for token in other.story[i].ids])
+        window_of = {i: window for window, (other, i) in enumerate(story) if other is lesson}
+        tensors = story_tensors([story], embeddings, torch.float32)
+        S, beta = written(memory, tensors, model.config.sleep_passes)
+        is_written = beta.flatten() > 0
+        hidden_states, _, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in tensors)
+        known, _, _ = memory.gates(buffers(memory, hidden_states, kept, is_kept), None)
+        keys = F.normalize(memory.key(known.flatten(0, 1)[is_written]), dim=-1)
+        for asked, column, token in first_tokens(lesson):
+            code = found_alone(memory, S, [asked.read], [[column]]).flatten()
+            query, _ = queries_at(memory, [asked.read], [[column]])
+            nearest = told[is_written][(keys @ query.flatten()).argmax()] if len(keys) else None
+            window, at = lesson.places(asked.question)[0]
+            yield {
+                "question": asked.question.text,
+                "found": same(chat, token, (codes @ code).argmax()),
+                "nearest": nearest is not None and same(chat, token, nearest),
+                "written": bool(is_written[window_of[window] * len(lesson.story[0].ids) + at]),
+            }
 
 
 def first_tokens(learned: Lesson) -> Iterator[tuple[Asked, int, int]]:
@@ -111,11 +107,11 @@ def main(arguments: list[str] | None = None) -> int:
     if options.passes is not None:
         model.config.sleep_passes = options.passes
     with tempfile.TemporaryDirectory() as folder:
-        cache = StateCache(model, Path(folder), autocast=torch.bfloat16)
+        cache = StateCache(model, Path(folder))
         for split in options.splits:
             reading = lessons(cache, split, options.seed, chat, model.config.window_size, options.lessons, amid=AMID)
             learned = list(tqdm(reading, f"reading, {split}", options.lessons, dynamic_ncols=True))
-            rows = [row for i, x in enumerate(learned) for row in search(model, chat, x, learned, options.windows, i)]
+            rows = list(search(model, chat, learned, options.windows))
             for name in ("found", "nearest", "written"):
                 print(f"{split}, {name}: {share(sum(row[name] for row in rows), len(rows))}")
             either = share(sum(row["found"] or row["nearest"] for row in rows), len(rows))
