@@ -26,10 +26,11 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from ..heads_sleep import SleepForCausalLM
+from ..recall_memory_sleep import recall
 from .chat import Chat
 from .evaluate import share
 from .lessons import Asked, Lesson, lessons, story_of, story_tensors
-from .reading import buffers, found_alone, queries_at, written
+from .reading import gates_of, queries_at, written
 from .states import StateCache
 from .teaching import AMID, check
 
@@ -47,19 +48,17 @@ def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windo
         told = torch.tensor([token for other, i in story for token in other.story[i].ids])
         window_of = {i: window for window, (other, i) in enumerate(story) if other is lesson}
         tensors = story_tensors([story], embeddings, torch.float32)
-        S, beta = written(memory, tensors, model.config.sleep_passes)
-        is_written = beta.flatten() > 0
-        hidden_states, _, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in tensors)
-        known, _, _ = memory.gates(buffers(memory, hidden_states, kept, is_kept), None)
-        keys = F.normalize(memory.key(known.flatten(0, 1)[is_written]), dim=-1)
+        S, _ = written(memory, tensors, model.config.sleep_passes)
+        known, _, beta = (x.flatten(0, 2) for x in gates_of(memory, tensors))
+        is_written = beta > 0
+        keys = F.normalize(memory.key(known[is_written]), dim=-1)
         for asked, column, token in first_tokens(lesson):
-            code = found_alone(memory, S, [asked.read], [[column]]).flatten()
             query, _ = queries_at(memory, [asked.read], [[column]])
             nearest = told[is_written][(keys @ query.flatten()).argmax()] if len(keys) else None
             window, at = lesson.places(asked.question)[0]
             yield {
                 "question": asked.question.text,
-                "found": same(chat, token, (codes @ code).argmax()),
+                "found": same(chat, token, (codes @ recall(query, S).flatten()).argmax()),
                 "nearest": nearest is not None and same(chat, token, nearest),
                 "written": bool(is_written[window_of[window] * len(lesson.story[0].ids) + at]),
             }

@@ -37,9 +37,7 @@ def written(
     tuple[torch.Tensor, torch.Tensor]
         (stories, 1, key_dim, value_dim) and (stories, windows, length).
     """
-    hidden_states, _, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in stories)
-    gates = memory.gates(buffers(memory, hidden_states, kept, is_kept), None)
-    known, log_decay, beta = (y.unflatten(0, stories.hidden_states.shape[:2]) for y in gates)
+    known, log_decay, beta = gates_of(memory, stories)
     if passes == 1:  # windows one behind the other are one long sequence to the rule
         told = chosen(*(y.flatten(1, 2) for y in (known, stories.embeddings, log_decay, beta)))
         return write(*keys_and_values(memory, *told), S), beta
@@ -48,6 +46,14 @@ def written(
         for n in range(passes):
             S = write(key, value, decay if n == 0 else torch.zeros_like(decay), step, S)
     return S, beta
+
+
+def gates_of(memory: RecallMemoryLayer, stories: StoryTensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What [`RecallMemoryLayer.gates`] says of stories, (stories, windows, length, ...) each."""
+    hidden_states, _, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in stories)
+    gates = memory.gates(buffers(memory, hidden_states, kept, is_kept), None)
+    known, log_decay, beta = (y.unflatten(0, stories.hidden_states.shape[:2]) for y in gates)
+    return known, log_decay, beta
 
 
 def keys_and_values(

@@ -43,7 +43,7 @@ class Stage:
         Share of the values that are told without the space before them.
     learning_rate : float
     rest : float
-        Of the learning rate, for what does not read out.
+        Of the learning rate, for all that neither reads out nor says what is written.
     ends, begins, keeps, text, sparse : float
         Weights of the loss: tokens that end an answer; words before its value; what the model predicts elsewhere;
         natural text; the mean of beta.
@@ -226,11 +226,11 @@ class ThroughLayers(Course):
             self.head = copy.deepcopy(self.head).to(self.autocast)
 
     def groups(self) -> list[dict]:
-        reads = ("o_proj", "g_proj", "b_proj")
+        reads_or_chooses = ("o_proj", "g_proj", "b_proj")
         named = list(self.memory.named_parameters())
         return [
-            dict(params=[p for name, p in named if name.startswith(reads)], share=1.0),
-            dict(params=[p for name, p in named if not name.startswith(reads)], share=self.stage.rest),
+            dict(params=[p for name, p in named if name.startswith(reads_or_chooses)], share=1.0),
+            dict(params=[p for name, p in named if not name.startswith(reads_or_chooses)], share=self.stage.rest),
         ]
 
     def logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
