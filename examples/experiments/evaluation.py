@@ -13,6 +13,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from modeling_sleep import Sleep
+
 from .tasks import Task
 from .tasks.task import IGNORE, runs
 
@@ -21,7 +23,9 @@ METRIC = Path(__file__).parent / "metrics" / "exact_match_by_depth"
 
 
 @torch.no_grad()
-def predict_answers(model, batch: dict[str, torch.Tensor], sleep_passes: int) -> list[tuple[list[int], list[int]]]:
+def predict_answers(
+    model, batch: dict[str, torch.Tensor], sleep_passes: int | Sleep, **kwargs
+) -> list[tuple[list[int], list[int]]]:
     """
     Predict every answer of a batch, token by token behind the right ones.
 
@@ -31,8 +35,10 @@ def predict_answers(model, batch: dict[str, torch.Tensor], sleep_passes: int) ->
         A causal language model that takes `sleep_passes`.
     batch : dict[str, torch.Tensor]
         What a [`WindowCollator`] makes: `input_ids`, `attention_mask`, `labels`, each (batch, tokens).
-    sleep_passes : int
-        N.
+    sleep_passes : int or Sleep
+        N, or until when.
+    **kwargs
+        Of the model's forward, such as `sleep_callback`.
 
     Returns
     -------
@@ -47,6 +53,7 @@ def predict_answers(model, batch: dict[str, torch.Tensor], sleep_passes: int) ->
         sleep_passes=sleep_passes,
         logits_to_keep=(columns - 1).to(model.device),  # a token is predicted at the one before
         use_cache=False,
+        **kwargs,
     ).logits
     predicted = torch.full_like(labels, IGNORE)
     predicted[:, columns] = logits.argmax(dim=-1).to(labels.device)

@@ -49,9 +49,9 @@ FORMULAS = {
 }
 
 
-def flops_per_example(model, task: Task, sleep_passes: int, examples: int = 2) -> float:
+def flops_per_example(model, task: Task, sleep_passes: int, examples: int = 2, backward: bool = True) -> float:
     """
-    Operations of forward and backward over one training example.
+    Operations over one training example.
 
     Parameters
     ----------
@@ -63,11 +63,15 @@ def flops_per_example(model, task: Task, sleep_passes: int, examples: int = 2) -
         N.
     examples : int
         Examples to count and to average over.
+    backward : bool
+        Whether the backward counts as well.
     """
     model = copy.deepcopy(model).to("cpu", torch.float32).train()
     batch = task.collator()(task.examples(range(examples)))
-    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-        model(**batch, sleep_passes=sleep_passes, use_cache=False).loss.backward()
+    with torch.set_grad_enabled(backward), FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        loss = model(**batch, sleep_passes=sleep_passes, use_cache=False).loss
+        if backward:
+            loss.backward()
     return counter.get_total_flops() / examples
 
 

@@ -5,19 +5,21 @@ question names a word and asks for the end of its path. Unlike the hops of `depo
 end is stands nowhere: a model can be asked for paths longer than it ever was in training, with no token that it has
 not met, and a step that it repeats too often stays at the end.
 
-    context     <begin>  src dst  src dst  ...         n edges, 2 n + 1 tokens, one window
+    context     src > dst  src > dst  ...              n edges, 3 n tokens, at most one window
     questions   start <answer> end  start <answer> end  ...
 
 An example of 5 words on two paths, of 2 hops and of 1, and a question of 2 hops:
 
-    <begin>  w4 w9  w7 w1  w1 w1  w9 w2  w2 w2  |  w4 <answer> w2
+    w4 > w9  w7 > w1  w1 > w1  w9 > w2  w2 > w2  |  w4 <answer> w2
 
 What is notable:
-- only counting tells a source from a destination, and positions are relative: `<begin>` is there to count from
-- a path has 1 to `max_depth` + 1 words, evenly, until there are no more words. If a depth is asked for, one path has
-  it, and the others are as in training: among them are words of all depths, and ends that are not asked for
+- a token of its own between the words tells a source from a destination. Where only counting does (as in `depo`), with
+  so many words, nothing was learned in 1,000 steps but that an answer is an end
+- in training, one path has a depth that is asked for, and the others have 1 to `max_depth` + 1 words, evenly, until
+  there are no more. Where a depth is given, all paths have it, as far as words go: among 18 words two of 8 hops. So
+  whoever follows but some of the hops cannot tell by what is left over which end is the right one
 - questions are of all depths evenly, as far as there are words of them
-- nothing but chance keeps the splits apart, but there are 10^29 orders of 20 of 32 words
+- nothing but chance keeps the splits apart, but there are 10^24 orders of 18 of 32 words
 - guessing: the answer is one of the ends. [`Paths.shallow_solve`] follows some hops and guesses then
 """
 
@@ -31,19 +33,21 @@ from transformers import PreTrainedTokenizerFast
 from .task import Example, Task, check_questions_fit, draw_depths, permutation, word_level_tokenizer
 
 
-PAD_ID, ANSWER_ID, BEGIN_ID, WORD_ID = 0, 1, 2, 3
-QUESTION_TOKENS = 3
+PAD_ID, ANSWER_ID, TO_ID, WORD_ID = 0, 1, 2, 3
+EDGE_TOKENS = QUESTION_TOKENS = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Paths(Task):
     """
-    Follow paths to their ends; depth is the number of hops, 0 for a word that points to itself.
+    Follow paths to their ends; depth is the number of hops.
 
     Parameters
     ----------
     words : int
-        Words of a context, n.
+        Words of a context, n, of the eval split.
+    fewest_words : int
+        Training draws n from fewest_words..words, evenly: a small context is where a small model learns to look up.
     max_depth : int
         Longest path in training, in hops. Longer ones, of up to n - 1, can be asked for.
     queries : int
@@ -54,9 +58,9 @@ class Paths(Task):
 
     name = "paths"
     depth_name = "hops"
-    shallowest = 0
 
-    words: int = 20
+    words: int = 18
+    fewest_words: int = 4
     max_depth: int = 4
     queries: int = 4
     vocabulary: int = 32
@@ -64,8 +68,11 @@ class Paths(Task):
     def __post_init__(self):
         if self.queries < 1:
             raise ValueError(f"queries must be positive, got {self.queries}")
-        if not 2 <= self.words <= self.vocabulary:
-            raise ValueError(f"words must be in 2..{self.vocabulary}, the vocabulary, got {self.words}")
+        if not 2 <= self.fewest_words <= self.words <= self.vocabulary:
+            raise ValueError(
+                f"fewest_words and words must be in 2..{self.vocabulary}, the vocabulary, and in this order, got "
+                f"{self.fewest_words} and {self.words}"
+            )
         self._check_depth("max_depth", self.max_depth)
         check_questions_fit(self.queries * QUESTION_TOKENS, self.window_size)
 
@@ -75,29 +82,33 @@ class Paths(Task):
 
     @property
     def window_size(self) -> int:
-        return 2 * self.words + 1
+        return EDGE_TOKENS * self.words
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        return word_level_tokenizer(["<pad>", "<answer>", "<begin>"] + [f"w{i}" for i in range(self.vocabulary)])
+        return word_level_tokenizer(["<pad>", "<answer>", ">"] + [f"w{i}" for i in range(self.vocabulary)])
 
     def _examples(self, index, split, seed, depth, max_depth) -> list[Example]:
         wanted = range(self.shallowest, max_depth + 1) if depth is None else [depth]
-        return [
-            self._example(random.Random(f"{self.name} {split} {seed} {i}"), wanted, depth, max_depth) for i in index
-        ]
+        fewest = self.fewest_words if split == "train" else self.words
+        seeds = (f"{self.name} {split} {seed} {i}" for i in index)
+        return [self._example(random.Random(each), fewest, wanted, depth, max_depth) for each in seeds]
 
-    def _example(self, rng: random.Random, wanted: Sequence[int], depth: int | None, max_depth: int) -> Example:
-        words = [WORD_ID + word for word in permutation(rng, self.vocabulary)[: self.words]]
-        length = _draw_length(rng, max_depth) if depth is None else depth + 1
+    def _example(
+        self, rng: random.Random, fewest: int, wanted: Sequence[int], depth: int | None, max_depth: int
+    ) -> Example:
+        length = 1 + wanted[int(rng.random() * len(wanted))]  # of the first path: there is something to ask for
+        n = max(length, fewest + int(rng.random() * (self.words - fewest + 1)))
+        words = [WORD_ID + word for word in permutation(rng, self.vocabulary)[:n]]
         edges, of_depth = [], defaultdict(list)
         while words:
             path, words = words[:length], words[length:]
             for i, word in enumerate(path):
-                edges.append((word, path[max(i - 1, 0)]))
+                edges.append((word, TO_ID, path[max(i - 1, 0)]))
                 of_depth[i].append((word, path[0]))
-            length = _draw_length(rng, max_depth)
+            if depth is None or len(words) < length:
+                length = 1 + int(rng.random() * (max_depth + 1))
 
-        context = [BEGIN_ID] + [token for i in permutation(rng, self.words) for token in edges[i]]
+        context = [token for i in permutation(rng, n) for token in edges[i]]
         depths = draw_depths(rng, [i for i, ends in of_depth.items() for _ in ends], self.queries, wanted)
         questions = []
         for i in depths:
@@ -152,13 +163,11 @@ class Paths(Task):
     def _parse(self, example: Example) -> tuple[dict[int, int], list[int]]:
         """Where every word points to, and the words that are asked for."""
         context, questions = example["context_ids"], example["question_ids"]
-        if len(context) != self.window_size or context[0] != BEGIN_ID:
-            raise ValueError(
-                f"a context is <begin> and {self.words} edges, {self.window_size} tokens, got {len(context)} tokens"
-            )
-        words, sources, destinations = range(WORD_ID, WORD_ID + self.vocabulary), context[1::2], context[2::2]
+        if len(context) % EDGE_TOKENS or len(context) > self.window_size or set(context[1::3]) != {TO_ID}:
+            raise ValueError(f"a context is up to {self.words} edges of a word, > and a word, got {context}")
+        words, sources, destinations = range(WORD_ID, WORD_ID + self.vocabulary), context[::3], context[2::3]
         follower = dict(zip(sources, destinations))
-        if len(follower) < self.words or not set(destinations) <= set(sources) <= set(words):
+        if len(follower) < len(sources) or not set(destinations) <= set(sources) <= set(words):
             raise ValueError("every word has one edge, to a word of the context")
         starts = questions[::QUESTION_TOKENS]
         if not starts or questions[1::3] != [ANSWER_ID] * len(starts) or len(questions) != 3 * len(starts):
@@ -166,8 +175,3 @@ class Paths(Task):
         if not set(starts) <= set(follower) or example["answer_mask"] != [0, 0, 1] * len(starts):
             raise ValueError("a question begins with a word of the context, and its last token is the answer")
         return follower, starts
-
-
-def _draw_length(rng: random.Random, max_depth: int) -> int:
-    """Words of a path, 1..max_depth + 1."""
-    return 1 + int(rng.random() * (max_depth + 1))
