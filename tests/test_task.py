@@ -7,7 +7,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from examples.experiments.tasks.depo import Depo
-from examples.experiments.tasks.task import IGNORE, SPLITS, Task, TaskStream, WindowCollator, make_dataset, make_stream
+from examples.experiments.tasks.task import (
+    IGNORE,
+    SPLITS,
+    Task,
+    TaskStream,
+    WindowCollator,
+    make_dataset,
+    make_stream,
+    runs,
+)
 
 
 TASK = Depo(words=8, max_depth=3, queries=2, window_size=8)  # contexts of 6 to 16 tokens, one or two windows
@@ -78,6 +87,21 @@ def test_batch_b_is_block_b_whoever_loads_it(workers, start):
         for name, tensor in TASK.collator()(expected).items():
             assert batch[name].equal(tensor)
         assert max(depth for example in expected for depth in example["depths"]) <= 1 + b
+
+
+def test_a_stream_leaves_out_the_labels_of_deeper_answers():
+    whole, stream = TaskStream(TASK, 16), TaskStream(TASK, 16, deepest_asked=[1, None, 3, 2].__getitem__)
+    for block, deepest in enumerate([1, 3, 3, 2]):
+        for example, full in zip(stream.block(block), whole.block(block), strict=True):
+            assert (example["context_ids"], example["question_ids"]) == (full["context_ids"], full["question_ids"])
+            answers = dict(zip(runs(full["answer_mask"]), full["depths"]))
+            kept = {place: depth for place, depth in answers.items() if depth <= deepest}
+            assert dict(zip(runs(example["answer_mask"]), example["depths"])) == kept
+    assert any(len(example["depths"]) < 2 for example in stream.block(0))
+    labels = TASK.collator()(stream.block(0))["labels"]
+    assert (labels != IGNORE).sum() == sum(sum(example["answer_mask"]) for example in stream.block(0)) > 0
+    with pytest.raises(ValueError, match="none of the 16 examples of step 0 has a question of at most 0 hops"):
+        TaskStream(TASK, 16, deepest_asked=lambda block: 0).block(0)
 
 
 @pytest.mark.parametrize("split", SPLITS)

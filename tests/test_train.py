@@ -10,14 +10,15 @@ import torch
 from filelock import FileLock
 
 from examples.experiments import evaluate_run
+from examples.experiments import recipe as recipe_module
 from examples.experiments import train as train_module
 from examples.experiments.controls import AmnesiacForCausalLM, AmnesiacModel
 from examples.experiments.evaluation import evaluate_by_depth, predict_answers
 from examples.experiments.flops import flops_per_example, training_flops
-from examples.experiments.recipe import Phase, Training, list_variants, load_recipe, ramp
+from examples.experiments.recipe import Phase, Training, draw_passes, list_variants, load_recipe, ramp
 from examples.experiments.tasks import Rule110, TaskStream, make_dataset
 from examples.experiments.tasks.task import IGNORE
-from examples.experiments.train import build_model, loss_curve, main, passes_at, train
+from examples.experiments.train import build_model, loss_curve, main, train
 from modeling_sleep import SleepConfig, SleepForCausalLM, SleepModel
 from modeling_sleep.hub_upload.__main__ import main as hub_upload
 from modeling_sleep.hub_upload.card import model_card, table
@@ -165,9 +166,9 @@ def test_the_learning_rate_falls_at_the_end_alone(run):
 
 
 def test_passes_are_a_function_of_seed_and_step():
-    drawn = [passes_at(step, seed=0, passes=[1, 2, 2, 4]) for step in range(2000)]
-    assert drawn == [passes_at(step, seed=0, passes=[1, 2, 2, 4]) for step in range(2000)]
-    assert drawn != [passes_at(step, seed=1, passes=[1, 2, 2, 4]) for step in range(2000)]
+    drawn = [draw_passes(step, seed=0, passes=[1, 2, 2, 4]) for step in range(2000)]
+    assert drawn == [draw_passes(step, seed=0, passes=[1, 2, 2, 4]) for step in range(2000)]
+    assert drawn != [draw_passes(step, seed=1, passes=[1, 2, 2, 4]) for step in range(2000)]
     assert 0.45 < drawn.count(2) / 2000 < 0.55 and set(drawn) == {1, 2, 4}
 
 
@@ -190,6 +191,14 @@ def test_phases_draw_from_their_own():
     training = dataclasses.replace(training, passes_ramp=1.0, max_steps=8)  # a curriculum holds within a phase, too
     assert [training.allowed_passes(step) for step in range(8)] == [*[[4]] * 4, *[[1, 2]] * 4]
     assert dataclasses.replace(training, phases=[]).phase_at(3).lr_scale == 1
+
+
+def test_few_passes_are_asked_for_what_they_can_answer():
+    phases = [Phase(begin=0, passes=[4]), Phase(begin=0.5, passes=[1, 2, 4], depth_by_passes=True)]
+    training = Training(passes=[1, 2, 4], phases=phases, batch_size=8, max_steps=40)
+    asked = [training.deepest_asked(step, seed=3) for step in range(40)]
+    assert asked[:20] == [None] * 20 and set(asked[20:]) == {1, 2, 4}
+    assert asked[20:] == [training.passes_at(step, seed=3) for step in range(20, 40)]
 
 
 # Training
@@ -234,8 +243,8 @@ def test_a_phase_changes_passes_and_learning_rate(run, tmp_path, monkeypatch):
     """And an interrupted run goes on in the phase that it was in."""
     schedule = ["training.lr_schedule=constant_with_warmup", "training.lr_decay=0"]
     overrides = [f"training.phases={json.dumps(PHASES)}", *schedule]
-    drawn, draw = [], train_module.passes_at
-    monkeypatch.setattr(train_module, "passes_at", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    drawn, draw = [], draw_passes
+    monkeypatch.setattr(recipe_module, "draw_passes", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     _, model, trainer = run(*overrides)
     assert drawn == [4, 4, 4, *(draw(step, 0, [1, 2, 4, 4]) for step in (3, 4, 5))]
     rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
@@ -312,7 +321,7 @@ def test_training_draws_passes_and_evaluation_does_not(run, monkeypatch):
     monkeypatch.setattr(SleepForCausalLM, "forward", spy)
     recipe, _, trainer = run("training.passes_ramp=1.0", seed=3)
     allowed = [[1], [1], [1, 2], [1, 2], [1, 2], [1, 2]]
-    assert seen == [(True, passes_at(step, 3, passes)) for step, passes in enumerate(allowed)]
+    assert seen == [(True, draw_passes(step, 3, passes)) for step, passes in enumerate(allowed)]
     seen.clear()
     trainer.evaluate(make_dataset(recipe.task, 2, split="eval"))
     assert seen == [(False, None)]

@@ -17,6 +17,7 @@ got used to such texts. `--examples 0` measures nothing, and needs no harness.
 """
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from ..yardsticks.harness import check_harness, measure
 from . import figures
 from .natural_texts import NaturalTexts
 from .progress import use_loss_bar
+from .recipe import draw_passes
 from .resume import last_checkpoint
 from .train import SleepTrainer, StopAfter
 
@@ -82,7 +84,7 @@ def train(model, texts: NaturalTexts, mixture: dict[str, float], steps: int, lea
         train_dataset=texts.dataset(steps * args.batch_size, "train", **mixture),
         data_collator=texts.collator(),
         callbacks=[StopAfter(args.deadline)] if args.deadline is not None else [],
-        allowed_passes=lambda step: args.train_passes,
+        passes_at=functools.partial(draw_passes, passes=args.train_passes),
     )
     use_loss_bar(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))

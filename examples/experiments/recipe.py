@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
@@ -34,6 +35,11 @@ def ramp(step: int, max_steps: int, share: float, maximum: int, minimum: int = 1
     return minimum + int(progress * (maximum - minimum))
 
 
+def draw_passes(step: int, seed: int, passes: Sequence[int]) -> int:
+    """N of a training step, drawn from `passes`. A double is drawn twice as often."""
+    return passes[np.random.default_rng([seed, step]).integers(len(passes))]
+
+
 @strict
 @dataclasses.dataclass(kw_only=True)
 class Phase:
@@ -48,11 +54,15 @@ class Phase:
         N is drawn from these, as from those of the whole training.
     lr_scale : float
         What the learning rates are multiplied by.
+    depth_by_passes : bool
+        Whether a step with N passes is only asked for depths of up to N. Otherwise few passes are asked for what takes
+        more of them, and the model learns other ways than a step that it can repeat.
     """
 
     begin: float | int
     passes: list[int]
     lr_scale: float | int = 1.0
+    depth_by_passes: bool = False
 
     def validate_ranges(self):
         _check_passes(self.passes)
@@ -143,6 +153,14 @@ class Training:
         """The phase of a step; a training without any is one."""
         phases = self.phases or [Phase(begin=0, passes=self.passes)]
         return [phase for phase in phases if round(phase.begin * self.max_steps) <= step][-1]
+
+    def passes_at(self, step: int, seed: int) -> int:
+        """N of a step, drawn from those allowed."""
+        return draw_passes(step, seed, self.allowed_passes(step))
+
+    def deepest_asked(self, step: int, seed: int) -> int | None:
+        """The deepest question that has a label in a step. None: all have."""
+        return self.passes_at(step, seed) if self.phase_at(step).depth_by_passes else None
 
     def allowed_passes(self, step: int) -> list[int]:
         """What N is drawn from in a step: those of its phase, but for what the curriculum has not come to yet."""

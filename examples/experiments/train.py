@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -50,22 +49,16 @@ from .tasks import TaskStream
 from .tasks.task import runs
 
 
-def passes_at(step: int, seed: int, passes: Sequence[int]) -> int:
-    """N of a training step, drawn from `passes`. A double is drawn twice as often."""
-    return passes[np.random.default_rng([seed, step]).integers(len(passes))]
-
-
 class SleepTrainer(Trainer):
     """A [`Trainer`] that draws the number of passes of every training step; evaluation keeps to the config's."""
 
-    def __init__(self, *args, allowed_passes: Callable[[int], Sequence[int]], **kwargs):
+    def __init__(self, *args, passes_at: Callable[[int, int], int], **kwargs):
         super().__init__(*args, **kwargs)
-        self.allowed_passes = allowed_passes  # of a step
+        self.passes_at = passes_at  # of a step and a seed
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if model.training:
-            step = self.state.global_step
-            inputs = {**inputs, "sleep_passes": passes_at(step, self.args.seed, self.allowed_passes(step))}
+            inputs = {**inputs, "sleep_passes": self.passes_at(self.state.global_step, self.args.seed)}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
@@ -170,7 +163,8 @@ def train(
         maximum=task.max_depth,
         minimum=task.shallowest,
     )
-    stream = TaskStream(task, training.batch_size, depth_at, start=begin, seed=seed, split="train")
+    asked_at = functools.partial(training.deepest_asked, seed=seed)
+    stream = TaskStream(task, training.batch_size, depth_at, asked_at, start=begin, seed=seed, split="train")
     optimizer = build_optimizer(model, training)
     trainer = SleepTrainer(
         model,
@@ -179,7 +173,7 @@ def train(
         data_collator=task.collator(),
         optimizers=(optimizer, build_scheduler(optimizer, training)),
         callbacks=[SecondsTrained(), *([StopAfter(deadline)] if deadline is not None else [])],
-        allowed_passes=training.allowed_passes,
+        passes_at=training.passes_at,
     )
     use_loss_bar(trainer)
     if begin < training.max_steps:

@@ -229,6 +229,9 @@ class TaskStream(IterableDataset):
         Examples per block.
     max_depth : callable, optional
         From the block's index to the largest depth in it: the curriculum. None: the task's.
+    deepest_asked : callable, optional
+        From the block's index to the largest depth of the answers that are labelled; deeper ones stay in the text, but
+        are not part of `answer_mask` and `depths`. None, or where it gives None: all are labelled.
     start : int
         The first block.
     **kwargs
@@ -236,11 +239,18 @@ class TaskStream(IterableDataset):
     """
 
     def __init__(
-        self, task: Task, block_size: int, max_depth: Callable[[int], int] | None = None, start: int = 0, **kwargs
+        self,
+        task: Task,
+        block_size: int,
+        max_depth: Callable[[int], int] | None = None,
+        deepest_asked: Callable[[int], int | None] | None = None,
+        start: int = 0,
+        **kwargs,
     ):
         self.task = task
         self.block_size = block_size
         self.max_depth = max_depth
+        self.deepest_asked = deepest_asked
         self.start = start
         self.kwargs = kwargs
 
@@ -248,13 +258,32 @@ class TaskStream(IterableDataset):
         """The examples of one block."""
         index = range(block_index * self.block_size, (block_index + 1) * self.block_size)
         max_depth = self.max_depth(block_index) if self.max_depth else None
-        return self.task.examples(index, max_depth=max_depth, **self.kwargs)
+        examples = self.task.examples(index, max_depth=max_depth, **self.kwargs)
+        deepest = self.deepest_asked(block_index) if self.deepest_asked else None
+        if deepest is None:
+            return examples
+        examples = [without_deeper(example, deepest) for example in examples]
+        if not any(example["depths"] for example in examples):
+            raise ValueError(
+                f"none of the {self.block_size} examples of step {block_index} has a question of at most {deepest} "
+                f"{self.task.depth_name}, which are all that it asks for: take a larger batch, or more passes"
+            )
+        return examples
 
     def __iter__(self) -> Iterator[Example]:
         worker = get_worker_info()
         first, stride = (worker.id, worker.num_workers) if worker else (0, 1)
         for block_index in itertools.count(self.start + first, stride):
             yield from self.block(block_index)
+
+
+def without_deeper(example: Example, deepest: int) -> Example:
+    """The example with the answers of more than this depth as part of the text: they are not labelled."""
+    mask = example["answer_mask"].copy()
+    for (begin, end), depth in zip(runs(mask.copy()), example["depths"], strict=True):
+        if depth > deepest:
+            mask[begin:end] = [0] * (end - begin)
+    return {**example, "answer_mask": mask, "depths": [depth for depth in example["depths"] if depth <= deepest]}
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]):
