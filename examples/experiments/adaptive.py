@@ -1,6 +1,6 @@
 """Sleep until S settles: what it saves, and what it costs.
 
-    python -m examples.experiments.adaptive runs/paths-mini/N=4-first-seed* --passes 16 --until 0.3 0.1 0.03 0.01
+    python -m examples.experiments.adaptive runs/gsm-mini/N=4-first-seed* --passes 16 --until 0.3 0.1 0.03 0.01
 
 Trained models of one recipe, one per seed, answer the same questions with `Sleep(passes=N, until=...)`, and with fixed
 N. The table has a row for every way to sleep, and for every depth the answers that are right and the passes that a
