@@ -21,19 +21,10 @@ room["enter"]({site!r}, {threads})
 """
 
 
-class HidePackage:
-    """Stands in front of all finders, those of an editable installation included."""
-
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] == "modeling_sleep":
-            raise ModuleNotFoundError(name)
-
-
 def enter(site: str, threads: int) -> None:
     """Hide the package from this process, which finds transformers in the folder `site`."""
     sys.path.insert(0, site)
-    sys.meta_path.insert(0, HidePackage)
+    sys.modules["modeling_sleep"] = None  # importing it fails, of an editable installation, too
     import torch
     import transformers
 

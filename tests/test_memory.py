@@ -26,6 +26,7 @@ from modeling_sleep import (
     memory_file_sleep,
     reading_sleep,
 )
+from modeling_sleep.hub_upload import clean_room
 from modeling_sleep.memory_file_sleep import INTEGERS, RECORD, digest_of
 
 
@@ -244,25 +245,16 @@ def test_an_adapter_belongs_to_the_weights(tmp_path):
 
 
 ELSEWHERE = """
-    import sys
+import torch
+from transformers import AutoModelForCausalLM
 
-    class HidePackage:
-        @staticmethod
-        def find_spec(name, path=None, target=None):
-            if name.partition(".")[0] == "modeling_sleep":
-                raise ModuleNotFoundError(name)
-
-    sys.meta_path.insert(0, HidePackage)
-    import importlib, torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained({folder!r}, trust_remote_code=True).eval()
-    memory = model.read([1, 2, 3], progress=False)
-    assert type(memory).__module__.startswith("transformers_modules.")
-    memory = type(memory).load({path!r}, model)
-    options = dict(max_new_tokens=8, return_dict_in_generate=True)
-    output = model.generate(torch.tensor([{new}]), past_key_values=memory, **options)
-    output.past_key_values.save({path!r}, model)
+folder, path, *new = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+memory = model.read([1, 2, 3], progress=False)
+assert type(memory).__module__.startswith("transformers_modules.")
+memory, new = type(memory).load(path, model), torch.tensor([list(map(int, new))])
+output = model.generate(new, past_key_values=memory, max_new_tokens=8, return_dict_in_generate=True)
+output.past_key_values.save(path, model)
 """
 
 
@@ -271,12 +263,7 @@ def test_a_memory_goes_on_where_only_the_saved_code_is(tmp_path):
     model.save_pretrained(tmp_path / "model")
     memory, path = model.read(make_ids(1, 12), progress=False), tmp_path / "memory"
     memory.save(path, model)
-    source = ELSEWHERE.format(folder=str(tmp_path / "model"), path=str(path), new=new[0].tolist())
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    clean_room.run(ELSEWHERE, tmp_path / "model", path, *new[0].tolist())
     here = model.generate(new, past_key_values=memory, max_new_tokens=8, return_dict_in_generate=True)
     assert_same(SleepMemory.load(path, model), here.past_key_values)
 
