@@ -1,7 +1,7 @@
-"""Watch a small model sleep, in five steps and about two minutes on a CPU (`make demo`).
+"""Watch a small model sleep, in five steps and two minutes on a CPU (`make demo`).
 
 1. load the shipped checkpoint with the Auto classes of transformers
-2. answer fresh Rule 110 problems with N = 1, 2 and 4 passes per window: table, one problem in pictures, plot
+2. answer fresh word problems with N = 1 to 16 passes per window: table, one problem in words, plot
 3. generate far beyond the window and watch the cache stay bounded
 4. fine-tune with a plain `Trainer`
 5. save, and reload in a fresh process that does not know this repository
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,11 @@ from transformers.utils import logging
 import modeling_sleep  # noqa: F401 (registers the model with the Auto classes)
 
 
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "rule110-demo"
-PASSES = (1, 2, 4)
-STEPS = range(1, 7)
+CHECKPOINT = Path(__file__).parent / "checkpoints" / "word-problems"
+PASSES = (1, 2, 4, 8, 16)
+OPERATIONS = range(1, 7)
+QUANTITIES = 8
+TRAINED, TRAINED_PASSES = 4, 12  # the most operations, and the largest N, of the checkpoint's training
 
 RELOAD = """
 import json, sys, torch
@@ -58,52 +61,62 @@ def headline(text: str):
     print(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}")
 
 
-def evolve(rows: np.ndarray, steps: int) -> np.ndarray:
-    """Rows of cells on a ring, (n, width), after so many steps of Rule 110."""
-    for _ in range(steps):
-        left, right = np.roll(rows, 1, axis=1), np.roll(rows, -1, axis=1)
-        rows = (rows | right) & ~(left & rows & right)
-    return rows
+def draw_quantities(rng: np.random.Generator, operations: int, trained: bool) -> list[tuple[int | None, int, int]]:
+    """
+    Draw what a problem defines, in an order in which it could be calculated.
+
+    Returns
+    -------
+    list of (of, plus, value)
+        Quantity `of` plus a number, modulo 3, or the number itself if `of` is None. The last of `operations` is among
+        them, and all that it takes.
+    """
+    deepest = max(operations, TRAINED)
+    while True:
+        depths = [0, 0, *range(1, deepest + 1), *rng.integers(1, deepest + 2, QUANTITIES - 2 - deepest).tolist()]
+        quantities, of_depth = [], {}
+        for depth in sorted(depths):
+            of = int(rng.choice(of_depth[depth - 1])) if depth else None
+            plus = int(rng.integers(1, 3)) if depth else int(rng.integers(3))
+            quantities.append((of, plus, (plus + (quantities[of][2] if depth else 0)) % 3))
+            of_depth.setdefault(depth, []).append(len(quantities) - 1)
+        # The training keeps a quarter of all problems for questions like these: a hash of their numbers, blind to
+        # names and order, decides.
+        numbers = sorted(plus if of is None else (4 << 32) + plus for of, plus, _ in quantities)
+        if (zlib.crc32(repr(numbers).encode()) % 4 == 0) != trained:
+            return quantities
 
 
-def draw_rows(rng: np.random.Generator, n: int, width: int, trained: bool) -> np.ndarray:
-    """Random rows, (n, width): those that the checkpoint's training began with, or those that it never did."""
-    rows = rng.integers(2, size=(8 * n + 100, width))
-    places = 2 ** np.arange(width, dtype=np.uint64)
-    key = np.min([np.roll(rows, i, axis=1) @ places for i in range(width)], axis=0).astype(np.uint64)
-    # The training keeps a quarter of all rows for questions like these: a hash (splitmix64) of the least of a row's
-    # rotations decides.
-    key = key + np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        key = (key ^ (key >> np.uint64(shift))) * np.uint64(factor)
-    kept = (key ^ (key >> np.uint64(31))) % np.uint64(4) == 0
-    return rows[kept != trained][:n]
+def operations_of(quantities: list, i: int) -> int:
+    """How many operations quantity i takes."""
+    of = quantities[i][0]
+    return 0 if of is None else 1 + operations_of(quantities, of)
 
 
-def problems(tokenizer, rows: np.ndarray, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows with `steps` and a row, and windows with the query and the row then: ids and labels, (n, 2 * L) each."""
+def write_problem(rng: np.random.Generator, names: list[str], operations: int, trained: bool = False) -> list[str]:
+    """Eight sentences in random order, a question of so many operations, and its answer."""
+    quantities = draw_quantities(rng, operations, trained)
+    names = rng.permutation(names)
+    sentences = [
+        f"{names[i]} = {plus} , given" if of is None else f"{names[i]} = {names[of]} + {plus}"
+        for i, (of, plus, _) in enumerate(quantities)
+    ]
+    asked = rng.choice([i for i in range(QUANTITIES) if operations_of(quantities, i) == operations])
+    sentences = [sentences[i] for i in rng.permutation(QUANTITIES)]
+    return [*sentences, f"{names[asked]} ? Answer:", str(quantities[asked][2])]
 
-    def cells(row):
-        return " ".join(map(str, row))
 
-    texts = [f"t={steps} {cells(row)} <query> {cells(after)}" for row, after in zip(rows, evolve(rows, steps))]
-    ids = tokenizer(texts, return_tensors="pt")["input_ids"]
-    labels = ids.clone()
-    labels[:, : rows.shape[1] + 2] = -100  # what is asked for has labels, the question has none
-    return ids, labels
+def names_of(tokenizer) -> list[str]:
+    """The words of the tokenizer that name something."""
+    return sorted(word for word in tokenizer.get_vocab() if word.isalpha() and word not in ("given", "asked"))
 
 
 @torch.no_grad()
 def count_right(model, ids: torch.Tensor, passes: int) -> int:
-    """How many rows would be generated as a whole: behind its right beginning, each right cell is the likeliest."""
-    window = model.config.window_size
-    logits = model.eval()(ids.to(model.device), sleep_passes=passes).logits  # (n, 2 * L, vocabulary)
-    return (logits[:, window:-1].argmax(-1).cpu() == ids[:, window + 1 :]).all(1).sum().item()
-
-
-def render(cells) -> str:
-    """A row, dark for 1 and light for 0; a question mark for what is no cell."""
-    return "".join({"0": "░", "1": "█"}.get(str(cell), "?") for cell in cells)
+    """How many of the problems, (n, tokens), of which the last token is the answer, are answered right."""
+    ids = ids.to(model.device)
+    logits = model.eval()(ids[:, :-1], sleep_passes=passes, logits_to_keep=1).logits  # (n, 1, vocabulary)
+    return (logits[:, -1].argmax(-1) == ids[:, -1]).sum().item()
 
 
 def load(checkpoint: Path):
@@ -112,7 +125,7 @@ def load(checkpoint: Path):
     if not (checkpoint / "config.json").is_file():
         sys.exit(
             f"No checkpoint in {checkpoint}. Train it: "
-            f"python -m examples.experiments.train rule110-demo --output {checkpoint}"
+            f'python -m examples.experiments.train gsm-mini --variant "N=6 first" --output {checkpoint}'
         )
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -123,56 +136,60 @@ def load(checkpoint: Path):
 
 
 def solve(model, tokenizer, num_examples: int, seed: int, output: Path):
-    """Step 2: accuracy by rollout and N, one problem in pictures, and the plot."""
-    headline("2. Answer fresh Rule 110 problems")
-    print("   The model reads a row of cells. Then the row is forgotten, only the fast weights remain, and the model")
-    print("   is asked for the row after t steps. Before it forgets, it passes over the row N times.\n")
-    rows = draw_rows(np.random.default_rng(seed), num_examples, model.config.window_size - 1, trained=False)
+    """Step 2: right answers by operations and N, one problem in words, and the plot."""
+    headline("2. Answer fresh word problems")
+    print("   The model reads eight sentences, each a quantity defined by another. Then they are forgotten, only the")
+    print("   fast weights remain, and it is asked for one. Before it forgets, it passes over the sentences N times.")
+    print(f"   In training, no answer took more than {TRAINED} operations, and N was at most {TRAINED_PASSES}.\n")
+    rng, names = np.random.default_rng(seed), names_of(tokenizer)
     shares = {}  # (3,) each: low, share, high; the 95 % interval of Wilson
-    for t in tqdm(STEPS, desc="   evaluating", unit="t", leave=False):
-        ids, _ = problems(tokenizer, rows, t)
+    for operations in tqdm(OPERATIONS, desc="   evaluating", unit="operation", leave=False):
+        texts = [" ".join(write_problem(rng, names, operations)) for _ in range(num_examples)]
+        ids = tokenizer(texts, return_tensors="pt")["input_ids"]
         for n in PASSES:
             result = binomtest(count_right(model, ids, n), len(ids))
             interval = result.proportion_ci(method="wilson")
-            shares[n, t] = 100 * np.array([interval.low, result.statistic, interval.high])
+            shares[n, operations] = 100 * np.array([interval.low, result.statistic, interval.high])
 
-    print(f"   Whole row right, in % of {len(rows)} problems (± half of the 95 % interval)\n")
-    print("   " + "N".rjust(2) + "".join(f"t = {t}".rjust(14) for t in STEPS))
+    print(f"   Right answers in % of {num_examples} problems each, by operations (guessing: 33)\n")
+    print("   " + "N".rjust(2) + "".join(str(k).rjust(8) for k in OPERATIONS) + "     (± half of the 95 % interval)")
     for n in PASSES:
-        cells = [f"{share:5.1f} ± {(high - low) / 2:3.1f}" for low, share, high in (shares[n, t] for t in STEPS)]
-        print("   " + str(n).rjust(2) + "".join(cell.rjust(14) for cell in cells))
-    draw_problem(model, tokenizer, rows[:1])
-    path = output / "accuracy_by_rollout.png"
+        widest = max((high - low) / 2 for low, _, high in (shares[n, k] for k in OPERATIONS))
+        print(
+            "   " + str(n).rjust(2) + "".join(f"{shares[n, k][1]:8.1f}" for k in OPERATIONS) + f"     ± {widest:.1f}"
+        )
+    show_problem(model, tokenizer, write_problem(rng, names, OPERATIONS[-1]))
+    path = output / "accuracy_by_operations.png"
     plot(shares, path)
     print(f"\n   plot: {path}")
 
 
-def draw_problem(model, tokenizer, row: np.ndarray, t: int = 4):
-    """Show the automaton's rows and what the model says comes t steps later."""
-    width, (ids, _) = row.shape[1], problems(tokenizer, row, t)
-    prompt = ids[:, : width + 2].to(model.device)  # up to the query
-    print(f"\n   One of them, t = {t}:\n")
-    for step in range(t + 1):
-        name = "read, then forgotten" if step == 0 else "the right answer" if step == t else "never shown"
-        print(f"     {'step ' + str(step):<8}{render(evolve(row, step)[0])}   {name}")
-    print()
+def show_problem(model, tokenizer, problem: list[str]):
+    """One problem in words, and what every N answers."""
+    *sentences, question, right = problem
+    print(f"\n   One of them, {OPERATIONS[-1]} operations:\n")
+    for left, beside in zip(sentences[::2], sentences[1::2]):
+        print(f"     {left:<28}{beside}")
+    print(f"\n     {question.removesuffix(' Answer:')}\n")
+    prompt = tokenizer(" ".join([*sentences, question]), return_tensors="pt").to(model.device)
     for n in PASSES:
-        answer = model.generate(prompt, max_new_tokens=width, min_new_tokens=width, do_sample=False, sleep_passes=n)
-        answer = tokenizer.decode(answer[0, width + 2 :]).split()
-        wrong = sum(a != str(b) for a, b in zip(answer, evolve(row, t)[0]))
-        print(f"     {'N = ' + str(n):<8}{render(answer)}   {f'{wrong} cells wrong' if wrong else 'right'}")
+        answer = model.generate(**prompt, max_new_tokens=1, do_sample=False, sleep_passes=n)
+        answer = tokenizer.decode(answer[0, -1])
+        print(f"     {'N = ' + str(n):<8}{answer}   {'right' if answer == right else 'wrong'}")
 
 
 def plot(shares: dict[tuple[int, int], np.ndarray], path: Path):
-    """Accuracy over t, one line per N, with 95 % intervals."""
+    """Right answers over operations, one line per N, with 95 % intervals."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for n, look in zip(PASSES, ("o:", "s--", "^-")):
-        low, share, high = np.transpose([shares[n, t] for t in STEPS])
+    for n, look in zip(PASSES, ("o:", "s--", "^-", "D-.", "v-")):
+        low, share, high = np.transpose([shares[n, k] for k in OPERATIONS])
         label = f"N = {n}" + (" (no replay)" if n == 1 else "")
-        axes.errorbar(STEPS, share, [share - low, high - share], fmt=look, capsize=3, label=label)
-    axes.set(title="Rule 110 after the row is forgotten", xlabel="automaton steps t", ylabel="whole row right (%)")
-    axes.set(ylim=(-3, 103), xticks=list(STEPS))
+        axes.errorbar(OPERATIONS, share, [share - low, high - share], fmt=look, capsize=3, label=label)
+    axes.axhline(100 / 3, color="grey", linewidth=0.8, label="guessing")
+    axes.axvspan(TRAINED + 0.5, OPERATIONS[-1] + 0.3, color="grey", alpha=0.12, label="never asked\nin training")
+    axes.set(title="Word problems after they are forgotten", xlabel="operations of the answer", ylabel="right (%)")
+    axes.set(ylim=(-3, 103), xticks=list(OPERATIONS))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", title="passes per window", frameon=False)
@@ -198,7 +215,7 @@ class CacheWatch(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def outgrow_window(model, prompt: torch.Tensor, windows: int = 20):
+def outgrow_window(model, prompt: torch.Tensor, windows: int = 10):
     """Step 3: generate `windows` windows past L and show what is remembered along the way."""
     headline(f"3. Generate {windows} windows past L: the cache stays bounded")
     config = model.config
@@ -231,7 +248,7 @@ def outgrow_window(model, prompt: torch.Tensor, windows: int = 20):
     token_bytes = 2 * attention_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
     print(f"\n   {'':>14}{'bytes in the cache':>36}{'had all keys and':>20}")
     print(f"   {'tokens seen':>14}{'window full':>18}{'after the sleep':>18}{'values been kept':>20}")
-    for seen in (window * config.window_size for window in (1, 2, 5, 10, 15, windows)):
+    for seen in (window * config.window_size for window in (1, 2, 4, 6, 8, windows)):
         # The sleep comes with the next token, which is then all that the window holds.
         full, slept = watch.sizes[seen], watch.sizes[seen + 1]
         print(f"   {seen:>14,}{full:>18,}{slept:>18,}{seen * token_bytes:>20,}")
@@ -239,14 +256,18 @@ def outgrow_window(model, prompt: torch.Tensor, windows: int = 20):
     print(f"   {len(watch.sizes) / seconds:.0f} tokens per second, sleeps included")
 
 
-def finetune(model, tokenizer, seed: int, folder: Path, steps: int, batch_size: int = 64, t_max: int = 7):
-    """Step 4: more steps of the automaton than the checkpoint has seen, with a stock trainer."""
-    headline(f"4. Fine-tune on t = 1..{t_max} with a plain Trainer")
-    rng, width = np.random.default_rng(seed), model.config.window_size - 1
+def finetune(model, tokenizer, seed: int, folder: Path, steps: int, passes: int = 6, batch_size: int = 64):
+    """Step 4: deeper questions than the checkpoint was trained on, in fewer passes, with a stock trainer."""
+    headline(f"4. Fine-tune on {OPERATIONS[-1]} operations with N = {passes}, with a plain Trainer")
+    rng, names = np.random.default_rng(seed), names_of(tokenizer)
+    model.config.sleep_passes = passes  # of every call that does not say otherwise
 
-    def dataset(n: int, t: int, trained: bool) -> list[dict]:
-        pairs = zip(*problems(tokenizer, draw_rows(rng, n, width, trained), t))
-        return [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
+    def dataset(n: int, trained: bool) -> list[dict]:
+        texts = [" ".join(write_problem(rng, names, OPERATIONS[-1], trained)) for _ in range(n)]
+        ids = tokenizer(texts, return_tensors="pt")["input_ids"]
+        labels = torch.full_like(ids, -100)
+        labels[:, -1] = ids[:, -1]  # the answer has a label, and nothing else
+        return [{"input_ids": row, "labels": label} for row, label in zip(ids, labels)]
 
     trainer = Trainer(
         model,
@@ -265,13 +286,13 @@ def finetune(model, tokenizer, seed: int, folder: Path, steps: int, batch_size: 
             dataloader_pin_memory=False,
             seed=seed,
         ),
-        train_dataset=[row for t in range(1, t_max + 1) for row in dataset(steps * batch_size // t_max, t, True)],
-        eval_dataset=dataset(1000, t_max, False),
+        train_dataset=dataset(steps * batch_size, True),
+        eval_dataset=dataset(1000, False),
     )
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
-    print(f"   loss at t = {t_max}, N = {model.config.sleep_passes}: {before:.3f} before, {after:.3f} after")
+    print(f"   loss: {before:.3f} before, {after:.3f} after")
 
 
 def reload(model, tokenizer, prompt: torch.Tensor, folder: Path):
@@ -317,7 +338,7 @@ def main():
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for plot and fine-tuned model")
     parser.add_argument("--seed", type=int, help="of the problems (default: another one every time)")
-    parser.add_argument("--examples", type=int, default=500, help="problems per t")
+    parser.add_argument("--examples", type=int, default=500, help="problems per number of operations")
     parser.add_argument("--finetune-steps", type=int, default=60)
     # For a model this small, threads wait for each other longer than they save; on a busy machine, much longer.
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
@@ -332,12 +353,12 @@ def main():
     set_seed(seed)
     args.output.mkdir(parents=True, exist_ok=True)
     print(
-        f"A language model that sleeps. Problems drawn with --seed {seed}, from rows that training never began with."
+        f"A language model that sleeps. Problems drawn with --seed {seed}, whose numbers training never had together."
     )
     model, tokenizer = load(args.checkpoint)
     solve(model, tokenizer, args.examples, seed, args.output)
-    rows = draw_rows(np.random.default_rng(seed + 1), 1, model.config.window_size - 1, trained=False)
-    prompt = problems(tokenizer, rows, 4)[0][:, : model.config.window_size + 1]  # up to the query
+    *sentences, question, _ = write_problem(np.random.default_rng(seed + 1), names_of(tokenizer), TRAINED)
+    prompt = tokenizer(" ".join([*sentences, question]), return_tensors="pt")["input_ids"]
     outgrow_window(model, prompt)
     finetune(model, tokenizer, seed, args.output / "finetuned", args.finetune_steps)
     reload(model, tokenizer, prompt, args.output / "finetuned")

@@ -33,7 +33,7 @@ def test_an_until_that_is_met_at_once_or_never_is_a_fixed_number_of_passes(tmp_p
     text = (tmp_path / "new" / "adaptive.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
     assert text.startswith("| passes | steps = 1 | steps = 5 | operations |\n")
-    assert "| always 4 | 100.0 (100.0); 4.0 |" in text and "| until 1e+09, at most 4 | 100.0 (100.0); 2.0 |" in text
+    assert "| always 4 | 100.0; 4.0 |" in text and "| until 1e+09, at most 4 | 100.0; 2.0 |" in text
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path, capsys):

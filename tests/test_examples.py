@@ -14,7 +14,6 @@ import torch
 
 from examples import demo, finetune_trainer
 from examples.experiments.recipe import list_recipes, list_variants, load_recipe, read_recipe
-from examples.experiments.tasks import Rule110
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.hub_upload.card import model_card, read_metadata
 
@@ -188,17 +187,37 @@ def test_text_of_ones_own_with_trainer(tmp_path, capsys):
 
 
 def test_the_problems_of_the_demo_are_those_of_the_task():
-    """The rule, the tokens, and which rows its training may begin with, which the demo writes down again."""
-    task, rng, tokenizer = Rule110(), np.random.default_rng(0), Rule110().tokenizer()
-    for split in ("train", "eval"):
-        drawn = demo.draw_rows(rng, 50, task.width, trained=split == "train")
-        theirs = {tuple(example["context_ids"][1:]) for example in task.examples(range(20_000), split=split)}
-        ids, labels = demo.problems(tokenizer, drawn, 5)
-        assert len(ids) == 50 and {tuple(row) for row in ids[:, 1 : task.window_size].tolist()} <= theirs
-        for row, label in zip(ids.tolist(), labels):
-            context, question = row[: task.window_size], row[task.window_size :]
-            example = {"context_ids": context, "question_ids": question, "depths": [5]}
-            assert label[label >= 0].tolist() == question[1:] == task.solve(example)[0]
+    """The tokens, the answers, and which problems are for training, which the demo writes down again."""
+    task, rng = load_recipe("gsm-mini").task, np.random.default_rng(0)
+    tokenizer = task.tokenizer()
+    names = demo.names_of(tokenizer)
+    assert len(names) == task.names
+
+    for trained, split in ((True, "train"), (False, "eval")):
+        theirs = set()
+        for example in task.examples(range(2000), split=split):
+            theirs.add(kinds_and_numbers(tokenizer.decode(example["context_ids"]).split()))
+        for operations in (1, 2, 4, 5, 6):
+            for _ in range(20):
+                *sentences, question, answer = demo.write_problem(rng, names, operations, trained)
+                text = " ".join(sentences)
+                ids = tokenizer(f"{text} {question} {answer}")["input_ids"]
+                assert tokenizer.pad_token_id not in ids and len(ids) == task.window_size + 4
+                example = {
+                    "context_ids": ids[: task.window_size],
+                    "question_ids": ids[task.window_size :],
+                    "answer_mask": [0, 0, 0, 1],
+                    "depths": [operations],
+                }
+                assert task.solve(example) == [ids[-1:]]
+                if operations <= task.max_depth:
+                    assert kinds_and_numbers(text.split()) in theirs
+
+
+def kinds_and_numbers(words: list[str]) -> tuple:
+    """Of a problem in sentences of five words, whatever its names and order: `given` or `+`, and the number."""
+    sentences = [words[i : i + 5] for i in range(0, len(words), 5)]
+    return tuple(sorted(("given", s[2]) if s[4] == "given" else (s[3], s[4]) for s in sentences))
 
 
 def test_demo_runs_from_start_to_end(tmp_path):
@@ -212,7 +231,7 @@ def test_demo_runs_from_start_to_end(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert "[y/N]" not in run.stdout + run.stderr  # it asks for nothing
-    assert (tmp_path / "demo" / "accuracy_by_rollout.png").stat().st_size > 10_000
-    assert "all 40 tokens are the same" in run.stdout
-    accuracy = re.search(r"^ +4 +(\d+\.\d) ±", run.stdout, re.M)
-    assert accuracy and float(accuracy[1]) > 90, run.stdout  # t = 1 with N = 4
+    assert (tmp_path / "demo" / "accuracy_by_operations.png").stat().st_size > 10_000
+    assert "all 123 tokens are the same" in run.stdout
+    accuracy = re.search(r"^ +8 +(\d+\.\d)", run.stdout, re.M)
+    assert accuracy and float(accuracy[1]) > 90, run.stdout  # one operation with N = 8

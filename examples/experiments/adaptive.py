@@ -1,6 +1,6 @@
 """Sleep until S settles: what it saves, and what it costs.
 
-    python -m examples.experiments.adaptive runs/gsm-mini/N=4-first-seed* --passes 16 --until 0.3 0.1 0.03 0.01
+    python -m examples.experiments.adaptive examples/checkpoints/word-problems --passes 16 --until 0.3 0.2 0.1 0.05
 
 Trained models of one recipe, one per seed, answer the same questions with `Sleep(passes=N, until=...)`, and with fixed
 N. The table has a row for every way to sleep, and for every depth the answers that are right and the passes that a
@@ -80,22 +80,23 @@ def measure(
 
 
 def table(rows: list[dict], depth_name: str) -> str:
-    """The Markdown table: means over seeds, and the lowest seed."""
+    """The Markdown table: means over seeds, and of several the lowest."""
     data = pd.DataFrame(rows).fillna({"until": 0})
     data["share"], data["mean"] = 100 * data.correct / data.total, data.taken / data.windows
     most = data.loc[data.until == 0].groupby("passes").flops.mean().max()
-    depths = sorted(data.depth.unique())
+    depths, seeds = sorted(data.depth.unique()), data.seed.nunique()
     lines = []
     for (until, passes), group in data.groupby(["until", "passes"]):
         cells = []
         for depth in depths:
             at = group[group.depth == depth]
-            cells.append(f"{at.share.mean():.1f} ({at.share.min():.1f}); {at['mean'].mean():.1f}")
+            lowest = f" ({at.share.min():.1f})" if seeds > 1 else ""
+            cells.append(f"{at.share.mean():.1f}{lowest}; {at['mean'].mean():.1f}")
         name = f"until {until:g}, at most {passes}" if until else f"always {passes}"
         lines.append([name, *cells, f"{100 * group.flops.mean() / most:.0f} %"])
     head = ["passes", *(f"{depth_name} = {depth}" for depth in depths), "operations"]
     caption = (
-        f"Right answers in %, mean of {data.seed.nunique()} seeds (lowest); passes that a window took. "
+        f"Right answers in %{f', mean of {seeds} seeds (lowest)' if seeds > 1 else ''}; passes that a window took. "
         f"{data.total.min():,} to {data.total.max():,} answers per seed and depth. Operations: of an example, answers "
         f"included, over those of always {data.passes.max()}."
     )
