@@ -1,6 +1,7 @@
 """Sleep until S settles, measured on a trained model: it agrees with the fixed N that it amounts to."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(command)
         assert message in capsys.readouterr().err
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in RUN.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = shutil.copytree(RUN, tmp_path / "other")
     results = json.loads((other / "results.json").read_text(encoding="utf-8"))
     results["task"]["max_depth"] += 1
     (other / "results.json").write_text(json.dumps(results), encoding="utf-8")

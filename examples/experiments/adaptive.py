@@ -52,10 +52,10 @@ def rows_of(nap, batches: list[dict]) -> int:
 
 
 def measure(
-    run: Path, sleeps: Sequence[Sleep], depths: Sequence[int], num_examples: int, batch_size: int
+    run: Path, results: dict, sleeps: Sequence[Sleep], depths: Sequence[int], num_examples: int, batch_size: int
 ) -> list[dict]:
     """
-    Ask one model.
+    Ask the model of one run, of which `results` are kept.
 
     Returns
     -------
@@ -63,7 +63,6 @@ def measure(
         Per way to sleep and depth: what [`ask`] counts, and `passes`, `until`, `depth`, `seed`, and `flops` of an
         example, its answers included.
     """
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     task, model = build_task(results["task"]), SleepForCausalLM.from_pretrained(run).eval()
     # Passes cost the same each, so that two counts give the cost of any mean number of them.
     once, twice = (flops_per_example(model, task, n, backward=False) for n in (1, 2))
@@ -129,7 +128,8 @@ def main(argv: Sequence[str] | None = None):
     sleeps += [Sleep(passes=args.passes, until=until) for until in sorted(args.until, reverse=True)]
     torch.set_num_threads(1)  # more seldom help a small model
     depths = args.depths or found[0]["evaluation"]["depths"]
-    rows = [row for run in args.runs for row in measure(run, sleeps, depths, args.num_examples, args.batch_size)]
+    asked = (sleeps, depths, args.num_examples, args.batch_size)
+    rows = [row for run, results in zip(args.runs, found, strict=True) for row in measure(run, results, *asked)]
     text = table(rows, build_task(found[0]["task"]).depth_name)
     print(text)
     if args.output:

@@ -55,8 +55,8 @@ class Phase:
     lr_scale : float
         What the learning rates are multiplied by.
     depth_by_passes : bool
-        Whether a step with N passes is only asked for depths of up to N. Otherwise few passes are asked for what takes
-        more of them, and the model learns other ways than a step that it can repeat.
+        Whether a step with N passes is only asked for depths of up to N, so that few passes are not pressed for what
+        is meant to take more of them.
     """
 
     begin: float | int

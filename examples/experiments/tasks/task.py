@@ -280,7 +280,7 @@ class TaskStream(IterableDataset):
 def without_deeper(example: Example, deepest: int) -> Example:
     """The example with the answers of more than this depth as part of the text: they are not labelled."""
     mask = example["answer_mask"].copy()
-    for (begin, end), depth in zip(runs(mask.copy()), example["depths"], strict=True):
+    for (begin, end), depth in zip(runs(example["answer_mask"]), example["depths"], strict=True):
         if depth > deepest:
             mask[begin:end] = [0] * (end - begin)
     return {**example, "answer_mask": mask, "depths": [depth for depth in example["depths"] if depth <= deepest]}
