@@ -30,6 +30,7 @@ from . import figures
 
 
 ANY = "any N"
+GROWING = "N grows"
 CONTROLS = ("amnesia", "full cache", "deeper", "longer", "attention only")
 FIELDS = {
     **dict.fromkeys(("recipe", "variant", "depth_name", "commit", "device"), str),
@@ -62,14 +63,14 @@ class Results:
 
 
 def rank(variant: str) -> tuple[int, int]:
-    """Order of variants: a model per N, then any N (from the start, or after one N alone), then the controls."""
+    """Order of variants: a model per N, then any N (from the start, after one N, after a growing one), then controls."""
     if match := re.fullmatch(r"N=([1-9]\d*)( first)?", variant):
         return (1 if match[2] else 0), int(match[1])
-    if variant == ANY:
-        return 1, 0
+    if variant in (ANY, GROWING):
+        return 1, 0 if variant == ANY else 99
     if variant in CONTROLS:
         return 2, CONTROLS.index(variant)
-    known = ", ".join((ANY, *CONTROLS))
+    known = ", ".join((ANY, GROWING, *CONTROLS))
     raise ValueError(f"unknown variant {variant!r}; there are N=1, N=2, ..., N=1 first, N=2 first, ..., {known}")
 
 
