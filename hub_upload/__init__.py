@@ -1,4 +1,4 @@
-"""From a trained model to a repository on the Hub, and back: `python -m modeling_sleep.hub_upload --help`.
+"""From a trained model to a repository on the Hub: `python -m modeling_sleep.hub_upload --help`.
 
     contents.py         which files belong into a repository, and nothing else
     card_template.md    the model card
@@ -6,7 +6,7 @@
     export.py           a folder that loads with `trust_remote_code=True`, without this package
     clean_room.py       a process that has never heard of this package
     verify.py           that a folder holds what it must and is the same model in the clean room
-    push.py             to the Hub and back
+    push.py             to the Hub
     __main__.py         the command line
 
 `Trainer(push_to_hub=True)` and `model.push_to_hub()` give repositories that load, too; these have a card and checks.

@@ -3,7 +3,6 @@
 python -m modeling_sleep.hub_upload export runs/rule110-mini rule110
 python -m modeling_sleep.hub_upload verify rule110
 python -m modeling_sleep.hub_upload push rule110 user/rule110 --dry-run
-python -m modeling_sleep.hub_upload pull user/rule110 somewhere-else
 """
 
 import argparse
@@ -17,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from .export import export
-from .push import NO_TOKEN, HubError, pull, push
+from .push import LOG_IN, HubError, push
 from .verify import verify
 
 
@@ -53,28 +52,18 @@ def run_verify(args) -> int:
 
 
 def run_push(args) -> int:
-    if not (args.dry_run or args.token or get_token()):
-        raise HubError(NO_TOKEN)  # the checks may take a while
-    chosen = {name: getattr(args, name) for name in ("private", "revision", "message", "force_card", "token")}
-    if args.dry_run:
-        push(args.out, args.repo, dry_run=True, **chosen)
+    if not args.dry_run and get_token() is None:
+        raise HubError(f"No token was found. {LOG_IN}.")  # the checks may take a while
     if not verify(args.out):
-        print("nothing would be sent" if args.dry_run else "nothing was sent", file=sys.stderr)
+        print("nothing is sent", file=sys.stderr)
         return FAILED
-    if args.dry_run:
-        print("dry run: this would go up; nothing was written")
-    else:
-        push(args.out, args.repo, **chosen)
+    names = ("private", "revision", "message", "force_card", "dry_run")
+    push(args.out, args.repo, **{name: getattr(args, name) for name in names})
     return OK
 
 
-def run_pull(args) -> int:
-    print(f"fetched {pull(args.repo, args.out, revision=args.revision, token=args.token)}")
-    return run_verify(args)
-
-
 def build_parser() -> argparse.ArgumentParser:
-    about = "From a trained model to a repository on the Hub, and back."
+    about = "From a trained model to a repository on the Hub."
     parser = argparse.ArgumentParser(prog="python -m modeling_sleep.hub_upload", description=about, epilog=EXIT_CODES)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -104,13 +93,6 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--dry-run", action="store_true", help="print what would go up, and write nothing")
     command.add_argument("--message", metavar="TEXT", help="of the commit")
     command.add_argument("--force-card", action="store_true", help="overwrite a card that was edited on the Hub")
-
-    pull_command = add("pull", run_pull, "fetch a repository of the Hub into a folder, and verify it")
-    pull_command.add_argument("repo", type=repo_name, metavar="REPO", help="USER/NAME")
-    pull_command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet, or empty")
-    pull_command.add_argument("--revision", help="a branch, a tag or a commit (default: main)")
-    for each in (command, pull_command):
-        each.add_argument("--token", help="better HF_TOKEN or `hf auth login`, as others can see command lines")
     return parser
 
 

@@ -54,9 +54,10 @@ def belongs(name: str) -> bool:
 
 
 def list_files(folder: Path) -> dict[str, Path]:
-    """All files of a folder by their path in it, sorted; links, too."""
+    """All files of a folder by their path in it, sorted; links, too, but not the notes of `hf download`."""
     paths = (path for path in folder.rglob("*") if path.is_symlink() or path.is_file())
-    return dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
+    files = dict(sorted((path.relative_to(folder).as_posix(), path) for path in paths))
+    return {name: path for name, path in files.items() if not name.startswith(".cache/huggingface/")}
 
 
 def read_json(path: Path) -> dict:

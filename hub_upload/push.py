@@ -1,4 +1,4 @@
-"""A folder goes to the Hub, on top of the commit that was looked at, and a repository comes from there.
+"""A folder goes to the Hub, on top of the commit that was looked at.
 
 Notable:
 - huggingface_hub sends what is new or changed, and not again what has arrived before a connection broke
@@ -10,7 +10,6 @@ Notable:
 import glob
 import hashlib
 import re
-import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,24 +24,17 @@ STAMP = re.compile(r"\n*<!-- pushed by modeling_sleep\.hub_upload; sha256 of wha
 LOADED = re.compile(r'(?<=from_pretrained\(")[^"\n]+(?=", trust_remote_code=True\))')
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN"
-NO_TOKEN = f"No token was found. {LOG_IN}."
-AGAIN = "Run the command again: files that have arrived are not sent twice."
-# What huggingface_hub raises (classes) and the Hub answers (numbers), from the special to the general.
+OF_THE_HUB = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ConnectionError, RuntimeError)
+# By the status of the Hub's answer, what its client does not say by itself.
 ADVICE = {
-    errors.LocalTokenNotFoundError: NO_TOKEN,
-    errors.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set. Unset it to reach the Hub.",
-    errors.GatedRepoError: f"The repository is gated. {LOG_IN}, and ask for access on its page.",
-    errors.RepositoryNotFoundError: f"No such repository, or it is private and not yours. Check the name. {LOG_IN}.",
-    errors.RevisionNotFoundError: "No such revision. Give a branch, a tag or a commit that the repository has.",
     401: f"The Hub does not know this token. {LOG_IN} anew.",
     403: "This token may not write there. Make one with the role `write` at https://huggingface.co/settings/tokens, "
     "or choose a repository of your own.",
     412: "Somebody else has committed to the repository meanwhile. Run the command again.",
-    errors.HfHubHTTPError: AGAIN,
-    errors.LocalEntryNotFoundError: f"The Hub could not be reached. Check the connection. {AGAIN}",
-    ConnectionError: f"The Hub could not be reached. Check the connection. {AGAIN}",
-    RuntimeError: f"The transfer broke off. {AGAIN}",
 }
+AGAIN = (
+    "The Hub could not be reached, or broke off. Run the command again: files that have arrived are not sent twice."
+)
 
 
 class HubError(ConnectionError):
@@ -56,14 +48,12 @@ def explain_hub_errors():
         yield
     except Exception as error:
         # Connections that fail raise the HTTP client's own errors; which client that is, depends on the Hub's version.
-        kind = ConnectionError() if type(error).__module__.startswith("http") else error
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        advice = [text for of, text in ADVICE.items() if of == status or isinstance(of, type) and isinstance(kind, of)]
-        if not advice:
+        if not isinstance(error, OF_THE_HUB) and not type(error).__module__.startswith("http"):
             raise
+        status = getattr(getattr(error, "response", None), "status_code", None)
         reason = getattr(error, "server_message", None) or str(error).strip().partition("\n")[0]
         # Without what stands behind the `?` of an address: with its signature, anybody may write there.
-        raise HubError(f"{advice[0]} ({re.sub(r'[?][^ )]+', '', reason)})") from error
+        raise HubError(f"{ADVICE.get(status, AGAIN)} ({re.sub(r'[?][^ )]+', '', reason)})") from error
 
 
 def stamp(card: str) -> str:
@@ -133,6 +123,7 @@ def push(
     if keep_card:
         say(f"kept    {CARD} was edited on the Hub, or not made by this tool; --force-card overwrites it")
     if dry_run:
+        say("dry run: this would go up; nothing was written")
         return
 
     if info is None:
@@ -169,21 +160,3 @@ def look_up(api: HfApi, repo: str, revision: str | None):
 def remote_card(api: HfApi, repo: str, commit: str) -> str:
     """In its own line ends, as changed ones are an edit."""
     return Path(api.hf_hub_download(repo, CARD, revision=commit)).read_bytes().decode("utf-8", errors="replace")
-
-
-@explain_hub_errors()
-def pull(repo: str, out: Path, *, revision: str | None = None, token: str | None = None) -> str:
-    """
-    Fetch a repository of one commit into a folder that is not there yet, or empty, or where a pull broke off.
-
-    Returns the repository and the commit. Raises a [`HubError`] if the Hub refused or could not be reached: the same
-    call goes on from there; a `ValueError` if the folder holds anything else.
-    """
-    out, notes = Path(out), Path(out) / ".cache"
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (notes / "huggingface").is_dir())):
-        raise ValueError(f"{out} is not empty. Give a folder that is not there yet.")
-    api = HfApi(token=token)
-    commit = api.model_info(repo, revision=revision).sha
-    api.snapshot_download(repo, revision=commit, local_dir=out)
-    shutil.rmtree(notes, ignore_errors=True)  # the client's, with which a pull that broke off would have gone on
-    return f"{repo} at commit {commit}"

@@ -45,7 +45,7 @@ def verify(folder: Path, say: Callable[[str], None] = print) -> bool:
     Parameters
     ----------
     folder : Path
-        What `export` wrote or `pull` fetched.
+        What `export` wrote or `hf download` fetched.
     say : callable
         Takes a line.
 

@@ -617,7 +617,7 @@ def test_later_fields_are_kept(copy):
 # The command line.
 
 
-@pytest.mark.parametrize("command", [[], ["export"], ["verify"], ["push"], ["pull"]])
+@pytest.mark.parametrize("command", [[], ["export"], ["verify"], ["push"]])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([*command, "--help"])

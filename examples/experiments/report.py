@@ -63,7 +63,7 @@ class Results:
 
 
 def rank(variant: str) -> tuple[int, int]:
-    """Order of variants: a model per N, then any N (from the start, after one N, after a growing one), then controls."""
+    """Order of variants: a model per N, then any N (at once, after one N, after a growing N), then controls."""
     if match := re.fullmatch(r"N=([1-9]\d*)( first)?", variant):
         return (1 if match[2] else 0), int(match[1])
     if variant in (ANY, GROWING):
