@@ -66,12 +66,8 @@ def check_input_ids(input_ids: torch.Tensor, config: SleepConfig) -> None:
 
 def check_fits(state: SleepState, inputs_embeds: torch.Tensor) -> None:
     """Raise if the cache holds another number of rows than `inputs_embeds`, or was made in another dtype."""
+    check_dtype(state, inputs_embeds.dtype, inputs_embeds.device.type)
     batch, made = inputs_embeds.shape[0], state.last_hidden_state
-    if made is not None and made.dtype != inputs_embeds.dtype and not _is_autocast(inputs_embeds.device.type):
-        raise ValueError(
-            f"`past_key_values` was made in {made.dtype}, and this model computes in {inputs_embeds.dtype}. Go on "
-            "with a model of that dtype, or read the text anew."
-        )
     if made is not None and made.shape[0] != batch:
         raise ValueError(
             f"`past_key_values` holds {made.shape[0]} rows, the new tokens have {batch}. To continue each row "
@@ -79,8 +75,26 @@ def check_fits(state: SleepState, inputs_embeds: torch.Tensor) -> None:
         )
 
 
-def _is_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+def check_dtype(state: SleepState, dtype: torch.dtype, device_type: str) -> None:
+    """Raise if the cache was made in another dtype than that in which the model computes."""
+    made = state.last_hidden_state
+    is_autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    if made is not None and made.dtype != dtype and not is_autocast:
+        raise ValueError(
+            f"`past_key_values` was made in {made.dtype}, and this model computes in {dtype}. Go on with a model of "
+            "that dtype, or read the text anew."
+        )
+
+
+def check_mask(attention_mask, seen: int, shape: tuple[int, int]) -> None:
+    """Raise unless a mask is one of padding: of `shape`, (batch, length), or with the `seen` ones before."""
+    (batch, length), both = shape, (shape[0], seen + shape[1])
+    found = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask)
+    if attention_mask is not None and found not in (both, (batch, length)):
+        raise ValueError(
+            f"`attention_mask` must have shape (batch, past + new tokens) = {both}, or {(batch, length)} for the new "
+            f"ones alone, got {found}. Masks that are more than padding (4-D, block masks) have no meaning asleep."
+        )
 
 
 def padding_mask_of(attention_mask, state: SleepState, inputs_embeds: torch.Tensor) -> torch.Tensor | None:
@@ -99,14 +113,7 @@ def padding_mask_of(attention_mask, state: SleepState, inputs_embeds: torch.Tens
     """
     if attention_mask is None:
         return None
-    batch, length = inputs_embeds.shape[:2]
-    shape = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask)
-    if shape not in ((batch, state.seen + length), (batch, length)):
-        raise ValueError(
-            f"`attention_mask` must have shape (batch, past + new tokens) = ({batch}, {state.seen + length}), or "
-            f"({batch}, {length}) for the new ones alone, got {shape}. Masks that are more than padding (4-D, block "
-            "masks) have no meaning asleep."
-        )
+    length = inputs_embeds.shape[1]
     return _padding_mask(attention_mask.to(device=inputs_embeds.device, dtype=torch.bool), length, state)
 
 

@@ -63,15 +63,17 @@ class GenerationCall(StoppingCriteriaList):
         return None if self.ended_before is None else (~self.ended_before).long().unsqueeze(1)
 
     def mask_of_beams(self, generated: torch.Tensor) -> torch.Tensor:
-        """(rows, length): 0 at what stands behind the end of the texts that beam search returns. It pads with either
-        of the two tokens; the first that ends a text belongs to it."""
-        ends = torch.zeros_like(generated, dtype=torch.bool)
+        """(rows, length): 0 behind the first token that ends a text that beam search returns, or, where none does, at
+        the padding with which the row ends."""
+        ends = torch.zeros_like(generated)
         if self.eos_tokens is not None:
-            ends = torch.isin(generated, self.eos_tokens.to(generated.device))
-        is_padding = ends if self.pad_token is None else ends | (generated == self.pad_token.to(generated.device))
-        is_padding = is_padding.long().flip(1).cumprod(1).flip(1)
-        is_first = torch.nn.functional.pad(is_padding[:, :-1], (1, 0)) < is_padding
-        return 1 - is_padding.masked_fill(is_first & ends, 0)
+            ends = torch.isin(generated, self.eos_tokens.to(generated.device)).long()
+        is_padding = torch.zeros_like(generated)
+        if self.pad_token is not None:
+            is_padding = (generated == self.pad_token.to(generated.device)).long()
+        is_padding = is_padding.flip(1).cumprod(1).flip(1)
+        is_behind = (ends.cumsum(1) - ends).clamp(max=1)
+        return 1 - torch.where(ends.any(1, keepdim=True), is_behind, is_padding)
 
     def padding_mask(self, batch: int) -> torch.Tensor | None:
         """(batch, 1): 0 where the next token is for a row that has ended. None if there is none."""
@@ -206,6 +208,7 @@ class SleepGenerationMixin:
         options = {name: option(name) for name in ("sleep_passes", "pinned_tokens")}
         if beams == 1:
             memory = turn.end()
+            options["sleep_callback"] = option("sleep_callback")
             model(sequences[:, -1:], attention_mask=call.last_mask(), past_key_values=memory, **options)
             return memory
         returned, embeds = option("num_return_sequences") or 1, kwargs.get("inputs_embeds")

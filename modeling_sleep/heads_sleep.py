@@ -19,7 +19,7 @@ from .generation_sleep import SleepGenerationMixin
 from .modeling_sleep import SleepModel
 from .nap_sleep import Sleep, SleepEvent
 from .outputs_sleep import SleepCausalLMOutput, SleepSequenceClassifierOutput
-from .packed_sleep import first_tokens
+from .packed_sleep import documents_of, first_tokens
 from .pretrained_sleep import SleepPreTrainedModel
 
 
@@ -166,9 +166,6 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
         keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
         if skip_logits and (labels is None or not keeps_all):
             raise ValueError("`skip_logits` returns the loss alone: it needs `labels`, and no `logits_to_keep`.")
-        first = None if labels is None else first_tokens(position_ids, attention_mask, labels.shape, kwargs)
-        if first is not None:
-            labels = labels.masked_fill(first.to(labels.device), kwargs.get("ignore_index", -100))
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -183,6 +180,9 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
             return_dict=True,
             **kwargs,
         )
+        first = None if labels is None else first_tokens(position_ids, attention_mask, labels.shape, kwargs)
+        if first is not None:
+            labels = labels.masked_fill(first.to(labels.device), kwargs.get("ignore_index", -100))
         logits = loss = None
         if skip_logits:
             loss = self._loss_by_window(outputs.last_hidden_state, labels, **kwargs)
@@ -295,6 +295,9 @@ class SleepForSequenceClassification(SleepPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
+        shape = outputs.last_hidden_state.shape[:2]
+        if documents_of(position_ids, attention_mask, past_key_values, shape, kwargs) is not None:
+            raise ValueError("A row is classified as one text: give every document a row of its own, not packed ones.")
         logits = self.score(outputs.last_hidden_state[:, -1])  # padding repeats the last token before it
         loss = None
         if labels is not None:

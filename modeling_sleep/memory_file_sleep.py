@@ -89,21 +89,30 @@ def fingerprint(model, version: int | None = None) -> dict:
 
 def weights_digest(core, version: int) -> str:
     """
-    The digest of all parameters that files of this format hold. It is computed again only if a parameter has changed.
+    The digest of all parameters that take part, as files of this format hold it. It is computed at every call: what
+    writes to `parameter.data`, as averaged weights and merged adapters do, leaves no trace of that.
     """
-    parameters = dict(core.named_parameters())
+    idle = adapters_aside(core)
+    parameters = {name: x for name, x in core.named_parameters() if not name.startswith(idle)}
     for name, parameter in parameters.items():
         if parameter.is_meta or hasattr(parameter, "placements"):
             raise ValueError(
                 f"`{name}` is not in this process (offloaded, or sharded over several), so that this model cannot "
                 "tell its own memories from others. Save and load memories with a model that is whole."
             )
-    key = version, *((x.data_ptr(), 0 if x.is_inference() else x._version) for x in parameters.values())
-    known = core.__dict__.get("_weights_digest")
-    if known is None or known[0] != key:
-        digest = digest_of if version > 1 else digest_of_format_1
-        core.__dict__["_weights_digest"] = known = (key, digest(parameters))
-    return known[1]
+    return (digest_of if version > 1 else digest_of_format_1)(parameters)
+
+
+def adapters_aside(core) -> tuple[str, ...]:
+    """With what names of parameters begin that PEFT has set aside: of adapters that are off, inactive or merged."""
+    idle = []
+    for name, module in core.named_modules():
+        # By name, as PEFT need not be there.
+        for kind in getattr(module, "adapter_layer_names", ()):
+            is_off = module.disable_adapters or module.merged
+            names = getattr(getattr(module, kind, None), "keys", tuple)()
+            idle += [f"{name}.{kind}.{x}" for x in names if is_off or x not in module.active_adapters]
+    return tuple(idle)
 
 
 @torch.no_grad()

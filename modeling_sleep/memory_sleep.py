@@ -170,7 +170,13 @@ class SleepMemory(SleepCache):
             Save this row alone. Default: all.
         notes : dict, optional
             What is to stand in the file, beside what the memory notes already: anything that JSON can hold.
+
+        Raises
+        ------
+        ValueError
+            If `model` is of another make than the one that read the text. That its weights are those is not seen.
         """
+        read_state(self, model.config)  # which raises if it is of another make
         memory = self if row is None else self.row(row)
         if nap:
             memory = model.sleep(memory.fork(), sleep_passes)

@@ -45,6 +45,7 @@ from .cache_sleep import SleepCache, SleepState, read_state, write_state
 from .checks_sleep import (
     check_fits,
     check_input_ids,
+    check_mask,
     check_options,
     check_pinned_tokens,
     check_shape,
@@ -196,13 +197,13 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         if use_cache is None:  # an exported program returns tensors
             use_cache = self.config.use_cache and not (self.gradient_checkpointing and self.training)
             use_cache = use_cache and not torch.compiler.is_exporting()
-        documents = documents_of(position_ids, attention_mask, past_key_values, (batch, length), kwargs)
-        if documents is not None:
-            return self._read_documents(documents, inputs_embeds, sleep, sleep_callback, kwargs)
         if use_cache and past_key_values is None:
             past_key_values = SleepCache(config=self.config)
-
         state = read_state(past_key_values, self.config)
+        check_mask(attention_mask, state.seen, (batch, length))
+        documents = documents_of(position_ids, attention_mask, past_key_values, (batch, length), kwargs)
+        if documents is not None:
+            return self._read_documents(documents, inputs_embeds, sleep, sleep_callback, pinned_tokens, kwargs)
         check_fits(state, inputs_embeds)
         state = self._pin(state, pinned_tokens)
         tokens = Tokens.of_mask(padding_mask_of(attention_mask, state, inputs_embeds), batch, length)
@@ -226,7 +227,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         Returns their last hidden states, the waves with what they gave, and the state behind them.
         """
         batch, config = inputs_embeds.shape[0], self.config
-        at_once = self._windows_at_once(sleep, callback, options)
+        at_once = self._windows_at_once(sleep, callback, state.pinned_tokens, options)
         waves = plan(tokens.counts, state.stored, batch, config.window_size, at_once, cache is not None)
         check_adapters(self, state.seen == 0, waves, tokens)
         schedule = self.in_step(waves, state, sleep, inputs_embeds) if is_sharded(self.layers[0]) else waves
@@ -251,13 +252,13 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
     # Within a compiled model, as rows that differ would make another graph for every number of tokens.
     _read_uncompiled = torch.compiler.disable(_read)
 
-    def _read_documents(self, documents, inputs_embeds, sleep: Sleep, callback, options: dict) -> SleepModelOutput:
+    def _read_documents(self, documents, inputs_embeds, sleep: Sleep, callback, pinned_tokens, options: dict):
         """Read each document of packed rows as a row of its own, so that nothing leaks from one into the next."""
         options = {name: value for name, value in options.items() if name not in PACKING}
         rows = documents.unpack(inputs_embeds)
         batch, length = rows.shape[:2]
         tokens = Tokens.of_mask(live_columns(documents.counts, batch, length, rows.device), batch, length)
-        state = self._pin(SleepState.empty(len(self.layers)), None)
+        state = self._pin(SleepState.empty(len(self.layers)), pinned_tokens)
         with adapters_of(self, documents.rows()):
             hidden_states, read, _ = self._read(rows, tokens, state, sleep, callback, None, options)
         recorded = record_of_layers(tokens, read).get("hidden_states")
@@ -451,7 +452,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is not None:
             check_shape("inputs_embeds", inputs_embeds, (self.config.hidden_size,))
-            return inputs_embeds
+            return inputs_embeds.clone()  # a window keeps them, and a caller may fill the same buffer again
         check_shape("input_ids", input_ids)
         try:
             return self.embed_tokens(input_ids)
@@ -479,13 +480,13 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             places=added(state.places, places),
         )
 
-    def _windows_at_once(self, sleep: Sleep, callback, options: dict) -> int:
+    def _windows_at_once(self, sleep: Sleep, callback, pinned_tokens: int, options: dict) -> int:
         """How many windows may be read at once: with N = 1, as many as fit in `TOKENS_AT_ONCE`, if nobody minds."""
         config = self.config
         recorded = any(options.get(name, getattr(config, name, False)) for name in RECORDED)
         cut = config.bptt_windows is not None and torch.is_grad_enabled()
         in_pieces = (self.gradient_checkpointing and self.training) or is_sharded(self.layers[0])
-        keeps_keys = config.window_overlap > 0 or config.pinned_tokens > 0
+        keeps_keys = config.window_overlap > 0 or pinned_tokens > 0
         if sleep.passes > 1 or callback is not None or recorded or cut or in_pieces or keeps_keys:
             return 1
         return TOKENS_AT_ONCE // config.window_size if all(layer.side_by_side for layer in self.layers) else 1

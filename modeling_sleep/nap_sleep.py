@@ -9,6 +9,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from .cache_sleep import SleepState, read_state, write_state
+from .checks_sleep import check_dtype
 from .configuration_sleep import MAX_SLEEP_PASSES
 from .distributed_sleep import is_sharded
 
@@ -192,7 +193,7 @@ def _now(state: SleepState) -> float:
     return time.perf_counter()
 
 
-def check_sleep_passes(sleep_passes: "int | Sleep | dict | None", config) -> Sleep:
+def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config) -> Sleep:
     """
     How long a call is to sleep: what it was given, or `config.sleep_passes`.
 
@@ -203,7 +204,9 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | None", config) -> Sle
     """
     if sleep_passes is None:
         sleep_passes = config.sleep_passes
-    if isinstance(sleep_passes, dict):  # as a generation config that was saved has it
+    if isinstance(sleep_passes, list) and 1 <= len(sleep_passes) <= 3:  # as a generation config is saved
+        sleep_passes = Sleep(*sleep_passes)
+    if isinstance(sleep_passes, dict):  # as a command line can give it
         if unknown := set(sleep_passes) - set(Sleep._fields):
             raise ValueError(f"`sleep_passes` has no {sorted(unknown)}: a `Sleep` has {Sleep._fields}.")
         sleep_passes = Sleep(**sleep_passes)
@@ -271,6 +274,7 @@ class SleepMixin:
                 "others to nap, too. Nap with a model that is not sharded, or let windows fill up."
             )
         state = read_state(past_key_values, model.config)
+        check_dtype(state, model.embed_tokens.weight.dtype, model.device.type)
         write_state(past_key_values, model.nap(state, sleep, sleep_callback), model.config)
         return past_key_values
 

@@ -1,12 +1,12 @@
 """Reading a text of any length into a memory: `model.read`, which can be watched, stopped and taken up again."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
-from .checks_sleep import check_input_ids
+from .checks_sleep import check_input_ids, check_pinned_tokens
 from .memory_sleep import MemoryMixin, SleepMemory
 from .nap_sleep import Sleep, SleepEvent, check_sleep_passes
 from .system_turn_sleep import pinned_by
@@ -83,6 +83,8 @@ class ReadingMixin(MemoryMixin):
         sleep = check_sleep_passes(sleep_passes, config)
         memory = SleepMemory(config=config) if past_key_values is None else self.memory_of(past_key_values)
         memory.interrupted, memory.sleep_passes = False, sleep.passes
+        if isinstance(inputs, Mapping):
+            raise ValueError("`inputs` is what a tokenizer returned: give its `input_ids`, and its `attention_mask`.")
         whole = isinstance(inputs, (str, torch.Tensor)) or (isinstance(inputs, list) and _is_ids(inputs))
         if attention_mask is not None and not isinstance(inputs, torch.Tensor):
             raise ValueError("`attention_mask` belongs to `inputs` that are one tensor, (batch, length).")
@@ -101,7 +103,14 @@ class ReadingMixin(MemoryMixin):
         )
         size = config.window_size
         first = size - largest(memory.state.stored) or size
-        at_once = min(model._windows_at_once(sleep, sleep_callback, {}), max(1, TOKENS_AT_ONCE // size))
+        pins = config.pinned_tokens if pinned_tokens is None else pinned_tokens
+        if memory.state.has_begun:
+            pins = (
+                memory.state.pinned_tokens if pinned_tokens is None else pinned_by(pins, memory.state, tokenizer, None)
+            )
+        if pins is not True:  # else the text's first tokens will tell
+            check_pinned_tokens(pins, memory.state, config)
+        at_once = min(model._windows_at_once(sleep, sleep_callback, pins, {}), max(1, TOKENS_AT_ONCE // size))
         options = dict(sleep_passes=sleep, sleep_callback=sleep_callback)
         is_empty = True
         try:
@@ -146,8 +155,13 @@ def _tokens_of(chunks: Iterable[Chunk], tokenizer, begins: bool) -> Iterator[tor
             if tokenizer is None:
                 raise ValueError("To read a text, give the model's `tokenizer`, too; or give tokens.")
             chunk = tokenizer(chunk, add_special_tokens=begins, verbose=False)["input_ids"]
-        ids = torch.as_tensor(chunk, dtype=torch.long)
-        ids = ids.unsqueeze(0) if ids.ndim == 1 else ids
+        ids = torch.as_tensor(chunk)
+        if ids.ndim not in (1, 2) or (ids.is_floating_point() and ids.numel()):
+            raise ValueError(
+                "`inputs` must be a text, token ids of shape (length,) or (batch, length), or an iterator of these, "
+                f"got {type(chunk).__name__} of shape {tuple(ids.shape)} and {ids.dtype}."
+            )
+        ids = (ids.unsqueeze(0) if ids.ndim == 1 else ids).long()
         if ids.shape[1]:
             begins = False
         yield ids

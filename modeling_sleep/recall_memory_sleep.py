@@ -193,7 +193,8 @@ class RecallMemoryLayer(nn.Module):
         if state is None or state.features is None:
             return state
         S = self._write(state, window, writes=window.passes, decays=True)
-        return RecallState(S) if window.keep is None else RecallState(S, **self._keep(state, window))
+        looks_back = window.keep is not None and self.config.window_overlap > 0  # pinned tokens are no neighbours
+        return RecallState(S, **self._keep(state, window)) if looks_back else RecallState(S)
 
     def fast_weights(self, state: RecallState | None) -> torch.Tensor | None:
         """S, (batch, 1, key_dim, value_dim); None if nothing is in it yet."""

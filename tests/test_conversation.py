@@ -111,6 +111,17 @@ def test_a_conversation_is_one_text(model, tokenizer):
         assert (conversation.memory.tokens, conversation.turns) == (text.shape[1], i + 1)
 
 
+def test_options_of_the_generation_config_hold_for_turns_of_any_length(tokenizer):
+    model, passes = make_model(), []
+    model.generation_config.sleep_passes, model.generation_config.pinned_tokens = 4, 2
+    conversation = talk(model, tokenizer, sleep_callback=lambda event: passes.append(event.passes))
+    for said in (" ".join(f"w{i}" for i in range(3 * L)), "w1 w2 w3"):
+        conversation.say(said)
+    assert len(passes) > 3 and set(passes) == {4} and conversation.memory.state.pinned_tokens == 2
+    with pytest.raises(ValueError, match="one answer to each turn"):
+        talk(model, tokenizer, num_return_sequences=2)
+
+
 def test_an_interrupted_answer_is_forgotten(model, tokenizer):
     class Impatient(TextStreamer):
         def put(self, value):

@@ -13,6 +13,8 @@ from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer, p
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging as transformers_logging
 
+from modeling_sleep.nap_sleep import Sleep
+
 
 L = 5
 SPANS = {"all": None, "coda": [0, 2], "prelude-coda": [1, 3]}
@@ -92,6 +94,19 @@ def test_passes_of_a_generation_config(model):
     assert other.generation_config.sleep_passes == 4
     with pytest.raises(ValueError, match="`sleep_passes` .N. counts all passes.* got 0"):
         other.generate(ids, GenerationConfig(sleep_passes=0, **options))
+
+
+def test_options_of_a_generation_config_are_saved(model, tmp_path):
+    ids, options = make_ids(), dict(max_new_tokens=12, do_sample=False)
+    sleep = Sleep(6, until=1e-9)
+    for sleep_passes, plain in ((4, 4), (sleep, sleep)):
+        saved = copy.deepcopy(model)
+        saved.generation_config.sleep_passes, saved.generation_config.pinned_tokens = sleep_passes, 2
+        saved.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path, dtype=model.dtype)
+        expected = model.generate(ids, sleep_passes=plain, pinned_tokens=2, **options)
+        assert loaded.generate(ids, **options).equal(expected)
+        assert loaded.generate(ids, GenerationConfig.from_pretrained(tmp_path), **options).equal(expected)
 
 
 def test_guidance_reads_with_the_passes_of_the_config(model):

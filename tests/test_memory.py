@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
@@ -242,6 +243,16 @@ def test_an_adapter_belongs_to_the_weights(tmp_path):
     assert_same(SleepMemory.load(tmp_path / "adapted", adapted), memory)
     with pytest.raises(ValueError, match="other weights"):
         SleepMemory.load(tmp_path / "bare", adapted)
+    # Which of several it is, and whether any is, belongs to the weights as well.
+    adapted.add_adapter("other", peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    assert_same(SleepMemory.load(tmp_path / "adapted", adapted), memory)
+    adapted.set_adapter("other")
+    with pytest.raises(ValueError, match="other weights"):
+        SleepMemory.load(tmp_path / "adapted", adapted)
+    adapted.set_adapter("default")
+    with adapted.disable_adapter(), pytest.raises(ValueError, match="other weights"):
+        SleepMemory.load(tmp_path / "adapted", adapted)
+    assert_same(SleepMemory.load(tmp_path / "adapted", adapted), memory)
 
 
 ELSEWHERE = """
@@ -287,12 +298,23 @@ def test_another_model_is_refused(model, tmp_path):
     read(make_model(torch.bfloat16), make_ids(), memory)
 
 
-def test_training_changes_the_fingerprint(tmp_path):
-    model = make_model()
-    model.read(make_ids(), progress=False).save(tmp_path / "memory", model)
+def train(model):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(make_ids(), labels=make_ids()).loss.backward()
     optimizer.step()
+
+
+def average(model):
+    """As who swaps in averaged weights: torch counts no change."""
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+
+
+@pytest.mark.parametrize("change", [train, average])
+def test_other_weights_change_the_fingerprint(change, tmp_path):
+    model = make_model()
+    model.read(make_ids(), progress=False).save(tmp_path / "memory", model)
+    change(model)
     with pytest.raises(ValueError, match="other weights"):
         SleepMemory.load(tmp_path / "memory", model)
 
@@ -728,6 +750,25 @@ def test_what_cannot_be_read(model, tokenizer):
         model.read([1, 2], attention_mask=torch.ones(1, 2), progress=False)
     with pytest.raises(ValueError, match="must have the shape of `inputs`"):
         model.read(make_ids(1, 3), attention_mask=torch.ones(1, 2), progress=False)
+    with pytest.raises(ValueError, match="give its `input_ids`, and its `attention_mask`"):
+        model.read(tokenizer("w1 w2", return_tensors="pt"), tokenizer, progress=False)
+    for tokens in (torch.rand(1, 4), np.arange(4), (1, 2, 3), make_ids(1, 4)[None]):
+        with pytest.raises(ValueError, match="must be a text, token ids of shape"):
+            model.read(tokens, progress=False)
+    memory = model.read(make_ids(), progress=False)
+    for pinned in (3, -3):
+        with pytest.raises(ValueError, match="can only be chosen with a text's first|at least 0"):
+            model.read(make_ids(), past_key_values=memory, pinned_tokens=pinned, progress=False)
+    with pytest.raises(ValueError, match="it was not made for this config"):
+        memory.save("never written", make_model(num_hidden_layers=2))
+
+
+def test_all_sleeps_of_a_turn_are_told(model):
+    """That of the last token, too, which only the memory reads."""
+    memory, told = model.read(make_ids(1, L), progress=False), []
+    options = dict(max_new_tokens=L, min_new_tokens=L, sleep_callback=told.append, return_dict_in_generate=True)
+    after = model.generate(make_ids(1, 1, seed=2), past_key_values=memory, **options).past_key_values
+    assert [event.window_index for event in told] == list(range(memory.sleeps, after.sleeps)) == [0, 1]
 
 
 def test_a_cache_becomes_a_memory_and_stays_a_cache(model):

@@ -496,3 +496,18 @@ def test_linear_rope_stretches_positions():
     torch.manual_seed(0)
     logits = [SleepForCausalLM(config).eval()(ids).logits for config in (plain, stretched)]
     assert all(each.isfinite().all() for each in logits)
+
+
+RECALL = dict(layer_types=["sleep_attention"] * 5 + ["recall_memory"], memory_layers=[5])
+
+
+@pytest.mark.parametrize("memory", [{}, RECALL], ids=["gated delta rule", "recall"])
+@torch.no_grad()
+def test_a_buffer_of_embeddings_can_be_filled_again(memory):
+    """A window keeps what it was given, whatever the caller then writes where it stood."""
+    model, ids = make_model(**memory, loop_span=[0, 4]), make_ids(1, 9)
+    buffer = model.get_input_embeddings()(ids[:, :4]).clone()
+    cache = model(inputs_embeds=buffer, use_cache=True, sleep_passes=2).past_key_values
+    buffer.zero_()
+    rest = model(ids[:, 4:], past_key_values=cache, sleep_passes=2).logits
+    torch.testing.assert_close(rest, model(ids, sleep_passes=2).logits[:, 4:], atol=1e-9, rtol=0)

@@ -103,20 +103,23 @@ def test_generates_what_one_reading_says(kept, span, passes, length):
     assert torch.equal(tokens[:, length:], logits.argmax(-1))
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.parametrize("overlap", [0, 1])
 @pytest.mark.parametrize("pinned", [0, 3, 5])
 @torch.no_grad()
-def test_pinned_tokens_are_chosen_by_the_call(pinned):
-    ids, model, fixed = (
-        make_ids(2, 19),
-        make_model(window_overlap=1),
-        make_model(window_overlap=1, pinned_tokens=pinned),
-    )
-    expected = fixed(ids, sleep_passes=2).logits
-    assert_close(model(ids, sleep_passes=2, pinned_tokens=pinned).logits, expected)
-    cache = model(ids[:, :4], sleep_passes=2, pinned_tokens=pinned, use_cache=True).past_key_values
-    rest = model(ids[:, 4:], sleep_passes=2, past_key_values=cache)  # the cache knows
+def test_pinned_tokens_are_chosen_by_the_call(pinned, overlap, passes):
+    ids, model = make_ids(2, 19), make_model(window_overlap=overlap)
+    fixed = make_model(window_overlap=overlap, pinned_tokens=pinned)
+    expected = fixed(ids, sleep_passes=passes).logits
+    assert_close(model(ids, sleep_passes=passes, pinned_tokens=pinned).logits, expected)
+    cache = model(ids[:, :4], sleep_passes=passes, pinned_tokens=pinned, use_cache=True).past_key_values
+    rest = model(ids[:, 4:], sleep_passes=passes, past_key_values=cache)  # the cache knows
     assert_close(rest.logits, expected[:, 4:])
-    options = dict(max_new_tokens=9, do_sample=False, sleep_passes=2)
+    memory = model.read(ids, sleep_passes=passes, pinned_tokens=pinned, progress=False)
+    assert_close(memory.state.last_hidden_state, fixed.model(ids, sleep_passes=passes).last_hidden_state[:, -1:])
+    packed = dict(position_ids=torch.cat([torch.arange(8), torch.arange(11)])[None], sleep_passes=passes)
+    assert_close(model(ids, pinned_tokens=pinned, **packed).logits, fixed(ids, **packed).logits)
+    options = dict(max_new_tokens=9, do_sample=False, sleep_passes=passes)
     assert torch.equal(model.generate(ids, pinned_tokens=pinned, **options), fixed.generate(ids, **options))
 
 

@@ -6,12 +6,14 @@ Packings are those that transformers and TRL make: `position_ids` that begin ane
 import pytest
 import torch
 import torch.nn.functional as F
+from builders import tiny_model
 from helpers import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from rows_alone import SPANS, VOCABULARY, make_ids, make_model
 from transformers import DataCollatorWithFlattening
 
+from modeling_sleep import SleepForSequenceClassification
 from modeling_sleep.nap_sleep import Sleep
 
 
@@ -182,6 +184,12 @@ def test_what_cannot_be_told_is_refused():
         model(ids, cu_seq_lens_q=torch.tensor([0, 5, 3, 8]))
     with pytest.raises(ValueError, match="shape"):
         model(ids, seq_idx=torch.zeros(1, 7, dtype=torch.long))
+    for mask in (torch.ones(1, 7), torch.ones(2, 8), torch.ones(1, 9), torch.ones(1, 1, 8, 8)):
+        for packed in ({}, dict(position_ids=positions_of([3, 5]))):
+            with pytest.raises(ValueError, match="`attention_mask` must have shape"):
+                model(ids, attention_mask=mask, labels=ids, **packed)
+    with pytest.raises(ValueError, match="classified as one text"):
+        tiny_model(SleepForSequenceClassification)(ids, position_ids=positions_of([3, 5]))
     with pytest.raises(ValueError, match="output_attentions"):
         model(ids, position_ids=positions_of([3, 5]), output_attentions=True)
     cache = model(ids, use_cache=True).past_key_values

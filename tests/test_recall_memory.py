@@ -24,10 +24,11 @@ KEPT = pytest.mark.parametrize(
         {},
         dict(window_overlap=3),
         dict(window_overlap=5, pinned_tokens=2),
+        dict(pinned_tokens=2),
         dict(recall_threshold=0.5),
         dict(recall_hindsight=0, recall_products=False),
     ],
-    ids=["evicted", "overlap", "pinned", "threshold", "as at first"],
+    ids=["evicted", "overlap", "pinned", "pinned alone", "threshold", "as at first"],
 )
 
 

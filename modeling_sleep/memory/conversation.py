@@ -27,10 +27,10 @@ class Conversation:
     system : str, optional
         What the system says first.
     sleep_passes : int or Sleep, optional
-        N. Default: `config.sleep_passes`.
+        N. Default: that of the generation config, or else `config.sleep_passes`.
     pinned_tokens : int or True, optional
         How many of the first tokens keep their keys for good. True: those of the system's turn, by the chat template.
-        Default: `config.pinned_tokens`.
+        Default: that of the generation config, or else `config.pinned_tokens`.
     nap_before_turns : bool, optional
         Whether to sleep before each turn of the user, so that it begins a window, as questions did where the memory
         was taught (`modeling_sleep.teach`).
@@ -54,8 +54,19 @@ class Conversation:
         sleep_callback: Callable[[SleepEvent], None] | None = None,
         **options,
     ):
-        self.model, self.tokenizer, self.system, self.sleep_passes = model, tokenizer, system, sleep_passes
-        self.pinned_tokens, self.nap_before_turns, self.idle_from = pinned_tokens, nap_before_turns, idle_from
+        configs = (options.get("generation_config"), model.generation_config)
+
+        def chosen(name, value):
+            """As `generate` finds it, so that turns that are read before they are answered have the same."""
+            values = (value, *(getattr(config, name, None) for config in configs))
+            return next((x for x in values if x is not None), None)
+
+        if options.get("num_return_sequences", 1) > 1:
+            raise ValueError("A conversation has one answer to each turn: leave `num_return_sequences` out.")
+        self.model, self.tokenizer, self.system = model, tokenizer, system
+        self.sleep_passes = chosen("sleep_passes", sleep_passes)
+        self.pinned_tokens = chosen("pinned_tokens", pinned_tokens)
+        self.nap_before_turns, self.idle_from = nap_before_turns, idle_from
         self.sleep_callback, self.options = sleep_callback, options
         self.nap_ahead: IdleNap | None = None
         self.forget()
