@@ -789,7 +789,7 @@ class SleepConfig(PreTrainedConfig):
             name (`str`): A file of `configuration/presets/` without its ending, such as `"rule110-mini"`.
 
         Returns:
-            `dict`: `"description"`, `"model"` (fields of this class) and `"training"` (the recipe).
+            `dict`: `"description"` and `"model"` (fields of this class).
 
         Raises:
             `ValueError`: if there is no such preset; the message names those there are.

@@ -125,7 +125,7 @@ def load(checkpoint: Path):
     if not (checkpoint / "config.json").is_file():
         sys.exit(
             f"No checkpoint in {checkpoint}. Train it: "
-            f'python -m examples.experiments.train gsm-mini --variant "N=6 first" --output {checkpoint}'
+            f'python -m examples.experiments.train gsm-mini --variant "N grows" --output {checkpoint}'
         )
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -182,13 +182,18 @@ def plot(shares: dict[tuple[int, int], np.ndarray], path: Path):
     """Right answers over operations, one line per N, with 95 % intervals."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for n, look in zip(PASSES, ("o:", "s--", "^-", "D-.", "v-")):
+    looks = (dict(fmt="o:"), dict(fmt="s--"), dict(fmt="^-"), dict(fmt="D-."), dict(fmt="o-", ms=11, mfc="none"))
+    for n, look in zip(PASSES, looks):
         low, share, high = np.transpose([shares[n, k] for k in OPERATIONS])
-        label = f"N = {n}" + (" (no replay)" if n == 1 else "")
-        axes.errorbar(OPERATIONS, share, [share - low, high - share], fmt=look, capsize=3, label=label)
+        label = f"N = {n}" + (" (no replay)" if n == 1 else ",\nnever trained" if n > TRAINED_PASSES else "")
+        axes.errorbar(OPERATIONS, share, [share - low, high - share], **look, capsize=3, label=label)
     axes.axhline(100 / 3, color="grey", linewidth=0.8, label="guessing")
     axes.axvspan(TRAINED + 0.5, OPERATIONS[-1] + 0.3, color="grey", alpha=0.12, label="never asked\nin training")
-    axes.set(title="Word problems after they are forgotten", xlabel="operations of the answer", ylabel="right (%)")
+    axes.set(
+        title="Word problems after they are forgotten",
+        xlabel="operations of the answer",
+        ylabel="right (%), bars: 95 %",
+    )
     axes.set(ylim=(-3, 103), xticks=list(OPERATIONS))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from .adopt_sleep import MEMORIES
 from .heads_sleep import SleepForCausalLM
+from .help_formatter import HelpFormatter
 from .hub_upload.card import copy_terms, metadata_of_base, write_card
 
 
@@ -24,7 +25,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_sleep.from_causal_lm",
         description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("model", help="name on the Hub, or folder")
     parser.add_argument("output", type=Path, help="folder to write; must not hold anything yet")

@@ -95,7 +95,7 @@ def test_what_the_plots_show(write):
     lines = [{line.get_label(): list(line.get_ydata()) for line in axes.lines} for axes in panels]
     assert lines == [
         {"N = 1": [99.5, 12.5], "N = 4": [100, 75], "deeper": [50, 0.5]},  # not N = 1 at 2 passes
-        {"any N, N = 1": [95], "any N, N = 4": [95, 55]},
+        {"N = 1": [95], "N = 4": [95, 55]},
     ]
     axes = plot_flops(results).axes[0]
     assert "at t = 2, " in axes.get_title()  # at t = 1 only the control is far off
@@ -124,14 +124,17 @@ def test_little_is_enough(write, tmp_path, recwarn, runs):
 
 
 def test_any_n_after_one_n_is_a_model_of_its_own(write):
-    runs = [run("N=4 first", seed, {(n, 1): 50 * n for n in (1, 2, 4)}, flops=6e12) for seed in (0, 1)]
+    counts = {(n, 1): 50 * n for n in (1, 2, 4)}
+    runs = [run(name, seed, counts, flops=6e12) for name in ("N grows", "N=4 first") for seed in (0, 1)]
     results = read(write([*RUNS, *runs]))
     assert "| N = 4 first | 2 | 50.0 | – | 2 | 3.00 |" in table(results)
-    assert list(dict.fromkeys(results.points.variant)) == ["N=1", "N=4", "any N", "N=4 first", "deeper"]
+    assert list(dict.fromkeys(results.points.variant)) == ["N=1", "N=4", "any N", "N=4 first", "N grows", "deeper"]
     panels = plot_accuracy(results).axes
-    assert [axes.get_title() for axes in panels[1:]] == ["one model, any N", "one model, N = 4 first"]
+    assert [axes.get_title() for axes in panels[1:]] == [
+        f"one model, {x}" for x in ("any N", "N = 4 first", "N grows")
+    ]
     looks = [{line.get_label(): line.get_fillstyle() for line in axes.lines} for axes in panels]
-    assert looks[2] == {f"N = 4 first, N = {n}": "left" for n in (1, 2, 4)} and "left" not in looks[1].values()
+    assert looks[2] == looks[3] == {f"N = {n}": "left" for n in (1, 2, 4)} and "left" not in looks[1].values()
     colours = [line.get_color() for line in plot_loss(results).axes[0].lines]
     assert len(set(colours)) == len(colours)
 

@@ -116,7 +116,6 @@ def plot(points: pd.DataFrame, percent: float) -> Figure:
     axes.set_yticks(range(deepest + 1))
     labels = dict(xlabel="N, passes when asked (hollow: never trained)", ylim=(-0.2, deepest + 0.2))
     figures.finish(axes, ylabel=f"{points.depth_name.iloc[0]} answered at {percent:g} %", **labels)
-    axes.set_title(points.recipe.iloc[0])
     return figure
 
 

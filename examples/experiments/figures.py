@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, which nobody confuses.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 MARKERS = "os^vDPX*"
+DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 3)), (0, (1, 3)))
 GREY = "#999999"
 # Markers and dashes of N passes; any other N is drawn like the largest below it.
 LOOKS = {1: "o:", 2: "s--", 3: ">-.", 4: "^-", 6: "<-.", 8: "D--", 16: "p-", 32: "h:"}
@@ -21,15 +22,16 @@ def figure(panels: int = 1, size: tuple[float, float] = (8.5, 4.2), **kwargs) ->
 
 
 def line(axes, xs, ys, label: str | None, number: int, **kwargs):
-    """A line with the colour and marker of this number; behind the last of these come the first again."""
-    look = dict(color=COLOURS[number % 8], marker=MARKERS[number % 8], markersize=5, linewidth=1.5)
+    """A line with the colour, marker and dashes of this number; behind the last of these come the first again."""
+    look = dict(color=COLOURS[number % 8], marker=MARKERS[number % 8], linestyle=DASHES[number % 8])
+    look |= dict(markersize=5, linewidth=1.5)
     axes.plot(xs, ys, label=label, **look | kwargs)
 
 
 def look_of_passes(passes: int) -> dict:
     """The look of N passes, the same in every figure: colour, marker and dashes."""
     look = LOOKS[max(n for n in LOOKS if n <= passes)]
-    color = matplotlib.colormaps["viridis"](min(0.85, 0.28 * math.log2(passes)))  # dark enough on white
+    color = matplotlib.colormaps["viridis"](min(0.85, 0.17 * math.log2(passes)))  # dark enough on white
     return dict(color=color, marker=look[0], linestyle=look[1:], markersize=5)
 
 

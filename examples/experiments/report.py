@@ -205,7 +205,8 @@ def plot_accuracy(results: Results) -> Figure:
         for (variant, passes), group in part.groupby(["variant", "passes"], sort=False):
             look = style(variant, passes)
             mean = group.groupby("depth").share.mean()
-            axes.plot(mean.index, mean, label=pretty(variant, passes), **look)
+            label = pretty(variant) if variant in CONTROLS else f"N = {passes}"  # its panel names the model
+            axes.plot(mean.index, mean, label=label, **look)
             if group.seed.nunique() > 1:
                 axes.scatter(group.depth, group.share, color=look["color"], s=9, alpha=0.35, linewidths=0)
         if depths[0] > 0 and depths[-1] > 8:
@@ -255,7 +256,7 @@ def plot_loss(results: Results) -> Figure:
         kind, n = rank(variant)
         look = style(variant, n or 1) | {"markevery": 1 + len(mean) // 8, "markersize": 4}
         if kind == 1:  # which has no N of its own, so none of the colours of an N
-            look |= {"color": figures.COLOURS[2 if n else 1], "linestyle": "-"}
+            look |= {"color": figures.COLOURS[4 if variant == GROWING else 2 if n else 1], "linestyle": "-"}
         axes.plot(mean.index, mean, label=pretty(variant), linewidth=1.2, **look)
     values = [loss for losses in results.runs.losses for _, loss in losses] or [0]
     if 0 < 20 * min(values) < max(values):

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from ..adopt_sleep import ATTENTION_SINK, adopted_config
 from ..configuration_sleep import SleepConfig
 from ..heads_sleep import SleepForCausalLM
+from ..help_formatter import HelpFormatter
 from ..hub_upload.card import copy_terms, metadata_of_base, write_card
 from .card import write_memory_card
 from .chat import Chat
@@ -35,7 +36,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_sleep.teach",
         description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("model", help="folder or name on the Hub: a model that sleeps, or a pretrained one")
     parser.add_argument("--base-name", help="on the Hub, of a model in a folder: for the card")

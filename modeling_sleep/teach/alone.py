@@ -26,6 +26,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from ..heads_sleep import SleepForCausalLM
+from ..help_formatter import HelpFormatter
 from ..recall_memory_sleep import recall
 from .chat import Chat
 from .evaluate import share
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_sleep.teach.alone",
         description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("model", help="folder or name on the Hub: a model with one recall memory")
     parser.add_argument("--splits", nargs="+", choices=("train", "known", "eval"), default=("known", "eval"))

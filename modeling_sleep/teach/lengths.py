@@ -26,6 +26,7 @@ from transformers import AutoTokenizer
 from transformers.cache_utils import Cache
 
 from ..heads_sleep import SleepForCausalLM
+from ..help_formatter import HelpFormatter
 from ..outputs_sleep import CACHE
 from .chat import Chat
 from .evaluate import Reader, answers, evaluation_units, share
@@ -169,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m modeling_sleep.teach.lengths",
         description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("model", help="folder or name on the Hub: a model whose recall memory was taught")
     parser.add_argument(

@@ -293,12 +293,14 @@ def measure(model: SleepForCausalLM, chat: Chat, seed: int, questions: int, outp
                 for row in answers(reader, asked, beginnings):
                     rows.append(row)
                     file.write(json.dumps(row) + "\n")
+    by_sleeps = [row for row in rows if row["reader"] == "memory"]
+    by_sleeps.sort(key=lambda row: (row["split"] != "known", row["since"]))
     everyday_rows = list(everyday(with_memory, model, units))
     natural = [natural_text(chat, "eval", 4 * window_size, index) for index in range(TEXTS_MEASURED)]
     return {
         "passes": model.config.sleep_passes,
         "recall": table(rows),
-        "by sleeps": table([row for row in rows if row["reader"] == "memory"], by=("split", "since")),
+        "by sleeps": table(by_sleeps, by=("split", "since")),
         "everyday": everyday_rows,
         "perplexity": [
             perplexity(with_memory, natural, window_size),
