@@ -92,8 +92,8 @@ def weights_digest(core, version: int) -> str:
     The digest of all parameters that take part, as files of this format hold it. It is computed at every call: what
     writes to `parameter.data`, as averaged weights and merged adapters do, leaves no trace of that.
     """
-    idle = adapters_aside(core)
-    parameters = {name: x for name, x in core.named_parameters() if not name.startswith(idle)}
+    aside = adapters_aside(core)
+    parameters = {name: x for name, x in core.named_parameters() if not f"{name}.".startswith(aside)}
     for name, parameter in parameters.items():
         if parameter.is_meta or hasattr(parameter, "placements"):
             raise ValueError(
@@ -105,14 +105,14 @@ def weights_digest(core, version: int) -> str:
 
 def adapters_aside(core) -> tuple[str, ...]:
     """With what names of parameters begin that PEFT has set aside: of adapters that are off, inactive or merged."""
-    idle = []
+    aside = []
     for name, module in core.named_modules():
         # By name, as PEFT need not be there.
         for kind in getattr(module, "adapter_layer_names", ()):
-            is_off = module.disable_adapters or module.merged
-            names = getattr(getattr(module, kind, None), "keys", tuple)()
-            idle += [f"{name}.{kind}.{x}" for x in names if is_off or x not in module.active_adapters]
-    return tuple(idle)
+            is_off = module.disable_adapters or getattr(module, "merged", False)
+            adapters = getattr(getattr(module, kind, None), "keys", tuple)()
+            aside += [f"{name}.{kind}.{x}." for x in adapters if is_off or x not in module.active_adapters]
+    return tuple(aside)
 
 
 @torch.no_grad()

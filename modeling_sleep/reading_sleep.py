@@ -103,13 +103,11 @@ class ReadingMixin(MemoryMixin):
         )
         size = config.window_size
         first = size - largest(memory.state.stored) or size
-        pins = config.pinned_tokens if pinned_tokens is None else pinned_tokens
-        if memory.state.has_begun:
-            pins = (
-                memory.state.pinned_tokens if pinned_tokens is None else pinned_by(pins, memory.state, tokenizer, None)
-            )
-        if pins is not True:  # else the text's first tokens will tell
-            check_pinned_tokens(pins, memory.state, config)
+        pins = pinned_tokens
+        if pins is None:
+            pins = memory.state.pinned_tokens if memory.state.has_begun else config.pinned_tokens
+        if memory.state.has_begun or pins is not True:  # else the text's first tokens will tell
+            check_pinned_tokens(pinned_by(pins, memory.state, tokenizer, None), memory.state, config)
         at_once = min(model._windows_at_once(sleep, sleep_callback, pins, {}), max(1, TOKENS_AT_ONCE // size))
         options = dict(sleep_passes=sleep, sleep_callback=sleep_callback)
         is_empty = True

@@ -244,9 +244,9 @@ def test_an_adapter_belongs_to_the_weights(tmp_path):
     with pytest.raises(ValueError, match="other weights"):
         SleepMemory.load(tmp_path / "bare", adapted)
     # Which of several it is, and whether any is, belongs to the weights as well.
-    adapted.add_adapter("other", peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    adapted.add_adapter("default2", peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
     assert_same(SleepMemory.load(tmp_path / "adapted", adapted), memory)
-    adapted.set_adapter("other")
+    adapted.set_adapter("default2")
     with pytest.raises(ValueError, match="other weights"):
         SleepMemory.load(tmp_path / "adapted", adapted)
     adapted.set_adapter("default")

@@ -61,7 +61,7 @@ class Conversation:
             values = (value, *(getattr(config, name, None) for config in configs))
             return next((x for x in values if x is not None), None)
 
-        if options.get("num_return_sequences", 1) > 1:
+        if (options.get("num_return_sequences") or 1) > 1:
             raise ValueError("A conversation has one answer to each turn: leave `num_return_sequences` out.")
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.sleep_passes = chosen("sleep_passes", sleep_passes)
