@@ -32,6 +32,7 @@ ADVICE = {
     "or choose a repository of your own.",
     412: "Somebody else has committed to the repository meanwhile. Run the command again.",
 }
+REFUSED = "The Hub refused."
 AGAIN = (
     "The Hub could not be reached, or broke off. Run the command again: files that have arrived are not sent twice."
 )
@@ -53,7 +54,8 @@ def explain_hub_errors():
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = getattr(error, "server_message", None) or str(error).strip().partition("\n")[0]
         # Without what stands behind the `?` of an address: with its signature, anybody may write there.
-        raise HubError(f"{ADVICE.get(status, AGAIN)} ({re.sub(r'[?][^ )]+', '', reason)})") from error
+        advice = ADVICE.get(status, AGAIN if status is None or status >= 500 else REFUSED)
+        raise HubError(f"{advice} ({re.sub(r'[?][^ )]+', '', reason)})") from error
 
 
 def stamp(card: str) -> str:

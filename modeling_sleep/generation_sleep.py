@@ -34,6 +34,12 @@ logger = logging.get_logger(__name__)
 OWN_OPTIONS = ("sleep_passes", "sleep_callback", "pinned_tokens")
 
 
+def chosen(name: str, value, *generation_configs):
+    """An option as `generate` finds it: what a call gives, or else the first of these configs that has it, or None."""
+    values = (value, *(getattr(config, name, None) for config in generation_configs))
+    return next((x for x in values if x is not None), None)
+
+
 class GenerationCall(StoppingCriteriaList):
     """
     What one call of `generate` knows of its rows, and transformers does not tell `forward`.
@@ -141,13 +147,7 @@ class SleepGenerationMixin:
         input_ids = inputs if inputs is not None else kwargs.get("input_ids")
 
         def option(name):
-            """As `generate` will find it: from the call, its generation config or the model's."""
-            values = (
-                kwargs.get(name),
-                getattr(generation_config, name, None),
-                getattr(self.generation_config, name, None),
-            )
-            return next((value for value in values if value is not None), None)
+            return chosen(name, kwargs.get(name), generation_config, self.generation_config)
 
         sleep = model.check_sleep_passes(option("sleep_passes"))
         _refuse_what_cannot_work(option)
@@ -189,6 +189,15 @@ class SleepGenerationMixin:
             if not isinstance(output, torch.Tensor):
                 output[CACHE] = memory
         return output
+
+    def save_pretrained(self, *args, **kwargs):
+        """
+        As [`SleepPreTrainedModel.save_pretrained`], with our options of the generation config: transformers drops what
+        it does not know in loading one that was derived from the model's config.
+        """
+        if any(getattr(self.generation_config, name, None) is not None for name in OWN_OPTIONS):
+            self.generation_config._from_model_config = False
+        return super().save_pretrained(*args, **kwargs)
 
     def _turn(self, memory: SleepMemory, input_ids, kwargs: dict, option: Callable) -> MemoryTurn:
         """A call with a memory, whose mask speaks of the new tokens alone from here on."""

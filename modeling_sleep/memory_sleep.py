@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from .cache_sleep import ROW_NUMBERS, TENSORS, SleepCache, SleepState, read_state, write_state
+from .cache_sleep import ROW_NUMBERS, TENSORS, SleepCache, SleepState, check_cache, read_state, write_state
 from .layers_sleep import AttentionState, DeltaNetState
 from .memory_file_sleep import check_fingerprint, core_of, fingerprint, read_file, read_record, write_file
 from .recall_memory_sleep import RecallState
@@ -176,7 +176,7 @@ class SleepMemory(SleepCache):
         ValueError
             If `model` is of another make than the one that read the text. That its weights are those is not seen.
         """
-        read_state(self, model.config)  # which raises if it is of another make
+        check_cache(self, model.config)
         memory = self if row is None else self.row(row)
         if nap:
             memory = model.sleep(memory.fork(), sleep_passes)

@@ -204,6 +204,8 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         documents = documents_of(position_ids, attention_mask, past_key_values, (batch, length), kwargs)
         if documents is not None:
             return self._read_documents(documents, inputs_embeds, sleep, sleep_callback, pinned_tokens, kwargs)
+        if past_key_values is not None and input_ids is None:
+            inputs_embeds = inputs_embeds.clone()  # the cache keeps them, and a caller may fill the same buffer again
         check_fits(state, inputs_embeds)
         state = self._pin(state, pinned_tokens)
         tokens = Tokens.of_mask(padding_mask_of(attention_mask, state, inputs_embeds), batch, length)
@@ -452,7 +454,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is not None:
             check_shape("inputs_embeds", inputs_embeds, (self.config.hidden_size,))
-            return inputs_embeds.clone()  # a window keeps them, and a caller may fill the same buffer again
+            return inputs_embeds
         check_shape("input_ids", input_ids)
         try:
             return self.embed_tokens(input_ids)

@@ -206,7 +206,7 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
         sleep_passes = config.sleep_passes
     if isinstance(sleep_passes, list) and 1 <= len(sleep_passes) <= 3:  # as a generation config is saved
         sleep_passes = Sleep(*sleep_passes)
-    if isinstance(sleep_passes, dict):  # as a command line can give it
+    if isinstance(sleep_passes, dict):  # as one can write it by hand
         if unknown := set(sleep_passes) - set(Sleep._fields):
             raise ValueError(f"`sleep_passes` has no {sorted(unknown)}: a `Sleep` has {Sleep._fields}.")
         sleep_passes = Sleep(**sleep_passes)

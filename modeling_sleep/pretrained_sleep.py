@@ -110,7 +110,4 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin, ReadingMixin):
         # Whatever the weights were loaded from, the code that goes with them now is this.
         self.config.modeling_sleep_version = self.config.code_version
         self.config.transformers_range = self.config.tested_transformers
-        generation_config = getattr(self, "generation_config", None)
-        if any(getattr(generation_config, name, None) is not None for name in ("sleep_passes", "pinned_tokens")):
-            generation_config._from_model_config = False  # else loading would drop them
         super().save_pretrained(save_directory, *args, **kwargs)

@@ -6,7 +6,7 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
-from .checks_sleep import check_input_ids, check_pinned_tokens
+from .checks_sleep import check_input_ids
 from .memory_sleep import MemoryMixin, SleepMemory
 from .nap_sleep import Sleep, SleepEvent, check_sleep_passes
 from .system_turn_sleep import pinned_by
@@ -103,11 +103,10 @@ class ReadingMixin(MemoryMixin):
         )
         size = config.window_size
         first = size - largest(memory.state.stored) or size
-        pins = pinned_tokens
-        if pins is None:
-            pins = memory.state.pinned_tokens if memory.state.has_begun else config.pinned_tokens
-        if memory.state.has_begun or pins is not True:  # else the text's first tokens will tell
-            check_pinned_tokens(pinned_by(pins, memory.state, tokenizer, None), memory.state, config)
+        if memory.state.has_begun:
+            pinned_tokens = pinned_by(pinned_tokens, memory.state, tokenizer, None)
+        # How many the system's turn has, the text's first tokens will tell.
+        pins = True if pinned_tokens is True else model._pin(memory.state, pinned_tokens).pinned_tokens
         at_once = min(model._windows_at_once(sleep, sleep_callback, pins, {}), max(1, TOKENS_AT_ONCE // size))
         options = dict(sleep_passes=sleep, sleep_callback=sleep_callback)
         is_empty = True

@@ -158,7 +158,6 @@ def test_crossover(ratios, expected):
     assert found == (None if expected is None else pytest.approx(expected))
 
 
-@pytest.mark.slow
 def test_window():
     result = window.measure(QUICK)
     rows = checked(window, result)
@@ -193,7 +192,6 @@ def test_prefill():
     assert result.data["ms"].keys() == {*models.PEERS, *(prefill.ours(n) for n in prefill.PASSES)}
 
 
-@pytest.mark.slow
 def test_ragged():
     result = ragged.measure(QUICK)
     rows = checked(ragged, result)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -258,10 +259,21 @@ def test_a_hub_that_is_not_there_is_said(folder, monkeypatch):
         push(folder, "anna/nowhere")
 
 
+def hub_error(status, message):
+    """What the Hub's client raises for such an answer."""
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return huggingface_hub.errors.HfHubHTTPError(message, response=response)
+
+
 def test_the_reason_is_said_and_signatures_are_not():
     message = r"broke off.*Run the command again.*503 for https://s3.example/lfs/x\)$"
     with pytest.raises(HubError, match=message), explain_hub_errors():
         raise RuntimeError("503 for https://s3.example/lfs/x?X-Signature=abc&Expires=1\nMore")
+    refused = hub_error(409, "a repository of this name is there")
+    with pytest.raises(HubError, match=r"^The Hub refused\. \(.*a repository of this name"), explain_hub_errors():
+        raise refused
+    with pytest.raises(HubError, match="^The Hub could not be reached, or broke off"), explain_hub_errors():
+        raise hub_error(503, "busy")
     for ours in (ValueError("of ours"), FileNotFoundError("of ours")):
         with pytest.raises(type(ours), match="^of ours$"), explain_hub_errors():
             raise ours

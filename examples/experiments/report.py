@@ -62,12 +62,12 @@ class Results:
     points: pd.DataFrame
 
 
-def rank(variant: str) -> tuple[int, int]:
+def rank(variant: str) -> tuple[int, float]:
     """Order of variants: a model per N, then any N (at once, after one N, after a growing N), then controls."""
     if match := re.fullmatch(r"N=([1-9]\d*)( first)?", variant):
         return (1 if match[2] else 0), int(match[1])
     if variant in (ANY, GROWING):
-        return 1, 0 if variant == ANY else 99
+        return 1, 0 if variant == ANY else math.inf
     if variant in CONTROLS:
         return 2, CONTROLS.index(variant)
     known = ", ".join((ANY, GROWING, *CONTROLS))
@@ -256,7 +256,8 @@ def plot_loss(results: Results) -> Figure:
         kind, n = rank(variant)
         look = style(variant, n or 1) | {"markevery": 1 + len(mean) // 8, "markersize": 4}
         if kind == 1:  # which has no N of its own, so none of the colours of an N
-            look |= {"color": figures.COLOURS[4 if variant == GROWING else 2 if n else 1], "linestyle": "-"}
+            place = list(filter(is_any, results.runs.variant.unique())).index(variant)
+            look |= {"color": figures.COLOURS[1 + place], "linestyle": "-"}
         axes.plot(mean.index, mean, label=pretty(variant), linewidth=1.2, **look)
     values = [loss for losses in results.runs.losses for _, loss in losses] or [0]
     if 0 < 20 * min(values) < max(values):

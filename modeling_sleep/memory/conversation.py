@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers.generation.streamers import BaseStreamer
 
+from ..generation_sleep import chosen
 from ..memory_sleep import SleepMemory
 from ..nap_sleep import Sleep, SleepEvent
 from ..system_turn_sleep import pinned_by
@@ -54,18 +55,13 @@ class Conversation:
         sleep_callback: Callable[[SleepEvent], None] | None = None,
         **options,
     ):
-        configs = (options.get("generation_config"), model.generation_config)
-
-        def chosen(name, value):
-            """As `generate` finds it, so that turns that are read before they are answered have the same."""
-            values = (value, *(getattr(config, name, None) for config in configs))
-            return next((x for x in values if x is not None), None)
-
         if (options.get("num_return_sequences") or 1) > 1:
             raise ValueError("A conversation has one answer to each turn: leave `num_return_sequences` out.")
         self.model, self.tokenizer, self.system = model, tokenizer, system
-        self.sleep_passes = chosen("sleep_passes", sleep_passes)
-        self.pinned_tokens = chosen("pinned_tokens", pinned_tokens)
+        # As `generate` finds them, as long turns are read before they are answered.
+        configs = (options.get("generation_config"), model.generation_config)
+        self.sleep_passes = chosen("sleep_passes", sleep_passes, *configs)
+        self.pinned_tokens = chosen("pinned_tokens", pinned_tokens, *configs)
         self.nap_before_turns, self.idle_from = nap_before_turns, idle_from
         self.sleep_callback, self.options = sleep_callback, options
         self.nap_ahead: IdleNap | None = None
