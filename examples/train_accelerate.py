@@ -135,6 +135,8 @@ def main(argv: Sequence[str] | None = None):
         trained.save_pretrained(args.output)
         evaluate(SleepForCausalLM.from_pretrained(args.output).to(accelerator.device), args.examples)
         print(f"\nsaved to {args.output}")
+    # The wrapped model first: where it is the last to hold the processes' group, ending can wait for itself forever.
+    model, optimizer = accelerator.free_memory(model, optimizer)
     accelerator.end_training()
 
 

@@ -4,6 +4,7 @@ Usage: distributed_program.py FOLDER PROGRAM..., where FOLDER holds the saved mo
 name, and will hold there what each process has found.
 """
 
+import gc
 import json
 import os
 import sys
@@ -182,6 +183,7 @@ def main(folder: str, *programs: str):
         found = PROGRAMS[program](os.path.join(folder, program))
         found["processes"] = dist.get_world_size()
         Path(folder, program, f"results-{dist.get_rank()}.json").write_text(json.dumps(found))
+    gc.collect()  # models let go of the group before it ends, as model_before_group.py says
     dist.destroy_process_group()
 
 

@@ -20,6 +20,7 @@ from modeling_sleep import SleepConfig, SleepForCausalLM
 REPOSITORY = Path(__file__).parents[1]
 # As for a process that was started there, which finds `examples`.
 PATHS = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+MODEL_BEFORE_GROUP = str(Path(__file__).parent / "model_before_group.py")
 FROM_THE_ROOT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 
 WHOLE_GRADIENTS = version.parse(transformers.__version__) >= version.parse("5.20")
@@ -119,7 +120,7 @@ def test_a_sharded_checkpoint_comes_back(found):
 )
 def test_a_recipe_trains_alike_in_two_processes(tmp_path, capsys):
     """Each process writes and evaluates its own half of the examples; a slice ends for both when it does for one."""
-    train = ["-m", "examples.experiments.train"]
+    train = [MODEL_BEFORE_GROUP, "examples.experiments.train"]
     arguments = ["rule110-mini", "--cpu", "--set", "model.hidden_size=16", "model.intermediate_size=32"]
     arguments += ["training.max_steps=4", "training.batch_size=8", "evaluation.num_examples=9"]
     arguments += ["evaluation.depths=[1,2]", "--output"]
@@ -146,7 +147,8 @@ def test_a_recipe_trains_alike_in_two_processes(tmp_path, capsys):
     main([*arguments, str(tmp_path / "one")])
     assert capsys.readouterr().out.count("4 steps, ") == 1
     assert run(*two, a_slice, *arguments, tmp_path / "two").count("stopped at step 1 of 4") == 1
-    run(*two, *train, *arguments, tmp_path / "two")
+    said = run(*two, *train, *arguments, tmp_path / "two")
+    assert said.count("no model outlives its group") == 2
     one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     assert [row["total"] for row in two["counts"]] == [9] * 8
@@ -168,9 +170,9 @@ def launch(words, output):
     return run.stdout, load_file(output / "model.safetensors")
 
 
-def accelerate_launch(preset, script):
+def accelerate_launch(preset, *script):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(PRESETS / preset)]
-    return [*launcher, "--num_processes", "2", "--mixed_precision", "no", str(script)]
+    return [*launcher, "--num_processes", "2", "--mixed_precision", "no", *script]
 
 
 @pytest.fixture(scope="module")
@@ -181,10 +183,11 @@ def one_process(tmp_path_factory):
 
 @pytest.mark.parametrize("preset", ["ddp.yaml", "fsdp2.yaml"])
 def test_the_loop_trains_alike_in_two_processes(preset, one_process, tmp_path):
-    script = REPOSITORY / "examples" / "train_accelerate.py"
+    script = [MODEL_BEFORE_GROUP, "examples.train_accelerate"]
     if preset == "fsdp2.yaml":
-        script = Path(__file__).parent / "accelerate_fsdp2_on_cpu.py"
-    said, weights = launch(accelerate_launch(preset, script), tmp_path)
+        script = [str(Path(__file__).parent / "accelerate_fsdp2_on_cpu.py")]
+    said, weights = launch(accelerate_launch(preset, *script), tmp_path)
+    assert said.count("no model outlives its group") == (2 if preset == "ddp.yaml" else 0)
     assert said.count("2 process(es) on cpu") == 1
     assert said.count("of 2 holds a shard") == (2 if preset == "fsdp2.yaml" else 0)
     assert weights.keys() == one_process.keys()

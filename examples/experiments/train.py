@@ -16,6 +16,7 @@ What is notable:
 import argparse
 import contextlib
 import functools
+import gc
 import json
 import os
 import shlex
@@ -336,6 +337,7 @@ def main(argv: Sequence[str] | None = None):
             _run(args, recipe, run, deadline, is_main_process)
     except Timeout:
         parser.exit(1, f"another process is at the run in {args.output}: wait for it, or give another --output\n")
+    gc.collect()  # of the trainer, whose model must not be the last to hold the group of the processes
     PartialState().destroy_process_group()  # or else a process may abort while it ends, as its threads still listen
 
 
