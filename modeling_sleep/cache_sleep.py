@@ -25,7 +25,7 @@ from transformers.cache_utils import (
 )
 
 from .layers_sleep import DeltaNetState
-from .window_sleep import PerRow, of_rows, per_row
+from .window_sleep import PerRow, largest, of_rows, per_row
 
 
 class SleepState(NamedTuple):
@@ -392,6 +392,20 @@ def check_cache(cache: Cache, config) -> None:
             _check_shape("kept hidden states", i, layer.kept_hidden_states, (config.hidden_size,), hint)
         elif layer_type == "linear_attention":
             _check_shape("fast weights", i, layer.recurrent_states[0], state_shape, hint)
+    common = window_layer(cache, config).common
+    if common is None:
+        return
+    if largest(common.stored) > config.window_size:
+        raise ValueError(
+            f"`past_key_values` holds a window of {largest(common.stored)} tokens, and this model's `window_size` is "
+            f"{config.window_size}: the cache was made by another model. {hint}"
+        )
+    kept = common.kept_columns - common.pinned_tokens
+    if common.kept_columns and kept != config.window_overlap:
+        raise ValueError(
+            f"`past_key_values` keeps {kept} tokens from before its window, and this model's `window_overlap` is "
+            f"{config.window_overlap}: the cache was made by another model. {hint}"
+        )
 
 
 def _check_shape(name: str, layer: int, tensor: torch.Tensor | None, expected: tuple[int, ...], hint: str) -> None:

@@ -340,8 +340,8 @@ needs_fp8 = pytest.mark.skipif(
 )
 
 
-def used_cache(**overrides):
-    return tiny_model(**overrides)(torch.ones(2, 5, dtype=torch.long)).past_key_values
+def used_cache(tokens=5, **overrides):
+    return tiny_model(**overrides)(torch.ones(2, tokens, dtype=torch.long)).past_key_values
 
 
 @every_way_in
@@ -377,6 +377,14 @@ def used_cache(**overrides):
             lambda: used_cache(linear_num_value_heads=8),
             r"The fast weights of layer 1 .* end in dimensions \(8, 8, 8\), this model's in \(4, 8, 8\)",
         ),
+        (
+            lambda: used_cache(tokens=9, window_size=12),
+            "holds a window of 9 tokens, and this model's `window_size` is 8: the cache was made by another model",
+        ),
+        (
+            lambda: used_cache(tokens=9, window_overlap=2),
+            "keeps 2 tokens from before its window, and this model's `window_overlap` is 0: the cache was made by",
+        ),
     ],
     ids=[
         "without config",
@@ -392,6 +400,8 @@ def used_cache(**overrides):
         "other hidden_size",
         "other key dim of S",
         "other heads of S",
+        "larger window",
+        "other overlap",
     ],
 )
 def test_a_foreign_cache_is_refused(model, call, make_cache, message):
