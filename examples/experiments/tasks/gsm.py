@@ -56,7 +56,15 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from .task import Example, Task, check_choice, check_context_length, check_questions_fit, word_level_tokenizer
+from .task import (
+    Example,
+    Task,
+    check_choice,
+    check_context_length,
+    check_questions_fit,
+    draw_depths,
+    word_level_tokenizer,
+)
 
 
 QUESTION_PLACES = ("after", "before")
@@ -285,7 +293,7 @@ class Gsm(Task):
         # How many operations each quantity takes: all depths occur, and none more often than others.
         plan = [0] * num_given + list(range(1, deepest + 1))
         plan += [1 + int(rng.random() * (deepest + 1)) for _ in range(self._num_sentences - len(plan))]
-        asked_depths = _draw_depths(rng, plan, self.questions, wanted)
+        asked_depths = draw_depths(rng, plan, self.questions, wanted)
         if self.question == "before":  # where there are fewer questions, further given numbers take their room
             plan += [0] * (self.questions - len(asked_depths))
         plan.sort()
@@ -523,18 +531,6 @@ class Gsm(Task):
                 if value is not None and not (kind == "product" and 0 in (a, b)):
                     belief[value] = belief.get(value, 0) + p * q
         return belief
-
-
-def _draw_depths(rng: random.Random, plan: Sequence[int], questions: int, wanted: Sequence[int]) -> list[int]:
-    """Draw the depths of the questions: uniform over those wanted of which the plan has quantities left."""
-    left = list(wanted)
-    depths = []
-    while len(depths) < questions and left:
-        depth = left[int(rng.random() * len(left))]
-        depths.append(depth)
-        if depths.count(depth) == plan.count(depth):
-            left.remove(depth)
-    return depths
 
 
 def _in_eval_split(problem: Sequence[tuple[str, int, int, int]]) -> bool:

@@ -306,6 +306,30 @@ def check_questions_fit(length: int, window_size: int):
         raise ValueError(f"window_size must hold all questions, {length} tokens, got {window_size}")
 
 
+def draw_depths(rng: random.Random, available: Sequence[int], questions: int, wanted: Sequence[int]) -> list[int]:
+    """
+    Draw the depths of an example's questions.
+
+    Parameters
+    ----------
+    rng : random.Random
+    available : sequence of int
+        The depth of everything that can be asked for, once each.
+    questions : int
+        How many are drawn, or fewer if there are not so many of the depths wanted.
+    wanted : sequence of int
+        Depths, of which those that are left are drawn evenly.
+    """
+    left = [depth for depth in wanted if depth in available]
+    depths = []
+    while len(depths) < questions and left:
+        depth = left[int(rng.random() * len(left))]
+        depths.append(depth)
+        if depths.count(depth) == available.count(depth):
+            left.remove(depth)
+    return depths
+
+
 def runs(flags: Iterable) -> Iterator[tuple[int, int]]:
     """Begin and end of every run of true flags: where the answers are."""
     begin = None
