@@ -25,7 +25,7 @@ from transformers.cache_utils import (
 )
 
 from .layers_sleep import DeltaNetState
-from .window_sleep import PerRow, largest, of_rows, per_row
+from .window_sleep import PerRow, of_rows, per_row
 
 
 class SleepState(NamedTuple):
@@ -393,18 +393,10 @@ def check_cache(cache: Cache, config) -> None:
         elif layer_type == "linear_attention":
             _check_shape("fast weights", i, layer.recurrent_states[0], state_shape, hint)
     common = window_layer(cache, config).common
-    if common is None:
-        return
-    if largest(common.stored) > config.window_size:
+    if common is not None and common.kept_columns not in (0, common.pinned_tokens + config.window_overlap):
         raise ValueError(
-            f"`past_key_values` holds a window of {largest(common.stored)} tokens, and this model's `window_size` is "
-            f"{config.window_size}: the cache was made by another model. {hint}"
-        )
-    kept = common.kept_columns - common.pinned_tokens
-    if common.kept_columns and kept != config.window_overlap:
-        raise ValueError(
-            f"`past_key_values` keeps {kept} tokens from before its window, and this model's `window_overlap` is "
-            f"{config.window_overlap}: the cache was made by another model. {hint}"
+            f"`past_key_values` keeps {common.kept_columns - common.pinned_tokens} tokens from before its window, and "
+            f"this model's `window_overlap` is {config.window_overlap}: the cache was made by another model. {hint}"
         )
 
 
