@@ -64,6 +64,8 @@ class SleepState(NamedTuple):
         Sum of the columns in which they stood, by which a mask that says otherwise is told.
     pinned_tokens : int
         How many of a text's first tokens are to keep their keys.
+    looped_layers : tuple[int, int] | None
+        Those of the model that has read, which what it keeps of the window belongs to. None: before the first token.
     """
 
     layers: tuple
@@ -81,6 +83,7 @@ class SleepState(NamedTuple):
     read: PerRow = 0
     places: PerRow = 0
     pinned_tokens: int = 0
+    looped_layers: tuple[int, int] | None = None
 
     @classmethod
     def empty(cls, num_layers: int) -> "SleepState":
@@ -393,6 +396,11 @@ def check_cache(cache: Cache, config) -> None:
         elif layer_type == "linear_attention":
             _check_shape("fast weights", i, layer.recurrent_states[0], state_shape, hint)
     common = window_layer(cache, config).common
+    if common is not None and common.looped_layers not in (None, config.looped_layers):
+        raise ValueError(
+            f"`past_key_values` holds what a `loop_span` of {common.looped_layers} replays, and this model's is "
+            f"{config.looped_layers}: the cache was made by another model. {hint}"
+        )
     if common is not None and common.kept_columns not in (0, common.pinned_tokens + config.window_overlap):
         raise ValueError(
             f"`past_key_values` keeps {common.kept_columns - common.pinned_tokens} tokens from before its window, and "

@@ -129,7 +129,8 @@ class SleepMemory(SleepCache):
         if len(kinds) > 1:
             raise ValueError(f"Memories to join must agree in dtype, device and `pinned_tokens`, got {kinds}.")
         seen, rows = max(state.seen for state in states), sum(memory.rows for memory in memories)
-        whole = SleepState.empty(len(states[0].layers))._replace(seen=seen, pinned_tokens=states[0].pinned_tokens)
+        same = {name: getattr(states[0], name) for name in ("pinned_tokens", "looped_layers")}
+        whole = SleepState.empty(len(states[0].layers))._replace(seen=seen, **same)
         first = 0
         for memory, state in zip(memories, states, strict=True):
             # Shorter texts count as padded on the left.
@@ -221,7 +222,8 @@ class SleepMemory(SleepCache):
         core = core_of(model)
         memory = cls(config=model.config)
         read_state(memory, model.config)  # which gives every layer of the cache its own class
-        memory.state = _placed(_from_named(tensors, record["state"], model.config.layer_types), core)
+        state = _placed(_from_named(tensors, record["state"], model.config.layer_types), core)
+        memory.state = state._replace(looped_layers=core.config.looped_layers)
         memory.sleep_passes, memory.interrupted = record["sleep_passes"], record["interrupted"]
         memory.notes = record["notes"]
         return memory

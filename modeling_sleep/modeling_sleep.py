@@ -469,8 +469,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         check_pinned_tokens(pinned_tokens, state, self.config)
         return state._replace(pinned_tokens=pinned_tokens)
 
-    @staticmethod
-    def _count(state: SleepState, tokens: Tokens, hidden_states: torch.Tensor) -> SleepState:
+    def _count(self, state: SleepState, tokens: Tokens, hidden_states: torch.Tensor) -> SleepState:
         """With what a call has read: how many tokens of each row, in which columns, and what the last one gave."""
         last = hidden_states[:, -1:]
         places = added(tokens.places, scaled(tokens.counts, state.seen))
@@ -480,6 +479,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             seen=state.seen + tokens.length,
             read=added(state.read, tokens.counts),
             places=added(state.places, places),
+            looped_layers=self.config.looped_layers,
         )
 
     def _windows_at_once(self, sleep: Sleep, callback, pinned_tokens: int, options: dict) -> int:

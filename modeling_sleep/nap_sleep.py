@@ -14,6 +14,8 @@ from .configuration_sleep import MAX_SLEEP_PASSES
 from .distributed_sleep import is_sharded
 
 
+ATTENTION = "sleep_attention"
+
 class Sleep(NamedTuple):
     """
     How long to sleep over a window: `sleep_passes=Sleep(passes=8, until=0.01)`.
@@ -24,7 +26,7 @@ class Sleep(NamedTuple):
         N, the most passes over a window, the one awake included.
     until : float | None
         A row is not passed again once a pass has changed its fast weights by less than this, as |S_j - S_{j-1}| /
-        |S_{j-1}| over those of the looped span. None: all passes are made.
+        |S_{j-1}| over those of the looped span, which must have some. None: all passes are made.
     least : int
         The fewest passes, whatever changes.
     """
@@ -200,7 +202,8 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
     Raises
     ------
     ValueError
-        If it is no number of passes, no [`Sleep`], or more than a model without fast weights can use.
+        If it is no number of passes, no [`Sleep`], more than a model without fast weights can use, or an `until` for one
+        that replays no memory.
     """
     if sleep_passes is None:
         sleep_passes = config.sleep_passes
@@ -224,10 +227,15 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
         raise ValueError(f"`sleep_passes` (N) is {sleep_passes}: no sleep needs more than {MAX_SLEEP_PASSES} passes.")
     if until is not None and (not isinstance(until, Real) or isinstance(until, bool) or not until > 0):
         raise ValueError(f"`until` is the relative change of S below which a sleep ends, above 0, got {until!r}.")
-    if sleep_passes > 1 and set(config.layer_types) == {"sleep_attention"}:
+    if sleep_passes > 1 and set(config.layer_types) == {ATTENTION}:
         raise ValueError(
             f"`sleep_passes` is {sleep_passes}, but a model of attention layers alone has no fast weights that a "
             "sleep could rewrite: it takes `sleep_passes=1`."
+        )
+    if until is not None and sleep_passes > 1 and set(config.layer_types[slice(*config.looped_layers)]) <= {ATTENTION}:
+        raise ValueError(
+            f"`until` is {until!r}, but no memory of this model is replayed (`loop_span` is {config.looped_layers}): its "
+            f"N writes are made at once, so that there is no pass to stop behind. Give the number, {sleep_passes}, alone."
         )
     return Sleep(int(sleep_passes), until, int(least))
 

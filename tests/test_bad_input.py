@@ -381,6 +381,10 @@ def used_cache(tokens=5, **overrides):
             lambda: used_cache(tokens=9, window_overlap=2),
             "keeps 2 tokens from before its window, and this model's `window_overlap` is 0: the cache was made by",
         ),
+        (
+            lambda: used_cache(loop_span=(0, 2)),
+            r"holds what a `loop_span` of \(0, 2\) replays, and this model's is \(0, 4\): the cache was made by",
+        ),
     ],
     ids=[
         "without config",
@@ -397,6 +401,7 @@ def used_cache(tokens=5, **overrides):
         "other key dim of S",
         "other heads of S",
         "other overlap",
+        "other loop",
     ],
 )
 def test_a_foreign_cache_is_refused(model, call, make_cache, message):

@@ -117,3 +117,19 @@ def test_generate_and_naps_take_it():
 def test_bad_numbers_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         make_model()(make_ids(1, 7), sleep_passes=Sleep(**{"passes": 3, **bad}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(layer_types=["sleep_attention", "recall_memory"] * 2, memory_layers=[1, 3], loop_span=(4, 4)),
+        dict(loop_span=(0, 1)),
+    ],
+    ids=["recall memory alone", "attention alone is looped"],
+)
+def test_where_no_memory_is_replayed_it_is_refused(options):
+    model, ids = make_model(**options), make_ids(1, 7)
+    for read in (model, model.generate):
+        with pytest.raises(ValueError, match="no memory of this model is replayed.*Give the number, 3, alone"):
+            read(ids, sleep_passes=Sleep(3, 0.1))
+    model(ids, sleep_passes=Sleep(1, 0.1))  # no pass to stop behind
