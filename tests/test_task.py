@@ -40,7 +40,9 @@ def test_collator_puts_every_token_in_its_place(task):
             pad = task.tokenizer().pad_token_id
             read = example["context_ids"] + example["question_ids"]
             assert batch["input_ids"][i].tolist() == [pad] * left + read + [pad] * right
-            assert batch["attention_mask"][i].tolist() == [0] * left + [1] * len(read) + [0] * right
+            fill = -len(example["context_ids"]) % task.window_size  # is read, so that the questions begin a window
+            mask = [0] * (left - fill) + [1] * (fill + len(read)) + [0] * right
+            assert batch["attention_mask"][i].tolist() == mask
             labels = [
                 token if labelled else IGNORE
                 for token, labelled in zip(example["question_ids"], example["answer_mask"])

@@ -154,8 +154,10 @@ class WindowCollator:
     """
     Batch examples so that contexts fill whole windows and the questions begin a new one.
 
-    The context is padded on its left, the questions on their right. Padding is masked, so the model skips it, and has
-    no label; labels stand on the answers alone, aligned with `input_ids` (they are shifted inside the model).
+    The context is padded on its left, the questions on their right. Padding is masked, so the model skips it, but for
+    what fills up a context's first window: that is read, as windows count what was read, and a question that found room
+    in a window of its context would be answered without any sleep. Labels stand on the answers alone, aligned with
+    `input_ids` (they are shifted inside the model).
 
     Parameters
     ----------
@@ -190,7 +192,7 @@ class WindowCollator:
         for i, example in enumerate(examples):
             begin, end = context - len(example["context_ids"]), context + len(example["question_ids"])
             input_ids[i, begin:end] = torch.tensor(example["context_ids"] + example["question_ids"])
-            attention_mask[i, begin:end] = 1
+            attention_mask[i, begin // self.window_size * self.window_size : end] = 1
             question, answered = input_ids[i, context:end], torch.tensor(example["answer_mask"], dtype=torch.bool)
             if len(question) != len(answered):
                 raise ValueError(f"answer_mask covers {len(answered)} tokens, the questions have {len(question)}")
