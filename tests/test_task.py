@@ -17,6 +17,7 @@ from examples.experiments.tasks.task import (
     make_stream,
     runs,
 )
+from modeling_sleep import SleepConfig, SleepForCausalLM
 
 
 TASK = Depo(words=8, max_depth=3, queries=2, window_size=8)  # contexts of 6 to 16 tokens, one or two windows
@@ -60,6 +61,22 @@ def test_labels_are_the_answers_and_the_tokens_they_stand_on(task):
     for labels, example in zip(batch["labels"], examples):
         answers = [token for answer in task.solve(example) for token in answer]
         assert labels[labels != IGNORE].tolist() == answers
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@torch.no_grad()
+def test_questions_see_nothing_of_a_context_but_what_a_sleep_has_kept(task):
+    """However few tokens it has: attention alone, which keeps nothing, answers as if there were another context."""
+    attention = ["sleep_attention"] * 2
+    sizes = dict(vocab_size=len(task.tokenizer()), window_size=task.window_size, num_hidden_layers=2)
+    model = SleepForCausalLM(SleepConfig.from_preset("tiny", layer_types=attention, sleep_passes=1, **sizes)).eval()
+    examples = task.examples(range(12))
+    others = [{**x, "context_ids": x["context_ids"][::-1]} for x in examples]
+    first, second = map(task.collator(), (examples, others))
+    assert not first["input_ids"].equal(second["input_ids"])
+    questions = slice(-max(len(x["question_ids"]) for x in examples), None)
+    logits = [model(x["input_ids"], x["attention_mask"]).logits[:, questions] for x in (first, second)]
+    torch.testing.assert_close(*logits, atol=1e-6, rtol=0)
 
 
 def test_a_full_context_is_not_padded():
