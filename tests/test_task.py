@@ -36,14 +36,13 @@ def test_collator_puts_every_token_in_its_place(task):
         for tensor in batch.values():
             assert tensor.shape == (10, context + questions) and tensor.dtype == torch.long
         for i, example in enumerate(examples):
-            left = context - len(example["context_ids"])
+            fill = -len(example["context_ids"]) % task.window_size  # is read, so that the questions begin a window
+            left = context - fill - len(example["context_ids"])
             right = questions - len(example["question_ids"])
             pad = task.tokenizer().pad_token_id
-            read = example["context_ids"] + example["question_ids"]
+            read = example["context_ids"] + [pad] * fill + example["question_ids"]
             assert batch["input_ids"][i].tolist() == [pad] * left + read + [pad] * right
-            fill = -len(example["context_ids"]) % task.window_size  # is read, so that the questions begin a window
-            mask = [0] * (left - fill) + [1] * (fill + len(read)) + [0] * right
-            assert batch["attention_mask"][i].tolist() == mask
+            assert batch["attention_mask"][i].tolist() == [0] * left + [1] * len(read) + [0] * right
             labels = [
                 token if labelled else IGNORE
                 for token, labelled in zip(example["question_ids"], example["answer_mask"])

@@ -154,10 +154,11 @@ class WindowCollator:
     """
     Batch examples so that contexts fill whole windows and the questions begin a new one.
 
-    The context is padded on its left, the questions on their right. Padding is masked, so the model skips it, but for
-    what fills up a context's first window: that is read, as windows count what was read, and a question that found room
-    in a window of its context would be answered without any sleep. Labels stand on the answers alone, aligned with
-    `input_ids` (they are shifted inside the model).
+    Whole windows are padded on the left, and the questions on their right; that is masked, so the model skips it. What
+    a context lacks of its last window is filled up behind it with padding that is read: windows count what was read,
+    and questions that found room in a window of their context would be answered without any sleep. (Before the context
+    it would be zeros that see nothing but zeros, through whose norms gradients grow with every pass until they are NaN.)
+    Labels stand on the answers alone, aligned with `input_ids` (they are shifted inside the model).
 
     Parameters
     ----------
@@ -190,9 +191,11 @@ class WindowCollator:
         attention_mask = torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORE)
         for i, example in enumerate(examples):
-            begin, end = context - len(example["context_ids"]), context + len(example["question_ids"])
-            input_ids[i, begin:end] = torch.tensor(example["context_ids"] + example["question_ids"])
-            attention_mask[i, begin // self.window_size * self.window_size : end] = 1
+            read = -(-len(example["context_ids"]) // self.window_size) * self.window_size
+            begin, end = context - read, context + len(example["question_ids"])
+            input_ids[i, begin : begin + len(example["context_ids"])] = torch.tensor(example["context_ids"])
+            input_ids[i, context:end] = torch.tensor(example["question_ids"])
+            attention_mask[i, begin:end] = 1
             question, answered = input_ids[i, context:end], torch.tensor(example["answer_mask"], dtype=torch.bool)
             if len(question) != len(answered):
                 raise ValueError(f"answer_mask covers {len(answered)} tokens, the questions have {len(question)}")
