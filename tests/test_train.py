@@ -260,6 +260,21 @@ def test_a_phase_changes_passes_and_learning_rate(run, tmp_path, monkeypatch):
         assert a.equal(b), name
 
 
+def test_a_run_ends_where_its_loss_is_no_number_with_the_last_good_checkpoint(tmp_path, monkeypatch):
+    recipe = load_recipe("rule110-mini", overrides=SMALL)
+    model, passes_at = build_model(recipe, 0), Training.passes_at
+
+    def overflow(training, step, seed):
+        if step == 4:
+            next(model.parameters()).data.fill_(torch.nan)
+        return passes_at(training, step, seed)
+
+    monkeypatch.setattr(Training, "passes_at", overflow)
+    with pytest.raises(FloatingPointError, match="The loss is nan at step 5.*last checkpoint is whole"):
+        train(recipe, model, tmp_path / "run", 0, cpu=True, save_steps=1)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
 def test_a_slice_logs_what_it_has_done(run):
     """Between two logs of the run, which are five steps apart: loss and seconds of a slice are not lost."""
     overrides = ("training.max_steps=500", "training.passes=[1]")

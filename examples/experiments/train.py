@@ -18,6 +18,7 @@ import contextlib
 import functools
 import gc
 import json
+import math
 import os
 import shlex
 import shutil
@@ -74,6 +75,17 @@ class StopAfter(TrainerCallback):
         # Clocks differ, and a process that stops by itself would leave the others waiting.
         if reduce(is_late) > 0 and state.global_step < state.max_steps:
             control.should_log = control.should_save = control.should_training_stop = True
+
+
+class Finite(TrainerCallback):
+    """End a run whose loss is no number any more, before the next checkpoint overwrites the last good one."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise FloatingPointError(
+                f"The loss is {logs['loss']} at step {state.global_step:,}: a step before it gave gradients that are no "
+                "numbers. The last checkpoint is whole. Lower the learning rates, or ask for fewer passes."
+            )
 
 
 class SecondsTrained(TrainerCallback):
@@ -140,6 +152,7 @@ def train(
         max_steps=training.max_steps,
         max_grad_norm=training.max_grad_norm,
         logging_steps=max(1, training.max_steps // 100),
+        logging_nan_inf_filter=False,  # which would log a loss of 0 in the place of NaN
         save_strategy="steps",
         save_steps=save_steps or max(1, training.max_steps // 10),
         save_total_limit=1,
@@ -173,7 +186,7 @@ def train(
         train_dataset=stream,
         data_collator=task.collator(),
         optimizers=(optimizer, build_scheduler(optimizer, training)),
-        callbacks=[SecondsTrained(), *([StopAfter(deadline)] if deadline is not None else [])],
+        callbacks=[Finite(), SecondsTrained(), *([StopAfter(deadline)] if deadline is not None else [])],
         passes_at=training.passes_at,
     )
     use_loss_bar(trainer)
