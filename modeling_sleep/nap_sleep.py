@@ -16,6 +16,7 @@ from .distributed_sleep import is_sharded
 
 ATTENTION = "sleep_attention"
 
+
 class Sleep(NamedTuple):
     """
     How long to sleep over a window: `sleep_passes=Sleep(passes=8, until=0.01)`.
