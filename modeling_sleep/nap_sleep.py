@@ -203,8 +203,8 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
     Raises
     ------
     ValueError
-        If it is no number of passes, no [`Sleep`], more than a model without fast weights can use, or an `until` for one
-        that replays no memory.
+        If it is no number of passes, no [`Sleep`], more than a model without fast weights can use, or an `until` for
+        one that replays no memory.
     """
     if sleep_passes is None:
         sleep_passes = config.sleep_passes
@@ -235,8 +235,9 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
         )
     if until is not None and sleep_passes > 1 and set(config.layer_types[slice(*config.looped_layers)]) <= {ATTENTION}:
         raise ValueError(
-            f"`until` is {until!r}, but no memory of this model is replayed (`loop_span` is {config.looped_layers}): its "
-            f"N writes are made at once, so that there is no pass to stop behind. Give the number, {sleep_passes}, alone."
+            f"`until` is {until!r}, but no memory of this model is replayed (`loop_span` is {config.looped_layers}): "
+            "its N writes are made at once, so that there is no pass to stop behind. Give the number, "
+            f"{sleep_passes}, alone."
         )
     return Sleep(int(sleep_passes), until, int(least))
 

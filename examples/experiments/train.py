@@ -83,8 +83,8 @@ class Finite(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not math.isfinite(logs.get("loss", 0.0)):
             raise FloatingPointError(
-                f"The loss is {logs['loss']} at step {state.global_step:,}: a step before it gave gradients that are no "
-                "numbers. The last checkpoint is whole. Lower the learning rates, or ask for fewer passes."
+                f"The loss is {logs['loss']} at step {state.global_step:,}: a step before it gave gradients that are "
+                "no numbers. The last checkpoint is whole. Lower the learning rates, or ask for fewer passes."
             )
 
 

@@ -156,8 +156,8 @@ class WindowCollator:
 
     Whole windows are padded on the left, and the questions on their right; that is masked, so the model skips it. What
     a context lacks of its last window is filled up behind it with padding that is read: windows count what was read,
-    and questions that found room in a window of their context would be answered without any sleep. (Before the context
-    it would be zeros that see nothing but zeros, through whose norms gradients grow with every pass until they are NaN.)
+    and questions that found room in a window of their context would be answered without any sleep. Before the context
+    that would be zeros that see only zeros, through whose norms gradients grow with every pass until they are NaN.
     Labels stand on the answers alone, aligned with `input_ids` (they are shifted inside the model).
 
     Parameters
