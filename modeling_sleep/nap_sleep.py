@@ -14,9 +14,6 @@ from .configuration_sleep import MAX_SLEEP_PASSES
 from .distributed_sleep import is_sharded
 
 
-ATTENTION = "sleep_attention"
-
-
 class Sleep(NamedTuple):
     """
     How long to sleep over a window: `sleep_passes=Sleep(passes=8, until=0.01)`.
@@ -228,12 +225,13 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
         raise ValueError(f"`sleep_passes` (N) is {sleep_passes}: no sleep needs more than {MAX_SLEEP_PASSES} passes.")
     if until is not None and (not isinstance(until, Real) or isinstance(until, bool) or not until > 0):
         raise ValueError(f"`until` is the relative change of S below which a sleep ends, above 0, got {until!r}.")
-    if sleep_passes > 1 and set(config.layer_types) == {ATTENTION}:
+    if sleep_passes > 1 and not config._holds_memory(config.layer_types):
         raise ValueError(
             f"`sleep_passes` is {sleep_passes}, but a model of attention layers alone has no fast weights that a "
             "sleep could rewrite: it takes `sleep_passes=1`."
         )
-    if until is not None and sleep_passes > 1 and set(config.layer_types[slice(*config.looped_layers)]) <= {ATTENTION}:
+    looped = config.layer_types[slice(*config.looped_layers)]
+    if until is not None and sleep_passes > 1 and not config._holds_memory(looped):
         raise ValueError(
             f"`until` is {until!r}, but no memory of this model is replayed (`loop_span` is {config.looped_layers}): "
             "its N writes are made at once, so that there is no pass to stop behind. Give the number, "
