@@ -244,6 +244,8 @@ class GatedDeltaNet(nn.Module):
             masked = ~window.padding_mask.unsqueeze(-1)
             log_decay = log_decay.masked_fill(masked, 0)
             beta = beta.masked_fill(masked, 0)
+        if window.written is not None:
+            beta = beta.masked_fill(~window.written.unsqueeze(-1), 0)
 
         output, recurrent_state = gated_delta_rule(query, key, value, log_decay, beta, recurrent_state)
         output = None if state_only else self._read_out(output, gate)

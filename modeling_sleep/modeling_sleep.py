@@ -374,7 +374,8 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         for number in range(2, sleep.passes + 1):
             before = self._looped_fast_weights(state)
             with adapters_of(self, rest.rows):
-                state = self._pass_again(state, window, last=number == sleep.passes and sleep.until is None)
+                written = window._replace(written=self._drop_writes(state, sleep))
+                state = self._pass_again(state, written, last=number == sleep.passes and sleep.until is None)
             after = self._looped_fast_weights(state)
             recorder.passed(before, after)
             passed, state = state, rest.after(number, state, before, after)
@@ -383,6 +384,13 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             if state is not passed:  # fewer rows
                 window = whole_window(self.config, state)
         return self._conclude(rest.all(state), whole).layers, rest.passes
+
+    def _drop_writes(self, state: SleepState, sleep: Sleep) -> torch.Tensor | None:
+        """Which of a window's tokens a pass writes, (batch, columns) of bool. None: all."""
+        if not (self.training and sleep.write_dropout):
+            return None
+        shape = state.kept_hidden_states.shape[:2]
+        return torch.rand(shape, device=state.kept_hidden_states.device) >= sleep.write_dropout
 
     def _pass_again(self, state: SleepState, window: Window, last: bool) -> SleepState:
         """One pass over the window. The `last` one ends with the last S that it has to write, if nothing follows."""

@@ -27,11 +27,16 @@ class Sleep(NamedTuple):
         |S_{j-1}| over those of the looped span, which must have some. None: all passes are made.
     least : int
         The fewest passes, whatever changes.
+    write_dropout : float
+        In training, the share of a window's tokens that a pass asleep leaves unwritten, drawn anew for every pass. What
+        a pass left out has to be made up for by a later one, so that late passes learn to work as early ones do. As
+        with any dropout, `model.eval()` ends it. Our own, not the paper's.
     """
 
     passes: int = 1
     until: float | None = None
     least: int = 1
+    write_dropout: float = 0.0
 
 
 class SleepEvent(NamedTuple):
@@ -205,16 +210,18 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
     """
     if sleep_passes is None:
         sleep_passes = config.sleep_passes
-    if isinstance(sleep_passes, list) and 1 <= len(sleep_passes) <= 3:  # as a generation config is saved
+    if isinstance(sleep_passes, list) and 1 <= len(sleep_passes) <= len(
+        Sleep._fields
+    ):  # as a generation config is saved
         sleep_passes = Sleep(*sleep_passes)
     if isinstance(sleep_passes, dict):  # as one can write it by hand
         if unknown := set(sleep_passes) - set(Sleep._fields):
             raise ValueError(f"`sleep_passes` has no {sorted(unknown)}: a `Sleep` has {Sleep._fields}.")
         sleep_passes = Sleep(**sleep_passes)
     # By name: a model loaded as remote code brings its own copy of the class.
-    until, least = None, 1
+    until, least, write_dropout = None, 1, 0.0
     if type(sleep_passes).__name__ == "Sleep":
-        sleep_passes, until, least = sleep_passes
+        sleep_passes, until, least, write_dropout = sleep_passes
     for name, number in (("sleep_passes", sleep_passes), ("least", least)):
         if not isinstance(number, Integral) or isinstance(number, bool) or number < 1:
             raise ValueError(
@@ -225,6 +232,8 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
         raise ValueError(f"`sleep_passes` (N) is {sleep_passes}: no sleep needs more than {MAX_SLEEP_PASSES} passes.")
     if until is not None and (not isinstance(until, Real) or isinstance(until, bool) or not until > 0):
         raise ValueError(f"`until` is the relative change of S below which a sleep ends, above 0, got {until!r}.")
+    if not isinstance(write_dropout, Real) or isinstance(write_dropout, bool) or not 0 <= write_dropout < 1:
+        raise ValueError(f"`write_dropout` is a probability: 0 <= `write_dropout` < 1, got {write_dropout!r}.")
     if sleep_passes > 1 and not config._holds_memory(config.layer_types):
         raise ValueError(
             f"`sleep_passes` is {sleep_passes}, but a model of attention layers alone has no fast weights that a "
@@ -237,7 +246,7 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
             "its N writes are made at once, so that there is no pass to stop behind. Give the number, "
             f"{sleep_passes}, alone."
         )
-    return Sleep(int(sleep_passes), until, int(least))
+    return Sleep(int(sleep_passes), until, int(least), write_dropout)
 
 
 class SleepMixin:

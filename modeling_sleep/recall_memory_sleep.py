@@ -308,6 +308,8 @@ class RecallMemoryLayer(nn.Module):
     def _write(self, state: RecallState, window: Window, writes: int, decays: bool) -> torch.Tensor:
         """S, into which the window's tokens have been written."""
         known, log_decay, beta = self.gates(state, window.live)
+        if window.written is not None:
+            beta = beta.masked_fill(~window.written, 0)
         key, value, S = self.key(known), state.values.to(beta.dtype), state.recurrent_state
         for n in range(writes):
             if n > 0 or not decays:

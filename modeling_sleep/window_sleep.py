@@ -80,6 +80,8 @@ class Window(NamedTuple):
         (batch, length) of bool, False at padding, which stands behind a row's tokens. None: there is none.
     live : torch.Tensor | None
         (batch, columns) of bool: which columns of a buffer hold tokens, the new ones included. None: all.
+    written : torch.Tensor | None
+        (batch, length) of bool: which of the tokens memories write. None: all.
     order : torch.Tensor | None
         (batch, columns): where in `[past | new]` each column of a grown buffer comes from. None: in that order.
     attention_mask : torch.Tensor | None
@@ -102,6 +104,7 @@ class Window(NamedTuple):
     positions: torch.Tensor
     padding_mask: torch.Tensor | None = None
     live: torch.Tensor | None = None
+    written: torch.Tensor | None = None
     order: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
     position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None

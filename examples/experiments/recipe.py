@@ -19,7 +19,7 @@ import numpy as np
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
-from modeling_sleep import SleepConfig
+from modeling_sleep import Sleep, SleepConfig
 
 from .tasks import TASKS, Task
 
@@ -57,15 +57,20 @@ class Phase:
     depth_by_passes : bool
         Whether a step with N passes is only asked for depths of up to N, so that few passes are not pressed for what
         is meant to take more of them.
+    write_dropout : float
+        What passes asleep leave unwritten (see [`Sleep`]), in steps with passes to spare: with at least twice as many
+        as the task's largest depth, so that what is asked can be answered all the same.
     """
 
     begin: float | int
     passes: list[int]
     lr_scale: float | int = 1.0
     depth_by_passes: bool = False
+    write_dropout: float | int = 0.0
 
     def validate_ranges(self):
         _check_passes(self.passes)
+        _check_between(self, 0, 0.99, "write_dropout")
         _check_between(self, 0, 1, "begin")
         _check_between(self, 0, math.inf, "lr_scale")
 
@@ -157,6 +162,12 @@ class Training:
     def passes_at(self, step: int, seed: int) -> int:
         """N of a step, drawn from those allowed."""
         return draw_passes(step, seed, self.allowed_passes(step))
+
+    def sleep_at(self, step: int, seed: int, max_depth: int) -> Sleep:
+        """How a step sleeps, whose deepest question is of `max_depth`."""
+        passes = self.passes_at(step, seed)
+        has_to_spare = passes >= 2 * max_depth
+        return Sleep(passes, write_dropout=self.phase_at(step).write_dropout if has_to_spare else 0.0)
 
     def deepest_asked(self, step: int, seed: int) -> int | None:
         """The deepest question that has a label in a step. None: all have."""

@@ -36,7 +36,7 @@ from safetensors.torch import load_model
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, get_scheduler, set_seed
 
-from modeling_sleep import SleepForCausalLM
+from modeling_sleep import Sleep, SleepForCausalLM
 from modeling_sleep.hub_upload.card import table, write_card
 
 from .controls import AmnesiacForCausalLM
@@ -54,7 +54,7 @@ from .tasks.task import runs
 class SleepTrainer(Trainer):
     """A [`Trainer`] that draws the number of passes of every training step; evaluation keeps to the config's."""
 
-    def __init__(self, *args, passes_at: Callable[[int, int], int], **kwargs):
+    def __init__(self, *args, passes_at: Callable[[int, int], int | Sleep], **kwargs):
         super().__init__(*args, **kwargs)
         self.passes_at = passes_at  # of a step and a seed
 
@@ -187,7 +187,7 @@ def train(
         data_collator=task.collator(),
         optimizers=(optimizer, build_scheduler(optimizer, training)),
         callbacks=[Finite(), SecondsTrained(), *([StopAfter(deadline)] if deadline is not None else [])],
-        passes_at=training.passes_at,
+        passes_at=functools.partial(training.sleep_at, max_depth=task.max_depth),
     )
     use_loss_bar(trainer)
     if begin < training.max_steps:
