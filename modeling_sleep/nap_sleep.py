@@ -28,9 +28,9 @@ class Sleep(NamedTuple):
     least : int
         The fewest passes, whatever changes.
     write_dropout : float
-        In training, the share of a window's tokens that a pass asleep leaves unwritten, drawn anew for every pass. What
-        a pass left out has to be made up for by a later one, so that late passes learn to work as early ones do. As
-        with any dropout, `model.eval()` ends it. Our own, not the paper's.
+        In training, the share of a window's tokens that a pass asleep leaves unwritten, drawn anew for every pass. A
+        later one has to make up for it, so that late passes learn to work as early ones do. As with any dropout,
+        `model.eval()` ends it. Our own, not the paper's.
     """
 
     passes: int = 1
@@ -205,14 +205,12 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
     Raises
     ------
     ValueError
-        If it is no number of passes, no [`Sleep`], more than a model without fast weights can use, or an `until` for
-        one that replays no memory.
+        If it is no number of passes, no [`Sleep`], more than a model without fast weights can use, an `until` for one
+        that replays no memory, or a `write_dropout` that is no probability.
     """
     if sleep_passes is None:
         sleep_passes = config.sleep_passes
-    if isinstance(sleep_passes, list) and 1 <= len(sleep_passes) <= len(
-        Sleep._fields
-    ):  # as a generation config is saved
+    if isinstance(sleep_passes, list) and 1 <= len(sleep_passes) <= 4:  # as a generation config is saved
         sleep_passes = Sleep(*sleep_passes)
     if isinstance(sleep_passes, dict):  # as one can write it by hand
         if unknown := set(sleep_passes) - set(Sleep._fields):

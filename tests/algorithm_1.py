@@ -55,8 +55,11 @@ def attention(layer, config, h, kept):
     return mixer.o_proj(torch.cat(heads, dim=-1)), (key, value)
 
 
-def gated_delta_net(layer, config, h, S):
-    """`S` is a list with one (value_dim, key_dim) matrix per head, as in the paper. Returns output and new S."""
+def gated_delta_net(layer, config, h, S, written):
+    """
+    `S` is a list with one (value_dim, key_dim) matrix per head, as in the paper; `written` says which tokens are
+    written, None for all. Returns output and new S.
+    """
     mixer = layer.linear_attn
     key_dim, value_dim = config.linear_key_head_dim, config.linear_value_head_dim
     group = config.linear_num_value_heads // config.linear_num_key_heads
@@ -84,6 +87,8 @@ def gated_delta_net(layer, config, h, S):
             beta = 1 / (1 + (-b[t, head]).exp())
             if config.linear_allow_neg_eigval:
                 beta = 2 * beta
+            if written is not None and not written[t]:
+                beta = 0
             identity = torch.eye(key_dim, dtype=h.dtype)
             S[head] = alpha * S[head] @ (identity - beta * torch.outer(k, k)) + beta * torch.outer(v, k)
             o = S[head] @ q / math.sqrt(key_dim)
@@ -92,7 +97,7 @@ def gated_delta_net(layer, config, h, S):
     return mixer.o_proj(torch.stack(tokens)), S
 
 
-def blocks(model, h, S, kept, layers):
+def blocks(model, h, S, kept, layers, written=None):
     """
     h, S <- Blocks(h, S) over the layers with these indices. `S` maps layer indices to matrices, `kept` to what is left
     of earlier windows. Returns h, S, and the window's keys and values of each attention layer.
@@ -102,7 +107,7 @@ def blocks(model, h, S, kept, layers):
         layer = model.model.layers[i]
         normed = rms_norm(h, layer.input_layernorm)
         if layer.layer_type == "linear_attention":
-            mixed, S[i] = gated_delta_net(layer, model.config, normed, S[i])
+            mixed, S[i] = gated_delta_net(layer, model.config, normed, S[i], written)
         else:
             mixed, keys_and_values[i] = attention(layer, model.config, normed, kept[i])
         h = h + mixed
@@ -129,14 +134,15 @@ def relative_change(before, after, layers):
     return (change / sum(old.pow(2).sum() for old, _ in matrices)).sqrt().item()
 
 
-def algorithm_1(model, tokens, passes, until=None, least=1, pinned_tokens=None, naps=(), taken=None):
+def algorithm_1(model, tokens, passes, until=None, least=1, pinned_tokens=None, naps=(), taken=None, written=()):
     """
     Logits of one text, and the fast weights after its last token.
 
     `tokens` is (length,). Every window but the last is slept over, also if it carries labels. With `until`, passes end
     when one changes S by less, but not before the `least`-th. The last `window_overlap` keys before a window stay,
     those of the first `pinned_tokens` for good. The model naps when it has read as many tokens as `naps` say. `taken`
-    is a list that hears how many passes each sleep took.
+    is a list that hears how many passes each sleep took. `written` says of one pass asleep after the other which tokens
+    of the window it writes; without, all.
     """
     config = model.config
     start, end = config.loop_span or (0, config.num_hidden_layers)
@@ -152,6 +158,7 @@ def algorithm_1(model, tokens, passes, until=None, least=1, pinned_tokens=None, 
     nothing = torch.zeros(0, config.num_key_value_heads * config.head_dim, dtype=model.dtype)
     keys = {i: nothing for i in range(config.num_hidden_layers) if i not in S}  # of all windows, as the wake made them
     values, kept, read = dict(keys), {i: (nothing, nothing, []) for i in keys}, 0
+    written = iter(written)
     windows, logits = cut_into_windows(tokens, config.window_size, naps), []
     for number, window in enumerate(windows):
         prelude, span, coda = range(start), range(start, end), range(end, config.num_hidden_layers)
@@ -165,7 +172,7 @@ def algorithm_1(model, tokens, passes, until=None, least=1, pinned_tokens=None, 
         n = 1
         while n < passes and start < end:
             S_before = S
-            h, S, _ = blocks(model, h, S, kept, span)
+            h, S, _ = blocks(model, h, S, kept, span, next(written, None))
             n += 1
             if until is not None and n >= least and relative_change(S_before, S, span) < until:
                 break

@@ -63,13 +63,16 @@ def read(layer, hidden_states, S, kept=()):
     return torch.stack(outputs)
 
 
-def write(layer, hidden_states, embeddings, S, decays=True, kept=()):
-    """S, (key_dim, value_dim), after the tokens of one window; those kept before it have been written."""
+def write(layer, hidden_states, embeddings, S, decays=True, kept=(), written=None):
+    """
+    S, (key_dim, value_dim), after the tokens of one window; those kept before it have been written. `written` says
+    which tokens are, None for all.
+    """
     x = [rms_norm(h, layer.input_layernorm) for h in (*kept, *hidden_states)]
     alpha = (-layer.A_log.exp()).exp() if decays else 1.0
     for t in range(len(kept), len(x)):
         S = alpha * S
-        if t == 0:
+        if t == 0 or (written is not None and not written[t - len(kept)]):
             continue
         f = hindsight(layer, x[len(kept) :], t - len(kept))
         known = torch.cat([context(layer, x, t - 1), f])

@@ -250,6 +250,23 @@ def test_a_replayed_span_reads_what_the_pass_before_has_written():
     torch.testing.assert_close(layer.forget(state, window).recurrent_state[0, 0], S)
 
 
+@torch.no_grad()
+def test_a_token_that_is_not_written_leaves_no_trace_in_a_pass():
+    layer = make_layer()
+    h, refined, e = torch.randn(3, 1, L, 16, dtype=torch.float64)
+    S = torch.randn(1, *S_shape(layer), dtype=torch.float64)
+    written = torch.arange(L) % 3 != 1
+    window = make_window(e)
+    _, state = layer(h, RecallState(S.unsqueeze(1)), window)
+    state = layer.begin(state, window._replace(written=written[None]))
+    expected = recall_reference.write(layer, h[0], e[0], S[0], decays=False, written=written)
+    torch.testing.assert_close(state.recurrent_state[0, 0], expected)
+    assert not torch.allclose(expected, recall_reference.write(layer, h[0], e[0], S[0], decays=False))
+    _, state = layer(refined, state, window)  # the last write is whole
+    expected = recall_reference.write(layer, refined[0], e[0], expected)
+    torch.testing.assert_close(layer.forget(state, window).recurrent_state[0, 0], expected)
+
+
 # Inside a model.
 
 

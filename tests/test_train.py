@@ -19,7 +19,7 @@ from examples.experiments.recipe import Phase, Training, draw_passes, list_varia
 from examples.experiments.tasks import Rule110, TaskStream, make_dataset
 from examples.experiments.tasks.task import IGNORE
 from examples.experiments.train import build_model, loss_curve, main, train
-from modeling_sleep import SleepConfig, SleepForCausalLM, SleepModel
+from modeling_sleep import Sleep, SleepConfig, SleepForCausalLM, SleepModel
 from modeling_sleep.hub_upload.__main__ import main as hub_upload
 from modeling_sleep.hub_upload.card import model_card, table
 
@@ -201,6 +201,18 @@ def test_few_passes_are_asked_for_what_they_can_answer():
     assert asked[20:] == [training.passes_at(step, seed=3) for step in range(20, 40)]
 
 
+def test_writes_are_dropped_where_there_are_passes_to_spare():
+    phases = [Phase(begin=0, passes=[8]), Phase(begin=0.5, passes=[7, 8, 12], write_dropout=0.3)]
+    training = Training(passes=[7, 8, 12], phases=phases, batch_size=8, max_steps=40)
+    sleeps = [training.sleep_at(step, seed=3, max_depth=4) for step in range(40)]
+    assert sleeps[:20] == [Sleep(8)] * 20
+    assert set(sleeps[20:]) == {Sleep(7), Sleep(8, write_dropout=0.3), Sleep(12, write_dropout=0.3)}
+    with pytest.raises(ValueError, match="write_dropout must be from 0 to 0.99, got 1"):
+        load_recipe(
+            "paths-mini", overrides=['training.phases=[{"begin": 0, "passes": [1, 2, 4], "write_dropout": 1}]']
+        )
+
+
 # Training
 
 
@@ -336,7 +348,7 @@ def test_training_draws_passes_and_evaluation_does_not(run, monkeypatch):
     monkeypatch.setattr(SleepForCausalLM, "forward", spy)
     recipe, _, trainer = run("training.passes_ramp=1.0", seed=3)
     allowed = [[1], [1], [1, 2], [1, 2], [1, 2], [1, 2]]
-    assert seen == [(True, draw_passes(step, 3, passes)) for step, passes in enumerate(allowed)]
+    assert seen == [(True, Sleep(draw_passes(step, 3, passes))) for step, passes in enumerate(allowed)]
     seen.clear()
     trainer.evaluate(make_dataset(recipe.task, 2, split="eval"))
     assert seen == [(False, None)]
