@@ -141,8 +141,8 @@ def algorithm_1(model, tokens, passes, until=None, least=1, pinned_tokens=None, 
     `tokens` is (length,). Every window but the last is slept over, also if it carries labels. With `until`, passes end
     when one changes S by less, but not before the `least`-th. The last `window_overlap` keys before a window stay,
     those of the first `pinned_tokens` for good. The model naps when it has read as many tokens as `naps` say. `taken`
-    is a list that hears how many passes each sleep took. `written` says of one pass asleep after the other which tokens
-    of the window it writes; without, all.
+    is a list that hears how many passes each sleep took. `written` says of one pass asleep after the other which of
+    the window's tokens it writes; without, all.
     """
     config = model.config
     start, end = config.loop_span or (0, config.num_hidden_layers)

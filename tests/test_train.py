@@ -477,6 +477,20 @@ def test_a_finished_run_can_be_asked_more(tmp_path, capsys):
     assert (run / "results.json").read_text() == results
 
 
+def test_a_run_can_be_asked_without_its_memory(tmp_path):
+    run = tmp_path / "run"
+    main(["rule110-mini", "--output", str(run), "--cpu", "--set", *SMALL])
+    evaluate_run.main([str(run), "--cpu", "--amnesia", "--num-examples", "40", "--output", str(tmp_path / "amnesia")])
+    recipe = load_recipe("rule110-mini", overrides=SMALL)
+    expected = AmnesiacForCausalLM.from_pretrained(run)
+    asked = json.loads((tmp_path / "amnesia.json").read_text())
+    assert asked["amnesia"] and type(expected.model) is AmnesiacModel
+    evaluation = dataclasses.asdict(dataclasses.replace(recipe.evaluation, num_examples=40))
+    assert asked["counts"] == evaluate_by_depth(expected, recipe.task, seed=0, **evaluation)
+    by_passes = [{x["depth"]: x["correct"] for x in asked["counts"] if x["passes"] == n} for n in (1, 2)]
+    assert by_passes[0] == by_passes[1]  # a sleep without memory changes nothing
+
+
 def test_what_cannot_be_asked_is_said_first(tmp_path):
     run = tmp_path / "run"
     alone = ["training.passes=[1]", "evaluation.passes=[1]"]

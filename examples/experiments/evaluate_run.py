@@ -3,7 +3,8 @@
     python -m examples.experiments.evaluate_run runs/gsm-mini/any-N-seed1 --passes 1 2 4 8 16 32 --depths 1 2 3 4 5 6
 
 The folder is one that `train.py` or `run_grid.py` has finished; its results stay as they are. What is not said is as
-in the recipe. `--output NAME` keeps the counts, with their intervals, as NAME.json, and draws them as NAME.png.
+in the recipe. `--amnesia` is a control: what is answered without memory. `--output NAME` keeps the counts, with their
+intervals, as NAME.json, and draws them as NAME.png.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from accelerate import PartialState
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.hub_upload.card import table
 
+from .controls import AmnesiacForCausalLM
 from .evaluation import evaluate_by_depth
 from .plot_results import plot_results
 from .recipe import Evaluation, build_task
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None):
     parser.add_argument("--num-examples", type=int, help="examples per depth")
     parser.add_argument("--batch-size", type=int, help="examples per forward pass")
     parser.add_argument("--seed", type=int, default=0, help="of the examples; 0 are those of the results")
+    parser.add_argument("--amnesia", action="store_true", help="zero the fast weights, too, at the end of a window")
     parser.add_argument("--output", type=Path, metavar="NAME", help="of NAME.json for the counts and NAME.png")
     parser.add_argument("--cpu", action="store_true", help="leave accelerators alone")
     args = parser.parse_args(argv)
@@ -48,7 +51,8 @@ def main(argv: Sequence[str] | None = None):
 
     torch.set_num_threads(1)  # more seldom help a small model
     state = PartialState(cpu=args.cpu)
-    model = SleepForCausalLM.from_pretrained(args.run).to(state.device)
+    model_class = AmnesiacForCausalLM if args.amnesia else SleepForCausalLM
+    model = model_class.from_pretrained(args.run).to(state.device)
     evaluation.check(task, model.config)
     asked = dataclasses.asdict(evaluation)
     counts = evaluate_by_depth(model, task, seed=args.seed, **asked)
@@ -57,7 +61,13 @@ def main(argv: Sequence[str] | None = None):
     print(table(counts, task.depth_name, results["training"]["passes"]))
     if args.output:
         about = {"run": {name: results[name] for name in ("recipe", "variant", "seed", "commit")}}
-        about |= {"seed": args.seed, "evaluation": asked, "task": results["task"], "training": results["training"]}
+        about |= {
+            "seed": args.seed,
+            "amnesia": args.amnesia,
+            "evaluation": asked,
+            "task": results["task"],
+            "training": results["training"],
+        }
         about |= {"depth_name": task.depth_name, "counts": counts}
         args.output.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(about, indent=1) + "\n"
