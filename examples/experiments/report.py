@@ -24,13 +24,14 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from modeling_sleep.configuration_sleep import MAX_SLEEP_PASSES
 from modeling_sleep.hub_upload.card import markdown_table
 
 from . import figures
 
 
 ANY = "any N"
-GROWING = "N grows"
+GROWING = ("N grows", "N grows, write dropout")
 CONTROLS = ("amnesia", "full cache", "deeper", "longer", "attention only")
 FIELDS = {
     **dict.fromkeys(("recipe", "variant", "depth_name", "commit", "device"), str),
@@ -66,11 +67,13 @@ def rank(variant: str) -> tuple[int, float]:
     """Order of variants: a model per N, then any N (at once, after one N, after a growing N), then controls."""
     if match := re.fullmatch(r"N=([1-9]\d*)( first)?", variant):
         return (1 if match[2] else 0), int(match[1])
-    if variant in (ANY, GROWING):
-        return 1, 0 if variant == ANY else math.inf
+    if variant == ANY:
+        return 1, 0
+    if variant in GROWING:
+        return 1, MAX_SLEEP_PASSES + 1 + GROWING.index(variant)  # behind those that begin with one N
     if variant in CONTROLS:
         return 2, CONTROLS.index(variant)
-    known = ", ".join((ANY, GROWING, *CONTROLS))
+    known = ", ".join((ANY, *GROWING, *CONTROLS))
     raise ValueError(f"unknown variant {variant!r}; there are N=1, N=2, ..., N=1 first, N=2 first, ..., {known}")
 
 
