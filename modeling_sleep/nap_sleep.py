@@ -205,8 +205,8 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
     Raises
     ------
     ValueError
-        If it is no number of passes, no [`Sleep`], more than a model without fast weights can use, an `until` for one
-        that replays no memory, or a `write_dropout` that is no probability.
+        If it is no number of passes, no [`Sleep`], more than a model without fast weights can use, an `until` or
+        `write_dropout` for one that replays no memory, or a `write_dropout` that is no probability.
     """
     if sleep_passes is None:
         sleep_passes = config.sleep_passes
@@ -238,11 +238,11 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
             "sleep could rewrite: it takes `sleep_passes=1`."
         )
     looped = config.layer_types[slice(*config.looped_layers)]
-    if until is not None and sleep_passes > 1 and not config._holds_memory(looped):
+    if (until is not None or write_dropout) and sleep_passes > 1 and not config._holds_memory(looped):
+        asked = f"`write_dropout` is {write_dropout!r}" if until is None else f"`until` is {until!r}"
         raise ValueError(
-            f"`until` is {until!r}, but no memory of this model is replayed (`loop_span` is {config.looped_layers}): "
-            "its N writes are made at once, so that there is no pass to stop behind. Give the number, "
-            f"{sleep_passes}, alone."
+            f"{asked}, but no memory of this model is replayed (`loop_span` is {config.looped_layers}): its N writes "
+            f"are made at once, so that there are no passes to tell apart. Give the number, {sleep_passes}, alone."
         )
     return Sleep(int(sleep_passes), until, int(least), write_dropout)
 

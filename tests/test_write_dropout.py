@@ -91,3 +91,11 @@ def test_what_is_no_probability_is_refused(bad):
 def test_a_list_names_it_as_a_saved_generation_config_does():
     model, ids = make_model(), make_ids(1, 17)
     assert_close(model(ids, sleep_passes=list(SLEEP)).logits, model(ids, sleep_passes=SLEEP).logits)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_where_no_memory_is_replayed_it_is_refused(training):
+    model, ids = make_model(loop_span=(0, 1)).train(training), make_ids(1, 7)
+    with pytest.raises(ValueError, match="`write_dropout` is 0.4, but no memory of this model is replayed.*alone"):
+        model(ids, sleep_passes=SLEEP)
+    model(ids, sleep_passes=SLEEP._replace(passes=1))  # no pass asleep
