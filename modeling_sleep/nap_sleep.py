@@ -210,7 +210,8 @@ def check_sleep_passes(sleep_passes: "int | Sleep | dict | list | None", config)
     """
     if sleep_passes is None:
         sleep_passes = config.sleep_passes
-    if isinstance(sleep_passes, list) and 1 <= len(sleep_passes) <= 4:  # as a generation config is saved
+    # As a generation config is saved.
+    if isinstance(sleep_passes, list) and 1 <= len(sleep_passes) <= len(Sleep._fields):
         sleep_passes = Sleep(*sleep_passes)
     if isinstance(sleep_passes, dict):  # as one can write it by hand
         if unknown := set(sleep_passes) - set(Sleep._fields):

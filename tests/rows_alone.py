@@ -4,8 +4,9 @@ A row is to get what its text gets alone, so each test reads a batch once, and i
 """
 
 import torch
+import torch.nn.functional as F
 from builders import UNEVEN, uneven_model
-from helpers import assert_close, fast_weights
+from helpers import assert_close, fast_weights, gradients_of
 from hypothesis import strategies as st
 
 from modeling_sleep import SleepForCausalLM
@@ -57,6 +58,17 @@ def masks(draw, batch=None, length=None):
 
 def make_ids(batch, length):
     return torch.randint(0, VOCABULARY, (batch, length))
+
+
+def assert_equals_algorithm_1(model, output, logits, S):
+    """One text's logits, S and gradients are those that `algorithm_1` gave: its `logits` and its `S`."""
+    assert_close(output.logits[0], logits)
+    for ours, i in zip(fast_weights(output.past_key_values), sorted(S), strict=True):
+        assert_close(ours[0], torch.stack(S[i]).mT)
+    labels = make_ids(1, len(logits))[0]
+    ours, theirs = (gradients_of(F.cross_entropy(x, labels), model) for x in (output.logits[0], logits))
+    for name, gradient in ours.items():
+        assert (gradient - theirs[name]).norm() <= 1e-9 + 1e-8 * theirs[name].norm(), name
 
 
 def first_attention(cache):

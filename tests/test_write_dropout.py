@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from algorithm_1 import algorithm_1
-from helpers import assert_close, fast_weights, gradients, gradients_of, largest_difference
+from helpers import assert_close, gradients, largest_difference
 from hypothesis import given
 from hypothesis import strategies as st
-from rows_alone import SPANS, make_ids, make_model
+from rows_alone import SPANS, assert_equals_algorithm_1, make_ids, make_model
 
 from modeling_sleep import Sleep, SleepModel
 
@@ -36,13 +35,7 @@ def test_equals_algorithm_1(passes, dropout, window_size, span, length, until):
         draws = keep_draws(patch)
         output = model(ids, sleep_passes=Sleep(passes, until, write_dropout=dropout), use_cache=True)
     expected, S = algorithm_1(model, ids[0], passes, until, written=[written[0] for written in draws])
-    assert_close(output.logits[0], expected)
-    for ours, i in zip(fast_weights(output.past_key_values), sorted(S), strict=True):
-        assert_close(ours[0], torch.stack(S[i]).mT)
-    labels = make_ids(1, length)[0]
-    ours, theirs = (gradients_of(F.cross_entropy(logits, labels), model) for logits in (output.logits[0], expected))
-    for name, gradient in ours.items():
-        assert (gradient - theirs[name]).norm() <= 1e-9 + 1e-8 * theirs[name].norm(), name
+    assert_equals_algorithm_1(model, output, expected, S)
 
 
 @torch.no_grad()
