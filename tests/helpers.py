@@ -32,6 +32,12 @@ def largest_difference(first: dict, second: dict) -> float:
     return max((first[name] - second[name]).abs().max().item() for name in first)
 
 
+def assert_same_gradients(ours: dict, theirs: dict) -> None:
+    """Each as close to its other as float64 allows, for its size."""
+    for name, gradient in ours.items():
+        assert (gradient - theirs[name]).norm() <= 1e-9 + 1e-8 * theirs[name].norm(), name
+
+
 def assert_close(ours, expected, atol=1e-9) -> None:
     """In every number, however large it is."""
     torch.testing.assert_close(ours, expected, atol=atol, rtol=0)

@@ -6,7 +6,7 @@ A row is to get what its text gets alone, so each test reads a batch once, and i
 import torch
 import torch.nn.functional as F
 from builders import UNEVEN, uneven_model
-from helpers import assert_close, fast_weights, gradients_of
+from helpers import assert_close, assert_same_gradients, fast_weights, gradients_of
 from hypothesis import strategies as st
 
 from modeling_sleep import SleepForCausalLM
@@ -66,9 +66,7 @@ def assert_equals_algorithm_1(model, output, logits, S):
     for ours, i in zip(fast_weights(output.past_key_values), sorted(S), strict=True):
         assert_close(ours[0], torch.stack(S[i]).mT)
     labels = make_ids(1, len(logits))[0]
-    ours, theirs = (gradients_of(F.cross_entropy(x, labels), model) for x in (output.logits[0], logits))
-    for name, gradient in ours.items():
-        assert (gradient - theirs[name]).norm() <= 1e-9 + 1e-8 * theirs[name].norm(), name
+    assert_same_gradients(*(gradients_of(F.cross_entropy(x, labels), model) for x in (output.logits[0], logits)))
 
 
 def first_attention(cache):
