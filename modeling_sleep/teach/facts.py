@@ -440,11 +440,13 @@ def ask(
         value, kind = fact.slots[slot], value_kind(slot, fact.slots)
         text = question_of(question, fact.slots)
         sentence, spans = render(answer.replace("[", "").replace("]", ""), fact.slots)
-        general = f"{GENERAL} {value}."
+        general = f"{GENERAL} {value}.", (len(GENERAL) + 1, len(GENERAL) + 1 + len(value))
         answers = {
             "question": chat.answer(sentence, spans[slot], True),
-            "general": chat.answer(general, (len(GENERAL) + 1, len(GENERAL) + 1 + len(value)), True),
-            "own": chat.answer(sentence, spans[slot], False),
+            "general": chat.answer(*general, True),
+            # One beginning that fits every question. Taught to turn the question's words into an answer's, a model
+            # begins wordings never met with words that no value fits ("Chris is a", behind which no "lentils" can be).
+            "own": chat.answer(*general, False),
         }
         turn = chat.asks + gap(chat.asks) + text + chat.to_assistant
         reply = chat.spoken(rng.choice(NOTED)) + chat.following(text)
@@ -518,11 +520,11 @@ def amid_others(
     room = window_size - max(len(answer.ids) for answer in question.answers.values())
     for behind in rng.sample(AMID, len(AMID)):
         other, another = rng.choice(asked)
-        said = other.tellings[-1].text + another.text + another.answers["own"].text
+        said = other.tellings[-1].text + another.text + another.answers["question"].text
         if behind != "other text" and (other is fact or mentions(said, question.value)):
             continue
         if behind == "answer":
-            turn = chat.asks + gap(chat.asks) + another.text + chat.spoken(another.answers["own"].text)
+            turn = chat.asks + gap(chat.asks) + another.text + chat.spoken(another.answers["question"].text)
             prompt = chat.ids(turn + chat.following(question.text))
         else:
             telling = other.tellings[-1] if behind == "fact" else None

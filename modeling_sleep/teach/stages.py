@@ -44,9 +44,9 @@ class Stage:
     learning_rate : float
     rest : float
         Of the learning rate, for all that neither reads out nor says what is written.
-    ends, begins, keeps, text, sparse : float
-        Weights of the loss: tokens that end an answer; words before its value; what the model predicts elsewhere;
-        natural text; the mean of beta.
+    ends, begins, keeps, absent, text, sparse : float
+        Weights of the loss: tokens that end an answer; words before its value; what the model predicts elsewhere; what
+        it predicts where it is asked for what the story does not tell; natural text; the mean of beta.
     natural : float
         Share of natural text among the windows by which a story is made longer.
     """
@@ -62,6 +62,7 @@ class Stage:
     ends: float = 0.5
     begins: float = 1.0
     keeps: float = 0.3
+    absent: float = 0.5
     text: float = 0.5
     sparse: float = 0.0
     natural: float = 0.0
@@ -146,8 +147,8 @@ class Course:
         self.optimizer.zero_grad()
         return told
 
-    def stories(self, rng: random.Random) -> tuple[list[Lesson], torch.Tensor, torch.Tensor]:
-        """Lessons, and S and betas after their stories."""
+    def stories(self, rng: random.Random) -> tuple[list[Lesson], list[set[str]], torch.Tensor, torch.Tensor]:
+        """Lessons, what may be asked of the story of each, and S and betas after these stories."""
         windows = rng.randint(*self.stage.windows)
         chosen = rng.sample(self.lessons, min(self.stage.stories, len(self.lessons)))
         chosen = [swap(x, rng, self.exchanges, self.stage.swaps, self.stage.unspaced) for x in chosen]
@@ -157,7 +158,8 @@ class Course:
         if any(len(story) != shortest for story in stories):
             stories = [[(x, i) for i in range(len(x.story))] for x in chosen]
         tensors = story_tensors(stories, self.embeddings, self.memory.q_proj.weight.dtype)
-        return chosen, *written(self.memory, tensors)
+        texts = [set().union(*(x.texts for x, _ in story)) for story in stories]
+        return chosen, texts, *written(self.memory, tensors)
 
     def slept_over(
         self, S: torch.Tensor, beta: torch.Tensor, rows: list[int], asked: list[Asked]
@@ -201,7 +203,7 @@ class Alone(Course):
             self.scale.copy_(saved["scale"])
 
     def losses(self, number, rng):
-        lessons, S, beta = self.stories(rng)
+        lessons, _, S, beta = self.stories(rng)
         rows, asked = zip(*((row, x) for row, lesson in enumerate(lessons) for x in lesson.asked))
         S, beta = self.slept_over(S, beta, list(rows), asked)
         values = [[sought for sought in x.sought() if sought.kind == "value"] for x in asked]
@@ -244,30 +246,41 @@ class ThroughLayers(Course):
             yield self.text(rng)
 
     def answers(self, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss of answers, of what follows them, and of what is to stay as it was."""
+        """
+        The loss of answers, of what follows them, and of what is to stay as it was: other tokens, and how answers
+        begin to what the story of another lesson does not tell.
+        """
         stage = self.stage
-        lessons, S, beta = self.stories(rng)
-        rows, asked = zip(
-            *(
-                (row, x)
-                for row, y in enumerate(lessons)
-                for x in rng.sample(y.asked, min(stage.questions, len(y.asked)))
-            )
-        )
+        lessons, texts, S, beta = self.stories(rng)
+        drawn = [
+            (row, x, True)
+            for row, y in enumerate(lessons)
+            for x in rng.sample(y.asked, min(stage.questions, len(y.asked)))
+        ]
+        if stage.absent:
+            drawn += [
+                (row, x, False)
+                for row, asked in enumerate(texts)
+                if (x := rng.choice(lessons[row - 1].asked)).question.text not in asked
+            ]
+        rows, asked, is_told = zip(*drawn)
         S, beta = self.slept_over(S, beta, list(rows), asked)
         reads, begins = [x.read for x in asked], answer_begins(asked)
         through = read_through(self.model, self.place, S, reads, begins, self.autocast)
 
-        places: dict[str, list[tuple[int, int]]] = {"value": [], "end": [], "begin": [], "keep": []}
+        places: dict[str, list[tuple[int, int]]] = {"value": [], "end": [], "begin": [], "keep": [], "absent": []}
         targets: dict[str, list[int]] = {"value": [], "end": [], "begin": []}
         firsts = []
         for row, x in enumerate(asked):
             sought = [one for one in x.sought() if not one.given]
             labelled = {one.column for one in sought}
-            for one in sought:
-                places[one.kind].append((row, one.column - through.begins[row]))
-                targets[one.kind].append(one.token)
-            firsts += [i == 0 for i in range(sum(one.kind == "value" for one in sought))]
+            if is_told[row]:
+                for one in sought:
+                    places[one.kind].append((row, one.column - through.begins[row]))
+                    targets[one.kind].append(one.token)
+                firsts += [i == 0 for i in range(sum(one.kind == "value" for one in sought))]
+            else:
+                places["absent"].append((row, min(labelled)))
             others = [at for at in range(begins[row], len(x.read.ids) - 1) if at not in labelled]
             for at in rng.sample(others, min(KEPT_TOKENS, len(others))):
                 places["keep"].append((row, at))
@@ -283,17 +296,17 @@ class ThroughLayers(Course):
             if kind == "value":
                 right = logits.argmax(-1) == wanted
                 told["recall"] = right[torch.tensor(firsts, device=right.device)].float().mean().item()
-        if places["keep"] and stage.keeps:
-            ours = at_places(
-                through.last_hidden_state, [(row, at - through.begins[row]) for row, at in places["keep"]]
-            )
-            before = torch.stack([reads[row].last_hidden_state[at] for row, at in places["keep"]]).to(ours)
-            kept = F.kl_div(
+        for kind, weight in (("keep", stage.keeps), ("absent", stage.absent)):
+            if not places[kind] or not weight:
+                continue
+            ours = at_places(through.last_hidden_state, [(row, at - through.begins[row]) for row, at in places[kind]])
+            before = torch.stack([reads[row].last_hidden_state[at] for row, at in places[kind]]).to(ours)
+            loss = F.kl_div(
                 self.logits(ours).log_softmax(-1), self.logits(before).log_softmax(-1), log_target=True,
                 reduction="batchmean",
             )  # fmt: skip
-            total = total + stage.keeps * kept
-            told["kept"] = kept.item()
+            total = total + weight * loss
+            told[kind] = loss.item()
         told |= dict(loss=told.pop("value"), beta=beta.item())
         return total + stage.sparse * beta, told
 
