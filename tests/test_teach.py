@@ -413,6 +413,37 @@ def test_both_stages_learn(tokenizer, chat, tmp_path, family, overlap):
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
 
 
+def test_a_story_is_asked_for_what_it_does_not_tell(tokenizer, chat, tmp_path, monkeypatch):
+    """There the memory is to change nothing, which one that reads nothing out does."""
+    model = make_model(tokenizer, read_out=0.5)
+    place = model.config.memory_layers[0]
+    learned = the_lessons(model, chat, tmp_path, count=6)
+    course = ThroughLayers(FEW_THROUGH, model, place, learned, Exchanges({}, {}), 0)
+    stories, slept_over, drawn = course.stories, course.slept_over, []
+
+    def noted_stories(rng):
+        drawn.append(stories(rng))
+        return drawn[-1]
+
+    def noted_questions(S, beta, rows, asked):
+        drawn.append([(row, x.question.text) for row, x in zip(rows, asked)])
+        return slept_over(S, beta, rows, asked)
+
+    monkeypatch.setattr(course, "stories", noted_stories)
+    monkeypatch.setattr(course, "slept_over", noted_questions)
+    _, told = course.answers(random.Random(0))
+    (lessons, texts, *_), asked = drawn
+    absent = [text for row, text in asked if text not in texts[row]]
+    assert 0 < len(absent) <= len(lessons) < len(asked)
+    assert {text for row, text in asked if text in lessons[row].texts} | set(absent) == {text for _, text in asked}
+    assert told["absent"] > 1e-3
+    torch.nn.init.zeros_(model.model.layers[place].o_proj.weight)
+    _, silent = course.answers(random.Random(0))
+    assert abs(silent["absent"]) < 1e-3  # states are kept in half precision
+    course.stage = dataclasses.replace(course.stage, absent=0.0)
+    assert "absent" not in course.answers(random.Random(0))[1]
+
+
 def test_what_is_found_alone_is_told_and_why_the_rest_is_not(tokenizer, chat, tmp_path, monkeypatch):
     """Asked in the very words in which it was told, a value has the nearest key, as queries begin as keys do."""
     model = make_model(tokenizer).eval()
