@@ -39,6 +39,7 @@ from modeling_sleep.teach import alone, lengths, states
 from modeling_sleep.teach.card import section
 from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.estimate import SAMPLED, estimate, on_meta
+from modeling_sleep.teach.everyday import ANSWER, MEASURED, TAUGHT, everyday_reads
 from modeling_sleep.teach.facts import unit
 from modeling_sleep.teach.filler import sentences
 from modeling_sleep.teach.lessons import (
@@ -382,7 +383,7 @@ def test_natural_text_is_a_share_of_what_makes_stories_longer(tokenizer, chat, t
         assert sum(not x.asked for x in course.others) == round(share * len(course.others))
         story = story_of(learned[0], course.others, 40, random.Random(0))
         assert len(story) > len(learned[0].story) and any(not x.asked for x, _ in story) == bool(share)
-        chosen, _, S, beta = course.stories(random.Random(0))
+        chosen, S, beta = course.stories(random.Random(0))
         assert beta.shape[2] == L and S.shape[0] == len(chosen)
 
 
@@ -402,46 +403,37 @@ def test_both_stages_learn(tokenizer, chat, tmp_path, family, overlap):
     learned = the_lessons(model, chat, tmp_path, cut=0.5 if overlap else 0.0)
     natural = list(texts(StateCache(model, tmp_path), "train", 0, chat, L, 1))
     assert all(len(read.ids) == L for read in natural[0])
+    plain = list(everyday_reads(StateCache(model, tmp_path), learned, chat))
     base = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     for course in (
         Alone(FEW_ALONE, model, place, learned, Exchanges({}, {}), 0),
-        ThroughLayers(FEW_THROUGH, model, place, learned, Exchanges({}, {}), 0, texts=natural),
+        ThroughLayers(FEW_THROUGH, model, place, learned, Exchanges({}, {}), 0, texts=natural, plain=plain),
     ):
         before, told = loss_of(course), [course.step(number, 0.0) for number in range(2 * course.stage.steps)]
         assert loss_of(course) < before
-    assert {"recall", "end", "begin", "keep", "absent", "beta"} <= set().union(*told)
+    assert {"recall", "end", "begin", "keep", "plain", "beta"} <= set().union(*told)
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
 
 
-def test_a_story_is_asked_for_what_it_does_not_tell(tokenizer, chat, tmp_path, monkeypatch):
-    """There the memory is to change nothing, which one that reads nothing out does."""
+def test_behind_a_story_everyday_questions_are_to_be_answered_as_before(tokenizer, chat, tmp_path):
+    """There a memory that reads nothing out changes nothing, and one that does is told so."""
     model = make_model(tokenizer, read_out=0.5)
     place = model.config.memory_layers[0]
-    learned = the_lessons(model, chat, tmp_path, count=6)
-    course = ThroughLayers(FEW_THROUGH, model, place, learned, Exchanges({}, {}), 0)
-    stories, slept_over, drawn = course.stories, course.slept_over, []
-
-    def noted_stories(rng):
-        drawn.append(stories(rng))
-        return drawn[-1]
-
-    def noted_questions(S, beta, rows, asked):
-        drawn.append([(row, x.question.text) for row, x in zip(rows, asked)])
-        return slept_over(S, beta, rows, asked)
-
-    monkeypatch.setattr(course, "stories", noted_stories)
-    monkeypatch.setattr(course, "slept_over", noted_questions)
+    learned = the_lessons(model, chat, tmp_path)
+    plain = list(everyday_reads(StateCache(model, tmp_path), learned, chat))
+    assert 10 < len(plain) <= len(TAUGHT) and not set(TAUGHT) & set(MEASURED)
+    for x in plain:
+        text = tokenizer.decode(x.read.ids[: x.column + 1])
+        assert text.endswith(chat.to_assistant) and any(question in text for question in TAUGHT)
+        assert len(x.read.ids) == x.column + 1 + ANSWER <= L and x.read.kept_keys is not None
+    course = ThroughLayers(FEW_THROUGH, model, place, learned, Exchanges({}, {}), 0, plain=plain)
     _, told = course.answers(random.Random(0))
-    (lessons, texts, *_), asked = drawn
-    absent = [text for row, text in asked if text not in texts[row]]
-    assert 0 < len(absent) <= len(lessons) < len(asked)
-    assert {text for row, text in asked if text in lessons[row].texts} | set(absent) == {text for _, text in asked}
-    assert told["absent"] > 1e-3
+    assert told["plain"] > 1e-3
     torch.nn.init.zeros_(model.model.layers[place].o_proj.weight)
     _, silent = course.answers(random.Random(0))
-    assert abs(silent["absent"]) < 1e-3  # states are kept in half precision
-    course.stage = dataclasses.replace(course.stage, absent=0.0)
-    assert "absent" not in course.answers(random.Random(0))[1]
+    assert abs(silent["plain"]) < 1e-3  # states are kept in half precision
+    course.stage = dataclasses.replace(course.stage, everyday=0.0)
+    assert "plain" not in course.answers(random.Random(0))[1]
 
 
 def test_what_is_found_alone_is_told_and_why_the_rest_is_not(tokenizer, chat, tmp_path, monkeypatch):

@@ -334,7 +334,7 @@ def models(tokenizer):
 def brief(monkeypatch):
     """Answers of few tokens, to few questions."""
     monkeypatch.setattr(evaluate, "LENGTH", 6)
-    monkeypatch.setattr(evaluate, "EVERYDAY", evaluate.EVERYDAY[:2])
+    monkeypatch.setattr(evaluate, "MEASURED", evaluate.MEASURED[:2])
 
 
 def test_any_model_answers_behind_a_cache_as_without_one(tokenizer, models, brief):
@@ -405,5 +405,5 @@ def test_everyday_questions_are_answered_in_the_first_window_as_the_original_doe
     rows = list(
         evaluate.everyday(evaluate.Reader("original", models[0], chat), models[0], [unit("eval", 0, 0, chat, L)])
     )
-    assert len(rows) == 2 * len(evaluate.EVERYDAY)
+    assert len(rows) == 2 * len(evaluate.MEASURED)
     assert all(row["same"] for row in rows if row["behind"] == 0)

@@ -32,22 +32,13 @@ from transformers.cache_utils import Cache
 
 from ..outputs_sleep import CACHE
 from .chat import Chat
+from .everyday import MEASURED
 from .facts import BEGINNINGS, PATTERNS, Question, Unit, mentions, unit
 from .filler import sentences
 
 
 LENGTH = 32  # tokens of an answer in the model's own words, at most
 BETWEEN = (0, 1, 3, 6)  # windows of filler between story and questions, in turn: with stories of two, 1 to 8 sleeps
-EVERYDAY = (
-    "What is the capital of France?",
-    "What is 2+3?",
-    "Who wrote Hamlet?",
-    "Write one sentence about the sea.",
-    "How many legs does a spider have?",
-    "What is the opposite of cold?",
-    "Name three colours.",
-    "What is water made of?",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +236,7 @@ def everyday(reader: Reader, original: PreTrainedModel, units: Sequence[Unit]) -
         `same` (as the original), `repeats`.
     """
     chat, plain = reader.chat, Reader("original", original, reader.chat)
-    for number, text in enumerate(EVERYDAY):
+    for number, text in enumerate(MEASURED):
         told, _ = plain.write(chat.ids(chat.opening + text + chat.to_assistant))
         story = units[number % len(units)].story
         first = reader.write(chat.ids(chat.opening + text + chat.to_assistant))

@@ -19,8 +19,9 @@ from torch import nn
 
 from ..heads_sleep import SleepForCausalLM
 from ..recall_memory_sleep import RecallMemoryLayer
+from .everyday import Plain
 from .lessons import Asked, Exchanges, Lesson, story_of, story_tensors, swap, window_tensors
-from .reading import answer_begins, asleep_before, found_alone, read_through, written
+from .reading import LEAD, answer_begins, asleep_before, found_alone, read_through, written
 from .states import Read, computing_in
 
 
@@ -44,9 +45,9 @@ class Stage:
     learning_rate : float
     rest : float
         Of the learning rate, for all that neither reads out nor says what is written.
-    ends, begins, keeps, absent, text, sparse : float
-        Weights of the loss: tokens that end an answer; words before its value; what the model predicts elsewhere; what
-        it predicts where it is asked for what the story does not tell; natural text; the mean of beta.
+    ends, begins, keeps, everyday, text, sparse : float
+        Weights of the loss: tokens that end an answer; words before its value; what the model predicts elsewhere, and
+        where it is asked for what no story tells; natural text; the mean of beta.
     natural : float
         Share of natural text among the windows by which a story is made longer.
     """
@@ -62,7 +63,7 @@ class Stage:
     ends: float = 0.5
     begins: float = 1.0
     keeps: float = 0.3
-    absent: float = 0.5
+    everyday: float = 0.5
     text: float = 0.5
     sparse: float = 0.0
     natural: float = 0.0
@@ -75,6 +76,7 @@ THROUGH = Stage(
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
 KEPT_TOKENS = 2  # of each window that asks
+PLAIN_TOKENS = 5  # of each answer to what no story tells
 
 
 class Course:
@@ -95,6 +97,8 @@ class Course:
         In which the frozen layers compute.
     texts : list[list[Read]]
         Natural texts, each in windows.
+    plain : list[Plain]
+        What is asked behind stories that do not tell it.
     """
 
     def __init__(
@@ -107,9 +111,10 @@ class Course:
         seed: int,
         autocast: torch.dtype | None = None,
         texts: Sequence[list[Read]] = (),
+        plain: Sequence[Plain] = (),
     ):
         self.stage, self.model, self.place, self.lessons = stage, model, place, lessons
-        self.exchanges, self.seed, self.autocast, self.texts = exchanges, seed, autocast, texts
+        self.exchanges, self.seed, self.autocast, self.texts, self.plain = exchanges, seed, autocast, texts, plain
         self.others = [*lessons, *among(lessons, [Lesson(windows, [], {}) for windows in texts], stage.natural)]
         self.memory: RecallMemoryLayer = model.model.layers[place]
         self.optimizer = torch.optim.AdamW(self.groups(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
@@ -147,8 +152,8 @@ class Course:
         self.optimizer.zero_grad()
         return told
 
-    def stories(self, rng: random.Random) -> tuple[list[Lesson], list[set[str]], torch.Tensor, torch.Tensor]:
-        """Lessons, what may be asked of the story of each, and S and betas after these stories."""
+    def stories(self, rng: random.Random) -> tuple[list[Lesson], torch.Tensor, torch.Tensor]:
+        """Lessons, and S and betas after their stories."""
         windows = rng.randint(*self.stage.windows)
         chosen = rng.sample(self.lessons, min(self.stage.stories, len(self.lessons)))
         chosen = [swap(x, rng, self.exchanges, self.stage.swaps, self.stage.unspaced) for x in chosen]
@@ -158,8 +163,7 @@ class Course:
         if any(len(story) != shortest for story in stories):
             stories = [[(x, i) for i in range(len(x.story))] for x in chosen]
         tensors = story_tensors(stories, self.embeddings, self.memory.q_proj.weight.dtype)
-        texts = [set().union(*(x.texts for x, _ in story)) for story in stories]
-        return chosen, texts, *written(self.memory, tensors)
+        return chosen, *written(self.memory, tensors)
 
     def slept_over(
         self, S: torch.Tensor, beta: torch.Tensor, rows: list[int], asked: list[Asked]
@@ -203,7 +207,7 @@ class Alone(Course):
             self.scale.copy_(saved["scale"])
 
     def losses(self, number, rng):
-        lessons, _, S, beta = self.stories(rng)
+        lessons, S, beta = self.stories(rng)
         rows, asked = zip(*((row, x) for row, lesson in enumerate(lessons) for x in lesson.asked))
         S, beta = self.slept_over(S, beta, list(rows), asked)
         values = [[sought for sought in x.sought() if sought.kind == "value"] for x in asked]
@@ -246,44 +250,42 @@ class ThroughLayers(Course):
             yield self.text(rng)
 
     def answers(self, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
-        """
-        The loss of answers, of what follows them, and of what is to stay as it was: other tokens, and how answers
-        begin to what the story of another lesson does not tell.
-        """
+        """The loss of answers, of what follows them, and of what is to stay as it was."""
         stage = self.stage
-        lessons, texts, S, beta = self.stories(rng)
-        drawn = [
-            (row, x, True)
-            for row, y in enumerate(lessons)
-            for x in rng.sample(y.asked, min(stage.questions, len(y.asked)))
-        ]
-        if stage.absent:
-            drawn += [
-                (row, x, False)
-                for row, asked in enumerate(texts)
-                if (x := rng.choice(lessons[row - 1].asked)).question.text not in asked
-            ]
-        rows, asked, is_told = zip(*drawn)
-        S, beta = self.slept_over(S, beta, list(rows), asked)
+        lessons, told_S, beta = self.stories(rng)
+        rows, asked = zip(
+            *(
+                (row, x)
+                for row, y in enumerate(lessons)
+                for x in rng.sample(y.asked, min(stage.questions, len(y.asked)))
+            )
+        )
+        S, beta = self.slept_over(told_S, beta, list(rows), asked)
         reads, begins = [x.read for x in asked], answer_begins(asked)
+        plain = [rng.choice(self.plain) for _ in lessons] if self.plain and stage.everyday else []
+        if plain:  # each behind one of the stories
+            S = torch.cat([S, told_S])
+            reads += [x.read for x in plain]
+            begins += [max(0, x.column + 1 - LEAD) for x in plain]
         through = read_through(self.model, self.place, S, reads, begins, self.autocast)
 
-        places: dict[str, list[tuple[int, int]]] = {"value": [], "end": [], "begin": [], "keep": [], "absent": []}
+        places: dict[str, list[tuple[int, int]]] = {"value": [], "end": [], "begin": [], "keep": [], "plain": []}
         targets: dict[str, list[int]] = {"value": [], "end": [], "begin": []}
         firsts = []
         for row, x in enumerate(asked):
             sought = [one for one in x.sought() if not one.given]
             labelled = {one.column for one in sought}
-            if is_told[row]:
-                for one in sought:
-                    places[one.kind].append((row, one.column - through.begins[row]))
-                    targets[one.kind].append(one.token)
-                firsts += [i == 0 for i in range(sum(one.kind == "value" for one in sought))]
-            else:
-                places["absent"].append((row, min(labelled)))
+            for one in sought:
+                places[one.kind].append((row, one.column - through.begins[row]))
+                targets[one.kind].append(one.token)
+            firsts += [i == 0 for i in range(sum(one.kind == "value" for one in sought))]
             others = [at for at in range(begins[row], len(x.read.ids) - 1) if at not in labelled]
             for at in rng.sample(others, min(KEPT_TOKENS, len(others))):
                 places["keep"].append((row, at))
+        for row, x in enumerate(plain, len(asked)):
+            later = range(x.column + 1, len(x.read.ids) - 1)
+            columns = [x.column, *rng.sample(later, min(PLAIN_TOKENS - 1, len(later)))]
+            places["plain"] += [(row, at) for at in columns]
         told, total = {}, 0.0
         for kind, weight in (("value", 1.0), ("end", stage.ends), ("begin", stage.begins)):
             if not places[kind]:
@@ -296,7 +298,7 @@ class ThroughLayers(Course):
             if kind == "value":
                 right = logits.argmax(-1) == wanted
                 told["recall"] = right[torch.tensor(firsts, device=right.device)].float().mean().item()
-        for kind, weight in (("keep", stage.keeps), ("absent", stage.absent)):
+        for kind, weight in (("keep", stage.keeps), ("plain", stage.everyday)):
             if not places[kind] or not weight:
                 continue
             ours = at_places(through.last_hidden_state, [(row, at - through.begins[row]) for row, at in places[kind]])

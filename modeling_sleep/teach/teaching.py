@@ -16,6 +16,7 @@ from ..calibrate_sleep import calibrate_memory, open_read_out, weight_of
 from ..heads_sleep import SleepForCausalLM
 from .chat import Chat
 from .evaluate import Reader, answers, evaluation_units, everyday, natural_text, perplexity, table
+from .everyday import everyday_reads
 from .facts import BEGINNINGS
 from .lessons import exchanges, lessons, texts
 from .picture import draw_memory
@@ -141,6 +142,7 @@ def learn(
     learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
     reading = texts(store, "train", seed, chat, window_size, natural_texts)
     natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
+    plain = list(everyday_reads(store, learned, chat))
     others = exchanges(chat, SWAPPED, seed)
     if not progress.begun:
         begin(model, place, learned)
@@ -150,7 +152,7 @@ def learn(
         ("through", through, ThroughLayers, 1 - ALONE_SHARE),
     ):
         if name not in progress.finished:
-            lesson_plan = course(stage, model, place, learned, others, seed, store.autocast, natural)
+            lesson_plan = course(stage, model, place, learned, others, seed, store.autocast, natural, plain)
             progress.run(name, lesson_plan, None if seconds is None else seconds * share)
 
 
