@@ -54,7 +54,7 @@ from modeling_sleep.teach.lessons import (
     texts,
 )
 from modeling_sleep.teach.names import words
-from modeling_sleep.teach.reading import asleep_before, buffers, found_alone, read_through, written
+from modeling_sleep.teach.reading import asleep_before, buffers, queries_at, read_through, written
 from modeling_sleep.teach.stages import ALONE, THROUGH, Alone, ThroughLayers
 from modeling_sleep.teach.states import StateCache
 from modeling_sleep.teach.teaching import AMID, CUT, teach
@@ -383,8 +383,8 @@ def test_natural_text_is_a_share_of_what_makes_stories_longer(tokenizer, chat, t
         assert sum(not x.asked for x in course.others) == round(share * len(course.others))
         story = story_of(learned[0], course.others, 40, random.Random(0))
         assert len(story) > len(learned[0].story) and any(not x.asked for x, _ in story) == bool(share)
-        chosen, S, beta = course.stories(random.Random(0))
-        assert beta.shape[2] == L and S.shape[0] == len(chosen)
+        told = course.stories(random.Random(0))
+        assert told.beta.shape[2] == L and told.S.shape[0] == len(told.lessons)
 
 
 @torch.no_grad()
@@ -470,16 +470,16 @@ def test_the_command_tells_what_is_found_alone(tokenizer, tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_found_alone_reads_at_the_places_it_is_given(tokenizer, chat, tmp_path):
+def test_queries_are_made_at_the_places_that_are_given(tokenizer, chat, tmp_path):
     model = make_model(tokenizer)
     memory = model.model.layers[model.config.memory_layers[0]]
     learned = max(the_lessons(model, chat, tmp_path), key=lambda x: len(x.asked))
-    S = torch.randn(1, 1, memory.k_proj.out_features, memory.v_proj.out_features)
     reads = [x.read for x in learned.asked[:2]]
-    found = found_alone(memory, S[[0, 0]], reads, [[2, 4], [3]])
-    by_itself = torch.cat([found_alone(memory, S, [reads[0]], [[i]]) for i in (2, 4)])
-    torch.testing.assert_close(found[:2], by_itself, atol=1e-5, rtol=1e-5)
-    assert found.shape == (3, memory.v_proj.out_features)
+    query, is_place = queries_at(memory, reads, [[2, 4], [3]])
+    assert is_place.tolist() == [[True, True], [True, False]] and query.shape[-1] == memory.k_proj.out_features
+    for i, at in enumerate((2, 4)):
+        by_itself, _ = queries_at(memory, [reads[0]], [[at]])
+        torch.testing.assert_close(query[0, i], by_itself[0, 0], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("passes", [1, 3])

@@ -259,6 +259,20 @@ def story_tensors(
     return tensors
 
 
+def told_tokens(stories: list[list[tuple[Lesson, int]]]) -> torch.Tensor:
+    """(stories, tokens): what is told, with values exchanged, windows behind one another."""
+    return torch.tensor(
+        [
+            [
+                learned.swapped.get((i, at), token)
+                for learned, i in story
+                for at, token in enumerate(learned.story[i].ids)
+            ]
+            for story in stories
+        ]
+    )
+
+
 def window_tensors(stories: list[list[Read]], embeddings: torch.Tensor, dtype: torch.dtype) -> StoryTensors:
     """Of windows as they were read."""
     device = embeddings.device

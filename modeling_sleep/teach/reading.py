@@ -37,15 +37,43 @@ def written(
     tuple[torch.Tensor, torch.Tensor]
         (stories, 1, key_dim, value_dim) and (stories, windows, length).
     """
+    if passes == 1:
+        return written_at_once(memory, stories, S)[:2]
     known, log_decay, beta = gates_of(memory, stories)
-    if passes == 1:  # windows one behind the other are one long sequence to the rule
-        told = chosen(*(y.flatten(1, 2) for y in (known, stories.embeddings, log_decay, beta)))
-        return write(*keys_and_values(memory, *told), S), beta
     for told in zip(*(y.unbind(1) for y in (known, stories.embeddings, log_decay, beta)), strict=True):
         key, value, decay, step = keys_and_values(memory, *told)
         for n in range(passes):
             S = write(key, value, decay if n == 0 else torch.zeros_like(decay), step, S)
     return S, beta
+
+
+class WrittenKeys(NamedTuple):
+    """
+    Keys of what was written of stories.
+
+    Attributes
+    ----------
+    key : torch.Tensor
+        (stories, most, key_dim), before they are normalised.
+    place : torch.Tensor
+        (stories, most): which token of its story each belongs to, windows behind one another.
+    is_any : torch.Tensor
+        (stories, most) of bool: False for padding.
+    """
+
+    key: torch.Tensor
+    place: torch.Tensor
+    is_any: torch.Tensor
+
+
+def written_at_once(
+    memory: RecallMemoryLayer, stories: StoryTensors, S: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, WrittenKeys]:
+    """What [`written`] gives for one pass, and the keys. Windows behind one another are one sequence to the rule."""
+    known, log_decay, beta = gates_of(memory, stories)
+    place, *told = chosen(*(y.flatten(1, 2) for y in (known, stories.embeddings, log_decay, beta)))
+    keys_values = keys_and_values(memory, *told)
+    return write(*keys_values, S), beta, WrittenKeys(keys_values[0], place, told[-1] > 0)
 
 
 def gates_of(memory: RecallMemoryLayer, stories: StoryTensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -83,7 +111,7 @@ def chosen(
     known, embeddings = (y.gather(1, order.unsqueeze(-1).expand(-1, -1, y.shape[-1])) for y in (known, embeddings))
     decayed = log_decay.cumsum(1).gather(1, order)
     log_decay = decayed.diff(dim=1, prepend=decayed.new_zeros(len(beta), 1))
-    return known, embeddings, log_decay, beta.gather(1, order).masked_fill(place >= number, 0)
+    return order, known, embeddings, log_decay, beta.gather(1, order).masked_fill(place >= number, 0)
 
 
 def buffers(
@@ -141,17 +169,6 @@ def queries_at(
     positions, is_place = positions.to(weight.device), is_place.to(weight.device)
     chosen = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
     return memory.query(memory.context(chosen, state, positions)), is_place
-
-
-def found_alone(
-    memory: RecallMemoryLayer, S: torch.Tensor, reads: list[Read], places: list[list[int]]
-) -> torch.Tensor:
-    """
-    What S gives, without any layer of the model: (all places, value_dim), for S of each window, (windows, 1, key_dim,
-    value_dim), and what [`queries_at`] takes.
-    """
-    query, is_place = queries_at(memory, reads, places)
-    return recall(query, S)[is_place]
 
 
 class Through(NamedTuple):

@@ -1,7 +1,8 @@
 """The two stages of teaching. Nothing but the memory learns.
 
 1. The memory by itself: what S gives where an answer's value is to be predicted must be the value's code, among those
-   of some thousand words. No layer of the model runs. It teaches what is worth writing, and which keys find it.
+   of some thousand words; and of all keys that were written, the value's must be the nearest to the query. No layer of
+   the model runs. It teaches what is worth writing, and which keys find it.
 2. Through the layers behind it, which are frozen: the model must say the answer and end it. Elsewhere it is to predict
    what it predicts without a memory, and natural text at least as well.
 """
@@ -12,16 +13,26 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..heads_sleep import SleepForCausalLM
-from ..recall_memory_sleep import RecallMemoryLayer
+from ..recall_memory_sleep import RecallMemoryLayer, recall
 from .everyday import Plain
-from .lessons import Asked, Exchanges, Lesson, story_of, story_tensors, swap, window_tensors
-from .reading import LEAD, answer_begins, asleep_before, found_alone, read_through, written
+from .lessons import Asked, Exchanges, Lesson, story_of, story_tensors, swap, told_tokens, window_tensors
+from .reading import (
+    LEAD,
+    WrittenKeys,
+    answer_begins,
+    asleep_before,
+    queries_at,
+    read_through,
+    written,
+    written_at_once,
+)
 from .states import Read, computing_in
 
 
@@ -45,9 +56,10 @@ class Stage:
     learning_rate : float
     rest : float
         Of the learning rate, for all that neither reads out nor says what is written.
-    ends, begins, keeps, everyday, text, sparse : float
-        Weights of the loss: tokens that end an answer; words before its value; what the model predicts elsewhere, and
-        where it is asked for what no story tells; natural text; the mean of beta.
+    nearest, ends, begins, keeps, everyday, text, sparse : float
+        Weights of the loss: that a query is nearest to the key of what it seeks; tokens that end an answer; words
+        before its value; what the model predicts elsewhere, and where it is asked for what no story tells; natural
+        text; the mean of beta.
     natural : float
         Share of natural text among the windows by which a story is made longer.
     """
@@ -60,6 +72,7 @@ class Stage:
     unspaced: float = 0.0
     learning_rate: float = 2e-3
     rest: float = 1.0
+    nearest: float = 0.0
     ends: float = 0.5
     begins: float = 1.0
     keeps: float = 0.3
@@ -69,14 +82,36 @@ class Stage:
     natural: float = 0.0
 
 
-ALONE = Stage(steps=900, stories=8, windows=(2, 8), questions=99, learning_rate=4e-3, sparse=1.0)
+ALONE = Stage(steps=600, stories=8, windows=(2, 8), questions=99, learning_rate=4e-3, nearest=0.5, sparse=1.0)
 THROUGH = Stage(
     steps=700, stories=4, windows=(2, 32), questions=7, rest=0.15, unspaced=0.15, ends=1.0, sparse=3.0, natural=0.5
 )
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
+SHARPNESS = 3.0  # logarithm of what cosines of queries and keys are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
 KEPT_TOKENS = 2  # of each window that asks
 PLAIN_TOKENS = 5  # of each answer to what no story tells
+
+
+class Told(NamedTuple):
+    """
+    What a step tells.
+
+    Attributes
+    ----------
+    lessons : list[Lesson]
+    stories : list[list[tuple[Lesson, int]]]
+        Windows of lessons, of each lesson its own among them.
+    S, beta : torch.Tensor
+        After each story, (stories, 1, key_dim, value_dim); of its tokens, (stories, windows, length).
+    keys : WrittenKeys
+    """
+
+    lessons: list[Lesson]
+    stories: list[list[tuple[Lesson, int]]]
+    S: torch.Tensor
+    beta: torch.Tensor
+    keys: WrittenKeys
 
 
 class Course:
@@ -152,8 +187,8 @@ class Course:
         self.optimizer.zero_grad()
         return told
 
-    def stories(self, rng: random.Random) -> tuple[list[Lesson], torch.Tensor, torch.Tensor]:
-        """Lessons, and S and betas after their stories."""
+    def stories(self, rng: random.Random) -> Told:
+        """Lessons, and what is written of their stories."""
         windows = rng.randint(*self.stage.windows)
         chosen = rng.sample(self.lessons, min(self.stage.stories, len(self.lessons)))
         chosen = [swap(x, rng, self.exchanges, self.stage.swaps, self.stage.unspaced) for x in chosen]
@@ -163,7 +198,7 @@ class Course:
         if any(len(story) != shortest for story in stories):
             stories = [[(x, i) for i in range(len(x.story))] for x in chosen]
         tensors = story_tensors(stories, self.embeddings, self.memory.q_proj.weight.dtype)
-        return chosen, *written(self.memory, tensors)
+        return Told(chosen, stories, *written_at_once(self.memory, tensors))
 
     def slept_over(
         self, S: torch.Tensor, beta: torch.Tensor, rows: list[int], asked: list[Asked]
@@ -183,6 +218,7 @@ class Alone(Course):
     def __init__(self, *args, **options):
         embeddings = args[1].model.embed_tokens.weight
         self.scale = nn.Parameter(torch.tensor(SCALE, device=embeddings.device))
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS, device=embeddings.device))
         super().__init__(*args, **options)
         known = {i for x in self.lessons for read in x.story for i in read.ids}
         known |= {i for x in self.lessons for asked in x.asked for i in asked.answer.ids}
@@ -196,30 +232,74 @@ class Alone(Course):
     def groups(self) -> list[dict]:
         own = ("v_proj", "o_proj", "g_proj")
         parameters = [p for name, p in self.memory.named_parameters() if not name.startswith(own)]
-        return [dict(params=[*parameters, self.scale], share=1.0)]
+        return [dict(params=[*parameters, self.scale, self.sharpness], share=1.0)]
 
     def extra(self):
-        return {"scale": self.scale.detach().clone()}
+        return {name: getattr(self, name).detach().clone() for name in ("scale", "sharpness")}
 
     def resume(self, saved):
         super().resume(saved)
         with torch.no_grad():
             self.scale.copy_(saved["scale"])
+            self.sharpness.copy_(saved["sharpness"])
 
     def losses(self, number, rng):
-        lessons, S, beta = self.stories(rng)
-        rows, asked = zip(*((row, x) for row, lesson in enumerate(lessons) for x in lesson.asked))
-        S, beta = self.slept_over(S, beta, list(rows), asked)
+        told = self.stories(rng)
+        rows, asked = zip(*((row, x) for row, lesson in enumerate(told.lessons) for x in lesson.asked))
+        S, beta = self.slept_over(told.S, told.beta, list(rows), asked)
         values = [[sought for sought in x.sought() if sought.kind == "value"] for x in asked]
         places = [[sought.column for sought in value] for value in values]
-        found = found_alone(self.memory, S, [x.read for x in asked], places)
+        query, is_place = queries_at(self.memory, [x.read for x in asked], places)
+        found = recall(query, S)[is_place]
         targets = torch.tensor([sought.token for value in values for sought in value], device=found.device)
         scores = self.scale.exp() * (found.float() / found.shape[-1] ** 0.5) @ self.codes.T
         targets = self.number_of[targets]
         firsts = torch.tensor([i == 0 for value in values for i in range(len(value))], device=found.device)
         loss = F.cross_entropy(scores, targets)
         right = (scores.argmax(-1) == targets)[firsts].float().mean()
-        yield loss + self.stage.sparse * beta, dict(loss=loss.item(), recall=right.item(), beta=beta.item())
+        facts = dict(loss=loss.item(), recall=right.item(), beta=beta.item())
+        total = loss + self.stage.sparse * beta
+        scores, own = self.nearness(told, rows, asked, values, query)
+        if self.stage.nearest and len(own):
+            nearest = F.cross_entropy(scores, own)
+            total = total + self.stage.nearest * nearest
+            facts["nearest"] = (scores.argmax(-1) == own).float().mean().item()
+        yield total, facts
+
+    def nearness(
+        self, told: Told, rows: Sequence[int], asked: Sequence[Asked], values: list[list], query: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        How near the queries of values are to the keys of what was written of their stories.
+
+        What S gives is a sum over all keys, so that its loss says little of the single key that is mistaken for
+        another; this one says it (InfoNCE, arXiv 1807.03748, with the story's other keys as negatives).
+
+        Returns
+        -------
+        tuple[torch.Tensor, torch.Tensor]
+            (queries, most keys), -inf where there is no key or one of the same token elsewhere; and the number of the
+            key that is sought, (queries,). Values that were not written, or told in other tokens, are left out.
+        """
+        keys, length, sought = told.keys, told.beta.shape[-1], []
+        for number, (row, x, value) in enumerate(zip(rows, asked, values, strict=True)):
+            lesson = told.lessons[row]
+            places, window_of = lesson.places(x.question), {}
+            for window, (other, i) in enumerate(told.stories[row]):
+                if other is lesson:
+                    window_of[i] = window
+            if len(places) == len(x.value):
+                places = places[len(places) - len(value) :]
+                sought += [(number, i, row, window_of[w] * length + at) for i, (w, at) in enumerate(places)]
+        number, i, row, place = torch.tensor(sought, device=query.device).view(-1, 4).unbind(1)
+        tokens = told_tokens(told.stories).to(query.device)
+        is_own = (keys.place[row] == place.unsqueeze(1)) & keys.is_any[row]
+        is_same = tokens[row].gather(1, keys.place[row]) == tokens[row, place].unsqueeze(1)
+        key, query = F.normalize(keys.key, dim=-1), F.normalize(query[number, i], dim=-1)
+        scores = torch.cat([query[row == story] @ key[story].T for story in range(len(key))])
+        scores = (self.sharpness.exp() * scores).masked_fill(~keys.is_any[row] | (is_same & ~is_own), -torch.inf)
+        is_there = is_own.any(1)
+        return scores[is_there], is_own[is_there].int().argmax(1)
 
 
 class ThroughLayers(Course):
@@ -252,19 +332,19 @@ class ThroughLayers(Course):
     def answers(self, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of answers, of what follows them, and of what is to stay as it was."""
         stage = self.stage
-        lessons, told_S, beta = self.stories(rng)
+        story = self.stories(rng)
         rows, asked = zip(
             *(
                 (row, x)
-                for row, y in enumerate(lessons)
+                for row, y in enumerate(story.lessons)
                 for x in rng.sample(y.asked, min(stage.questions, len(y.asked)))
             )
         )
-        S, beta = self.slept_over(told_S, beta, list(rows), asked)
+        S, beta = self.slept_over(story.S, story.beta, list(rows), asked)
         reads, begins = [x.read for x in asked], answer_begins(asked)
-        plain = [rng.choice(self.plain) for _ in lessons] if self.plain and stage.everyday else []
+        plain = [rng.choice(self.plain) for _ in story.lessons] if self.plain and stage.everyday else []
         if plain:  # each behind one of the stories
-            S = torch.cat([S, told_S])
+            S = torch.cat([S, story.S])
             reads += [x.read for x in plain]
             begins += [max(0, x.column + 1 - LEAD) for x in plain]
         through = read_through(self.model, self.place, S, reads, begins, self.autocast)
