@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from huggingface_hub import ModelCard
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -54,7 +55,7 @@ from modeling_sleep.teach.lessons import (
     texts,
 )
 from modeling_sleep.teach.names import words
-from modeling_sleep.teach.reading import asleep_before, buffers, queries_at, read_through, written
+from modeling_sleep.teach.reading import asleep_before, buffers, gates_of, queries_at, read_through, written
 from modeling_sleep.teach.stages import ALONE, THROUGH, Alone, ThroughLayers
 from modeling_sleep.teach.states import StateCache
 from modeling_sleep.teach.teaching import AMID, CUT, teach
@@ -468,6 +469,45 @@ def test_the_command_tells_what_is_found_alone(tokenizer, tmp_path, capsys):
     assert all(f"{split}, {name}: " in told for split in ("known", "eval") for name in ("found", "nearest", "written"))
     assert alone.main([str(tmp_path / "nowhere")]) == 1
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_query_is_held_against_every_key_of_its_story(tokenizer, chat, tmp_path):
+    """The value's own key among all that were written, without those of the same token elsewhere."""
+    model = make_model(tokenizer)
+    place = model.config.memory_layers[0]
+    learned = the_lessons(model, chat, tmp_path, count=8)
+    course = Alone(FEW_ALONE, model, place, learned, exchanges(chat, 50, 0), 0)
+    torch.nn.init.normal_(course.memory.b_proj.weight)  # some tokens are written and some are not
+    told = course.stories(random.Random(3))
+    rows, asked = zip(*((row, x) for row, lesson in enumerate(told.lessons) for x in lesson.asked))
+    values = [[one for one in x.sought() if one.kind == "value"] for x in asked]
+    query, _ = queries_at(course.memory, [x.read for x in asked], [[one.column for one in value] for value in values])
+    scores, own = course.nearness(told, rows, asked, values, query)
+
+    known, _, beta = gates_of(course.memory, story_tensors(told.stories, course.embeddings, torch.float32))
+    keys = F.normalize(course.memory.key(known), dim=-1)
+    expected = []
+    for number, (row, x, value) in enumerate(zip(rows, asked, values)):
+        lesson, story = told.lessons[row], told.stories[row]
+        columns = [
+            (next(n for n, (y, i) in enumerate(story) if y is lesson and i == window), at)
+            for window, at in lesson.places(x.question)
+        ]
+        for j, (column, at) in enumerate(columns if len(columns) == len(value) else ()):
+            if beta[row, column, at] > 0:
+                token = lesson.swapped.get((story[column][1], at), lesson.story[story[column][1]].ids[at])
+                others = [
+                    y.swapped.get((i, c), read_token)
+                    for n, (y, i) in enumerate(story)
+                    for c, read_token in enumerate(y.story[i].ids)
+                    if beta[row, n, c] > 0
+                ]
+                cosine = F.normalize(query[number, j], dim=-1) @ keys[row, column, at]
+                expected.append((course.sharpness.exp() * cosine, len(others) - others.count(token) + 1))
+    assert 5 < len(expected) == len(own) and bool((beta == 0).any())
+    cosines, counts = zip(*expected)
+    torch.testing.assert_close(scores.gather(1, own.unsqueeze(1)).flatten(), torch.stack(cosines))
+    assert scores.isfinite().sum(1).tolist() == list(counts)
 
 
 def test_queries_are_made_at_the_places_that_are_given(tokenizer, chat, tmp_path):

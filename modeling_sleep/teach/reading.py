@@ -7,7 +7,7 @@ import torch
 from ..cache_sleep import SleepState
 from ..heads_sleep import SleepForCausalLM
 from ..masks_sleep import new_window
-from ..recall_memory_sleep import RecallMemoryLayer, RecallState, recall, write
+from ..recall_memory_sleep import RecallMemoryLayer, RecallState, write
 from ..window_sleep import per_row
 from .lessons import Asked, StoryTensors, window_tensors
 from .states import Read, attention_states, computing_in, kept_tensors
