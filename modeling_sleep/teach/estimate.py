@@ -14,9 +14,10 @@ from torch import nn
 
 from ..heads_sleep import SleepForCausalLM
 from .chat import Chat
+from .everyday import ANSWER
 from .facts import unit
 from .reading import LEAD
-from .stages import KEPT_TOKENS, TEXT_TOKENS, Stage
+from .stages import KEPT_TOKENS, PLAIN_TOKENS, TEXT_TOKENS, Stage
 from .teaching import AMID, CUT, check
 
 
@@ -103,8 +104,9 @@ def estimate(model: SleepForCausalLM, chat: Chat, alone: Stage, through: Stage, 
         return 6 * WRITTEN * matrices([memory]) * stage.stories * sum(stage.windows) / 2 * L
 
     asked, text = through.stories * min(through.questions, asked), TEXT_TOKENS / 2  # in a step; text in every other
-    behind_through = behind * (asked * (LEAD + answer) + text)
-    head_through = head * (asked * (answer + KEPT_TOKENS) + text)
+    plain = through.stories if through.everyday else 0
+    behind_through = behind * (asked * (LEAD + answer) + plain * (LEAD + ANSWER) + text)
+    head_through = head * (asked * (answer + KEPT_TOKENS) + plain * PLAIN_TOKENS + text)
     return Estimate(
         parameters=sum(p.numel() for p in memory.parameters()),
         memory=4 * config.recall_key_dim * config.recall_value_dim,
