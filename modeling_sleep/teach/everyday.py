@@ -4,17 +4,18 @@ A memory that is asked for facts alone learns that whoever asks wants a fact, an
 name three colours. So it is taught with these as well, behind stories.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 
+from ..heads_sleep import SleepForCausalLM
 from .chat import Chat, gap
 from .lessons import Lesson
 from .states import Read, StateCache
 
 
 ANSWER = 16  # tokens of the original's answer, at most
+STORIES = 8  # behind whose last windows it is asked
 MEASURED = (
     "What is the capital of France?",
     "What is 2+3?",
@@ -60,21 +61,38 @@ class Plain(NamedTuple):
 
 
 @torch.no_grad()
-def everyday_reads(cache: StateCache, learned: list[Lesson], chat: Chat) -> Iterator[Plain]:
+def everyday_reads(cache: StateCache, learned: list[Lesson], chat: Chat) -> list[Plain]:
     """
-    `TAUGHT`, each behind the last window of another story and followed by what the model begins to answer when it has
-    read nothing else. Those that do not fit into a window with it are left out.
+    `TAUGHT`, each behind the last window of a story and followed by what the model begins to answer when it has read
+    nothing else. Those that do not fit into a window with it are left out.
     """
     model, size = cache.model, cache.model.config.window_size
-    for number, text in enumerate(TAUGHT):
-        begun = chat.asks + gap(chat.asks) + text + chat.to_assistant
-        alone, prompt = chat.ids(chat.opening + text + chat.to_assistant), chat.ids(begun)
-        if max(len(alone), len(prompt)) + ANSWER > size:
-            continue
-        ids = torch.tensor([alone], device=model.device)
-        written = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=ANSWER, do_sample=False, pad_token_id=0
-        )
-        story = learned[number % len(learned)].story
-        _, [[read]] = cache.read([story[-1].ids], [prompt + written[0, ids.shape[1] :].tolist()])
-        yield Plain(read, len(prompt) - 1)
+    begins = chat.asks + gap(chat.asks)
+    prompts = [
+        (chat.ids(chat.opening + x + chat.to_assistant), chat.ids(begins + x + chat.to_assistant)) for x in TAUGHT
+    ]
+    fitting = [(alone, prompt) for alone, prompt in prompts if max(len(alone), len(prompt)) + ANSWER <= size]
+    asking = [prompt + ids for (_, prompt), ids in zip(fitting, begun_answers(model, [x for x, _ in fitting]))]
+    found = []
+    for number, lesson in enumerate(learned[:STORIES]):
+        rows = range(number, len(fitting), min(STORIES, len(learned)))
+        _, reads = cache.read([lesson.story[-1].ids], [asking[row] for row in rows])
+        found += [Plain(read, len(fitting[row][1]) - 1) for row, (read,) in zip(rows, reads, strict=True)]
+    return found
+
+
+def begun_answers(model: SleepForCausalLM, prompts: list[list[int]]) -> list[list[int]]:
+    """The first `ANSWER` tokens that the model writes, greedily, fewer where it ends before."""
+    if not prompts:
+        return []
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(x)) + x for x in prompts], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(x)) + [1] * len(x) for x in prompts], device=model.device)
+    written = model.generate(ids, attention_mask=mask, max_new_tokens=ANSWER, do_sample=False, pad_token_id=0)
+    eos = model.generation_config.eos_token_id
+    ends = set(eos if isinstance(eos, list) else [eos])
+    answers = []
+    for row in written[:, longest:].tolist():
+        end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+        answers.append(row[:end])
+    return answers

@@ -16,7 +16,7 @@ from ..calibrate_sleep import calibrate_memory, open_read_out, weight_of
 from ..heads_sleep import SleepForCausalLM
 from .chat import Chat
 from .evaluate import Reader, answers, evaluation_units, everyday, natural_text, perplexity, table
-from .everyday import TAUGHT, everyday_reads
+from .everyday import everyday_reads
 from .facts import BEGINNINGS
 from .lessons import exchanges, lessons, texts
 from .picture import draw_memory
@@ -142,8 +142,7 @@ def learn(
     learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
     reading = texts(store, "train", seed, chat, window_size, natural_texts)
     natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
-    reading = everyday_reads(store, learned, chat)
-    plain = list(tqdm(reading, "reading everyday questions", len(TAUGHT), dynamic_ncols=True))
+    plain = everyday_reads(store, learned, chat)
     others = exchanges(chat, SWAPPED, seed)
     if not progress.begun:
         begin(model, place, learned)
