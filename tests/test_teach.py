@@ -604,7 +604,7 @@ def test_frozen_layers_compute_in_half_precision(tokenizer, tmp_path):
         assert {parameter.dtype for parameter in memory.parameters()} == {torch.float32}
         memories.append(memory.q_proj.weight.detach())
     assert 0 < (memories[0] - memories[1]).norm() < 0.1 * memories[0].norm()
-    assert len(list((tmp_path / "states").iterdir())) == 2 * (4 + 1 + 4)  # lessons, a text, what is asked besides of each
+    assert len(list((tmp_path / "states").iterdir())) == 2 * (4 + 1 + 4)  # lessons, a text, everyday questions
 
 
 def test_other_settings_begin_anew(tokenizer, tmp_path):
