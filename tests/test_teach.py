@@ -424,9 +424,9 @@ def test_behind_a_story_everyday_questions_are_to_be_answered_as_before(tokenize
     plain = everyday_reads(StateCache(model, tmp_path), learned, chat)
     assert 10 < len(plain) <= len(TAUGHT) and not set(TAUGHT) & set(MEASURED)
     for x in plain:
-        text = tokenizer.decode(x.read.ids[: x.column + 1])
+        text = tokenizer.decode(x.read.ids[: x.begin])
         assert text.endswith(chat.to_assistant) and any(question in text for question in TAUGHT)
-        assert x.column + 1 < len(x.read.ids) <= min(x.column + 1 + ANSWER, L) and x.read.kept_keys is not None
+        assert x.begin < len(x.read.ids) <= min(x.begin + ANSWER, L) and x.read.kept_keys is not None
     course = ThroughLayers(FEW_THROUGH, model, place, learned, Exchanges({}, {}), 0, plain=plain)
     _, told = course.answers(random.Random(0))
     assert told["plain"] > 1e-3

@@ -30,7 +30,7 @@ from ..help_formatter import HelpFormatter
 from ..recall_memory_sleep import recall
 from .chat import Chat
 from .evaluate import share
-from .lessons import Asked, Lesson, lessons, story_of, story_tensors
+from .lessons import Asked, Lesson, lessons, story_of, story_tensors, told_tokens
 from .reading import gates_of, queries_at, written
 from .states import StateCache
 from .teaching import AMID, check
@@ -46,7 +46,7 @@ def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windo
     codes = F.normalize(memory.v_proj(embeddings).float(), dim=-1)
     for number, lesson in enumerate(learned):
         story = story_of(lesson, list(learned), windows, random.Random(number))
-        told = torch.tensor([token for other, i in story for token in other.story[i].ids])
+        told = told_tokens([story])[0]
         window_of = {i: window for window, (other, i) in enumerate(story) if other is lesson}
         tensors = story_tensors([story], embeddings, torch.float32)
         S, _ = written(memory, tensors, model.config.sleep_passes)

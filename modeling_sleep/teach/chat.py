@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,12 @@ class Chat:
 
     def ids(self, text: str) -> list[int]:
         return list(self.encode(text)[0]) if text else []
+
+    def ends(self, model: PreTrainedModel) -> list[int]:
+        """Tokens at which an answer of the model is over: that of the template, and those that the model knows of."""
+        eos = model.generation_config.eos_token_id
+        known = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        return list({self.ids(self.end)[0], *known})
 
     def answer(self, text: str, span: tuple[int, int], given: bool) -> Answer:
         """The tokens of an answer whose value stands from one character to another."""

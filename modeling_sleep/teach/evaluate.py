@@ -80,7 +80,7 @@ class Reader:
 
     def write(self, ids: Sequence[int], cache: Cache | None = None, before: Sequence[int] = ()) -> tuple[str, bool]:
         """A greedy answer behind tokens, of which `before` are in the cache, and whether it came to its end."""
-        ends = list({self.chat.ids(self.chat.end)[0], *self._eos()})
+        ends = self.chat.ends(self.model)
         row = self._row([*before, *ids])
         written = self.model.generate(
             input_ids=row,
@@ -99,10 +99,6 @@ class Reader:
 
     def _behind(self, cache: Cache | None) -> dict:
         return {} if cache is None else {CACHE: copy.deepcopy(cache)}
-
-    def _eos(self) -> list[int]:
-        eos = self.model.generation_config.eos_token_id
-        return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
 
 def alone(unit: Unit, question: Question) -> list[int]:

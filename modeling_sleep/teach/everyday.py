@@ -54,10 +54,10 @@ TAUGHT = (
 
 
 class Plain(NamedTuple):
-    """A window that asks for nothing that was told, and the column that predicts the first token of its answer."""
+    """A window that asks for nothing that was told, and where its answer begins."""
 
     read: Read
-    column: int
+    begin: int
 
 
 @torch.no_grad()
@@ -72,25 +72,26 @@ def everyday_reads(cache: StateCache, learned: list[Lesson], chat: Chat) -> list
         (chat.ids(chat.opening + x + chat.to_assistant), chat.ids(begins + x + chat.to_assistant)) for x in TAUGHT
     ]
     fitting = [(alone, prompt) for alone, prompt in prompts if max(len(alone), len(prompt)) + ANSWER <= size]
-    asking = [prompt + ids for (_, prompt), ids in zip(fitting, begun_answers(model, [x for x, _ in fitting]))]
+    asking = [prompt + ids for (_, prompt), ids in zip(fitting, begun_answers(model, chat, [x for x, _ in fitting]))]
     found = []
     for number, lesson in enumerate(learned[:STORIES]):
         rows = range(number, len(fitting), min(STORIES, len(learned)))
         _, reads = cache.read([lesson.story[-1].ids], [asking[row] for row in rows])
-        found += [Plain(read, len(fitting[row][1]) - 1) for row, (read,) in zip(rows, reads, strict=True)]
+        found += [Plain(read, len(fitting[row][1])) for row, (read,) in zip(rows, reads, strict=True)]
     return found
 
 
-def begun_answers(model: SleepForCausalLM, prompts: list[list[int]]) -> list[list[int]]:
+def begun_answers(model: SleepForCausalLM, chat: Chat, prompts: list[list[int]]) -> list[list[int]]:
     """The first `ANSWER` tokens that the model writes, greedily, fewer where it ends before."""
     if not prompts:
         return []
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(x)) + x for x in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(x)) + [1] * len(x) for x in prompts], device=model.device)
-    written = model.generate(ids, attention_mask=mask, max_new_tokens=ANSWER, do_sample=False, pad_token_id=0)
-    eos = model.generation_config.eos_token_id
-    ends = set(eos if isinstance(eos, list) else [eos])
+    ends = chat.ends(model)
+    written = model.generate(
+        ids, attention_mask=mask, max_new_tokens=ANSWER, do_sample=False, eos_token_id=ends, pad_token_id=ends[0]
+    )
     answers = []
     for row in written[:, longest:].tolist():
         end = next((i + 1 for i, token in enumerate(row) if token in ends), len(row))

@@ -250,13 +250,8 @@ def story_tensors(
     stories: list[list[tuple[Lesson, int]]], embeddings: torch.Tensor, dtype: torch.dtype
 ) -> StoryTensors:
     """Of windows of lessons, with their values exchanged."""
-    tensors = window_tensors([[learned.story[i] for learned, i in story] for story in stories], embeddings, dtype)
-    for row, story in enumerate(stories):
-        for column, (learned, i) in enumerate(story):
-            for (window, place), token in learned.swapped.items():
-                if window == i:
-                    tensors.embeddings[row, column, place] = embeddings[token]
-    return tensors
+    reads = [[learned.story[i] for learned, i in story] for story in stories]
+    return window_tensors(reads, embeddings, dtype, told_tokens(stories))
 
 
 def told_tokens(stories: list[list[tuple[Lesson, int]]]) -> torch.Tensor:
@@ -273,10 +268,13 @@ def told_tokens(stories: list[list[tuple[Lesson, int]]]) -> torch.Tensor:
     )
 
 
-def window_tensors(stories: list[list[Read]], embeddings: torch.Tensor, dtype: torch.dtype) -> StoryTensors:
-    """Of windows as they were read."""
+def window_tensors(
+    stories: list[list[Read]], embeddings: torch.Tensor, dtype: torch.dtype, told: torch.Tensor | None = None
+) -> StoryTensors:
+    """Of windows as they were read, or with what is `told` instead, (stories, tokens)."""
     device = embeddings.device
-    ids = torch.tensor([[read.ids for read in story] for story in stories], device=device)
+    ids = torch.tensor([[read.ids for read in story] for story in stories])
+    ids = (ids if told is None else told.view_as(ids)).to(device)
     hidden_states = torch.stack([torch.stack([read.hidden_states for read in story]) for story in stories])
     kept, is_kept = kept_tensors(list(itertools.chain(*stories)), hidden_states)
     shape = hidden_states.shape[:2]

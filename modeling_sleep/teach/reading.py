@@ -1,5 +1,6 @@
 """How a memory writes stories and is read, by itself and through the layers behind it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from ..heads_sleep import SleepForCausalLM
 from ..masks_sleep import new_window
 from ..recall_memory_sleep import RecallMemoryLayer, RecallState, write
 from ..window_sleep import per_row
+from .everyday import Plain
 from .lessons import Asked, StoryTensors, window_tensors
 from .states import Read, attention_states, computing_in, kept_tensors
 
@@ -251,6 +253,6 @@ def joined(parts: list[torch.Tensor], like: torch.Tensor) -> tuple[torch.Tensor,
     return whole.to(like), is_there
 
 
-def answer_begins(asked: list[Asked]) -> list[int]:
+def answer_begins(asked: Sequence[Asked | Plain]) -> list[int]:
     """Where windows that ask begin to read in training; from their first token where the answer begins before it."""
     return [max(0, x.begin - LEAD) for x in asked]

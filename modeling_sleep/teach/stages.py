@@ -24,7 +24,6 @@ from ..recall_memory_sleep import RecallMemoryLayer, recall
 from .everyday import Plain
 from .lessons import Asked, Exchanges, Lesson, story_of, story_tensors, swap, told_tokens, window_tensors
 from .reading import (
-    LEAD,
     WrittenKeys,
     answer_begins,
     asleep_before,
@@ -259,11 +258,11 @@ class Alone(Course):
         right = (scores.argmax(-1) == targets)[firsts].float().mean()
         facts = dict(loss=loss.item(), recall=right.item(), beta=beta.item())
         total = loss + self.stage.sparse * beta
-        scores, own = self.nearness(told, rows, asked, values, query)
-        if self.stage.nearest and len(own):
-            nearest = F.cross_entropy(scores, own)
-            total = total + self.stage.nearest * nearest
-            facts["nearest"] = (scores.argmax(-1) == own).float().mean().item()
+        if self.stage.nearest:
+            scores, own = self.nearness(told, rows, asked, values, query)
+            if len(own):
+                total = total + self.stage.nearest * F.cross_entropy(scores, own)
+                facts["nearest"] = (scores.argmax(-1) == own).float().mean().item()
         yield total, facts
 
     def nearness(
@@ -284,10 +283,8 @@ class Alone(Course):
         keys, length, sought = told.keys, told.beta.shape[-1], []
         for number, (row, x, value) in enumerate(zip(rows, asked, values, strict=True)):
             lesson = told.lessons[row]
-            places, window_of = lesson.places(x.question), {}
-            for window, (other, i) in enumerate(told.stories[row]):
-                if other is lesson:
-                    window_of[i] = window
+            window_of = {i: window for window, (other, i) in enumerate(told.stories[row]) if other is lesson}
+            places = lesson.places(x.question)
             if len(places) == len(x.value):
                 places = places[len(places) - len(value) :]
                 sought += [(number, i, row, window_of[w] * length + at) for i, (w, at) in enumerate(places)]
@@ -341,12 +338,10 @@ class ThroughLayers(Course):
             )
         )
         S, beta = self.slept_over(story.S, story.beta, list(rows), asked)
-        reads, begins = [x.read for x in asked], answer_begins(asked)
         plain = [rng.choice(self.plain) for _ in story.lessons] if self.plain and stage.everyday else []
         if plain:  # each behind one of the stories
             S = torch.cat([S, story.S])
-            reads += [x.read for x in plain]
-            begins += [max(0, x.column + 1 - LEAD) for x in plain]
+        reads, begins = [x.read for x in (*asked, *plain)], answer_begins([*asked, *plain])
         through = read_through(self.model, self.place, S, reads, begins, self.autocast)
 
         places: dict[str, list[tuple[int, int]]] = {"value": [], "end": [], "begin": [], "keep": [], "plain": []}
@@ -363,8 +358,8 @@ class ThroughLayers(Course):
             for at in rng.sample(others, min(KEPT_TOKENS, len(others))):
                 places["keep"].append((row, at))
         for row, x in enumerate(plain, len(asked)):
-            later = range(x.column + 1, len(x.read.ids) - 1)
-            columns = [x.column, *rng.sample(later, min(PLAIN_TOKENS - 1, len(later)))]
+            later = range(x.begin, len(x.read.ids) - 1)
+            columns = [x.begin - 1, *rng.sample(later, min(PLAIN_TOKENS - 1, len(later)))]
             places["plain"] += [(row, at) for at in columns]
         told, total = {}, 0.0
         for kind, weight in (("value", 1.0), ("end", stage.ends), ("begin", stage.begins)):

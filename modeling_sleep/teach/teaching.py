@@ -142,7 +142,7 @@ def learn(
     learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
     reading = texts(store, "train", seed, chat, window_size, natural_texts)
     natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
-    plain = everyday_reads(store, learned, chat)
+    plain = everyday_reads(store, learned, chat) if through.everyday else []
     others = exchanges(chat, SWAPPED, seed)
     if not progress.begun:
         begin(model, place, learned)
