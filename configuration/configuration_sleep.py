@@ -261,6 +261,9 @@ class SleepConfig(PreTrainedConfig):
             The releases of transformers that this code was tested with. `save_pretrained` of a model writes it.
         recall_key_dim (`int`, *optional*):
             Rows of S of the `"recall_memory"` layers. Defaults to about four thirds of `hidden_size`.
+        recall_key_rank (`int`, *optional*):
+            Rank of the maps that make queries and keys, at most `recall_key_dim`, for a memory of a third of the size.
+            Defaults to maps of any rank. `modeling_sleep.teach` begins with these and cuts them.
         recall_value_dim (`int`, *optional*):
             Columns of their S, at most and by default `hidden_size`. With fewer, what is recalled stands out less.
         recall_span (`int`, *optional*, defaults to 5):
@@ -364,6 +367,7 @@ class SleepConfig(PreTrainedConfig):
     modeling_sleep_version: str | None = None
     transformers_range: str | None = None
     recall_key_dim: int | None = None
+    recall_key_rank: int | None = None
     recall_value_dim: int | None = None
     recall_span: int = 5
     recall_poolings: int = 2
@@ -623,6 +627,11 @@ class SleepConfig(PreTrainedConfig):
         if self.recall_products and self.recall_key_dim % 2:
             raise ValueError(
                 f"`recall_products` multiplies halves: `recall_key_dim` must be even, got {self.recall_key_dim}."
+            )
+        if self.recall_key_rank is not None and not 1 <= self.recall_key_rank <= self.recall_key_dim:
+            raise ValueError(
+                f"`recall_key_rank` must be from 1 to `recall_key_dim` ({self.recall_key_dim}), or None for maps of "
+                f"any rank, got {self.recall_key_rank}."
             )
         if not 0 <= self.recall_threshold < 1:
             raise ValueError(

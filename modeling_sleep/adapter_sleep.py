@@ -37,6 +37,7 @@ FIELDS = (
     "loop_span",
     "memory_layers",
     "recall_key_dim",
+    "recall_key_rank",
     "recall_value_dim",
     "recall_span",
     "recall_poolings",
@@ -46,7 +47,7 @@ FIELDS = (
     "recall_threshold",
 )
 # What those mean by it that were saved before there was a field.
-LATER_FIELDS = {"recall_hindsight": 0, "recall_products": False, "recall_threshold": 0.0}
+LATER_FIELDS = {"recall_hindsight": 0, "recall_products": False, "recall_threshold": 0.0, "recall_key_rank": None}
 
 
 @dataclass(frozen=True)

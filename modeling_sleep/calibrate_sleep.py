@@ -21,7 +21,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .recall_memory_sleep import RecallMemoryLayer, RecallState
+from .low_rank_linear import LowRankLinear
+from .recall_memory_sleep import RecallMemoryLayer, RecallState, sees_inputs
 
 
 logger = logging.get_logger(__name__)
@@ -186,10 +187,11 @@ def weight_of(norm: nn.Module) -> torch.Tensor:
 
 def whitening(memory: RecallMemoryLayer, mean: torch.Tensor, covariance: torch.Tensor) -> None:
     """Queries and keys: the first principal components of each part of the context by itself, to variance 1."""
-    rows = memory.q_proj.out_features
+    first = sees_inputs(memory.q_proj)
+    rows = first.out_features
     sizes = [rows // len(mean) + (i < rows % len(mean)) for i in range(len(mean))]
     variance, directions = torch.linalg.eigh(covariance)  # ascending
-    weight, bias = torch.zeros_like(memory.q_proj.weight), torch.zeros_like(memory.q_proj.bias)
+    weight, bias = torch.zeros_like(first.weight), first.weight.new_zeros(rows)
     row = 0
     for i, size in enumerate(sizes):
         size = min(size, directions.shape[-1])
@@ -200,5 +202,10 @@ def whitening(memory: RecallMemoryLayer, mean: torch.Tensor, covariance: torch.T
         bias[row : row + size] = -(part @ mean[i]).to(bias)
         row += size
     for projection in (memory.q_proj, memory.k_proj):
-        projection.weight[:, : weight.shape[1]] = weight  # what keys see in hindsight is left to teaching
-        projection.bias.copy_(bias)
+        sees_inputs(projection).weight[:, : weight.shape[1]] = weight  # what keys see in hindsight is left to teaching
+        if isinstance(projection, LowRankLinear):  # components alike in all directions, as they are without `up`
+            mixed = torch.randn(projection.out_features, rows, generator=torch.Generator().manual_seed(0))
+            projection.up.weight.copy_(torch.linalg.qr(mixed).Q)
+            projection.bias.copy_(projection.up.weight @ bias)
+        else:
+            projection.bias.copy_(bias)

@@ -13,6 +13,7 @@ value:
     q_t     `query`             phi(A c_t + a)
     k_t     `key`               phi(B [c_{t-1}, f_t] + b); a window's first token has none, and is not written, unless
                                 the last one before it was kept (`window_overlap`)
+    A, B    `q_proj`, `k_proj`  matrices, with `recall_key_rank` of this rank
     phi     `features_of`       with `recall_products`, [u, u'] -> [u, u u']: the second half times the first
     v_t     `value`             P e_t, where e_t is the embedding of the token
     beta_t  `beta`              max(0, (s_t - tau) / (1 - tau)), s_t = sigmoid(w . x_t + w' . x_{t-1} + bias): whether
@@ -55,6 +56,7 @@ from transformers import initialization as init
 
 from .configuration_sleep import SleepConfig
 from .gated_delta_rule import _no_autocast, gated_delta_rule, l2_normalise
+from .low_rank_linear import LowRankLinear
 from .window_sleep import Window, select
 
 
@@ -127,8 +129,8 @@ class RecallMemoryLayer(nn.Module):
             self.hindsight_q_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
             self.hindsight_k_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
             self.log_hindsight_slope = nn.Parameter(torch.empty(self.hindsight))
-        self.q_proj = nn.Linear(context_dim, config.recall_key_dim)
-        self.k_proj = nn.Linear(context_dim + after_dim, config.recall_key_dim)
+        self.q_proj = _projection(context_dim, config)
+        self.k_proj = _projection(context_dim + after_dim, config)
         self.v_proj = nn.Linear(hidden_size, config.recall_value_dim, bias=False)
         self.b_proj = nn.Linear(2 * hidden_size, 1)
         self.g_proj = nn.Linear(hidden_size, 1)
@@ -146,7 +148,7 @@ class RecallMemoryLayer(nn.Module):
         self._init_pooling(self.pool_q_proj, self.pool_k_proj, self.log_slope)
         if self.hindsight:
             self._init_pooling(self.hindsight_q_proj, self.hindsight_k_proj, self.log_hindsight_slope)
-            init.zeros_(self.k_proj.weight[:, self.q_proj.in_features :])
+            init.zeros_(sees_inputs(self.k_proj).weight[:, self.q_proj.in_features :])
         for module in (self.b_proj, self.g_proj, self.o_proj):
             init.zeros_(module.weight)
         for module in (self.q_proj, self.k_proj, self.g_proj):
@@ -332,6 +334,18 @@ class RecallMemoryLayer(nn.Module):
                 old = new.new_zeros(new.shape[0], overlap, *new.shape[2:])
             chosen.append(select(torch.cat([old, new], dim=1), order, 1))
         return dict(zip(("kept_features", "kept_pool_keys", "kept"), chosen, strict=True))
+
+
+def _projection(in_features: int, config: SleepConfig) -> nn.Linear | LowRankLinear:
+    """A or B, with its bias."""
+    if config.recall_key_rank is None:
+        return nn.Linear(in_features, config.recall_key_dim)
+    return LowRankLinear(in_features, config.recall_key_dim, config.recall_key_rank)
+
+
+def sees_inputs(projection: nn.Linear | LowRankLinear) -> nn.Linear:
+    """Of A or B, the map that is applied first."""
+    return projection.down if isinstance(projection, LowRankLinear) else projection
 
 
 def pooling_weights(

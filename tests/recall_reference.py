@@ -42,6 +42,12 @@ def hindsight(layer, x, t):
     return torch.cat(parts)
 
 
+def projected(projection, u):
+    low_rank = hasattr(projection, "down")
+    weight = projection.up.weight @ projection.down.weight if low_rank else projection.weight
+    return weight @ u + projection.bias
+
+
 def direction(layer, u):
     if layer.products:
         half = len(u) // 2
@@ -57,7 +63,7 @@ def read(layer, hidden_states, S, kept=()):
     x = [rms_norm(h, layer.input_layernorm) for h in (*kept, *hidden_states)]
     outputs = []
     for t, h in enumerate(hidden_states, len(kept)):
-        q = direction(layer, layer.q_proj.weight @ context(layer, x, t) + layer.q_proj.bias)
+        q = direction(layer, projected(layer.q_proj, context(layer, x, t)))
         gate = 2 * sigmoid(layer.g_proj.weight[0] @ x[t] + layer.g_proj.bias)
         outputs.append(h + layer.o_proj.weight @ (gate * (S.T @ q)))
     return torch.stack(outputs)
@@ -76,7 +82,7 @@ def write(layer, hidden_states, embeddings, S, decays=True, kept=(), written=Non
             continue
         f = hindsight(layer, x[len(kept) :], t - len(kept))
         known = torch.cat([context(layer, x, t - 1), f])
-        k = direction(layer, layer.k_proj.weight @ known + layer.k_proj.bias)
+        k = direction(layer, projected(layer.k_proj, known))
         v = layer.v_proj.weight @ embeddings[t - len(kept)]
         gate = sigmoid(layer.b_proj.weight[0] @ torch.cat([x[t], x[t - 1]]) + layer.b_proj.bias)
         if gate <= layer.threshold:

@@ -32,6 +32,7 @@ OURS = dict(
     recall_pooling_dim=4,
     recall_hindsight=2,
     recall_products=True,
+    recall_key_rank=8,
     recall_threshold=0.5,
     initializer_range=0.3,
 )

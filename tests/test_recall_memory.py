@@ -27,8 +27,9 @@ KEPT = pytest.mark.parametrize(
         dict(pinned_tokens=2),
         dict(recall_threshold=0.5),
         dict(recall_hindsight=0, recall_products=False),
+        dict(recall_key_rank=5),
     ],
-    ids=["evicted", "overlap", "pinned", "pinned alone", "threshold", "as at first"],
+    ids=["evicted", "overlap", "pinned", "pinned alone", "threshold", "as at first", "low rank"],
 )
 
 
@@ -440,6 +441,11 @@ def test_generation_compiles_single_tokens(fresh_dynamo):
         (dict(recall_span=0), "`recall_span` must be at least 1"),
         (dict(recall_hindsight=-1), "`recall_hindsight` must be at least 0, got -1"),
         (dict(recall_products=True, recall_key_dim=7), "`recall_key_dim` must be even, got 7"),
+        (dict(recall_key_rank=0), "`recall_key_rank` must be from 1 to `recall_key_dim` .22., or None"),
+        (
+            dict(recall_key_rank=33, recall_key_dim=32),
+            "to `recall_key_dim` .32., or None for maps of any rank",
+        ),
         (dict(recall_threshold=1.0), "0 <= `recall_threshold` < 1, got 1.0"),
         (dict(loop_span=(3, 2)), "0 <= start <= end"),
         (dict(loop_span=(3, 4)), "leaves no memory"),

@@ -61,6 +61,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="of a story, where the memory is taught through the layers behind it",
     )
     parser.add_argument("--sparse", type=float, default=THROUGH.sparse, help="how much a written token costs there")
+    parser.add_argument(
+        "--key-rank", type=int, default=None, metavar="R", help="of taught keys; default: a quarter of their size"
+    )
     parser.add_argument("--questions", type=int, default=60, help="of each kind, to measure with")
     parser.add_argument("--window-size", type=int, default=256, metavar="L", help="of a pretrained model")
     parser.add_argument(
@@ -156,6 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
             through=through,
             autocast=DTYPES[options.dtype],
             cache_limit=options.cache_gigabytes * 1e9,
+            key_rank=options.key_rank,
         )
     except (OSError, ValueError, StrictDataclassError) as error:
         print(f"error: {error}", file=sys.stderr)

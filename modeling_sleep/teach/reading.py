@@ -148,8 +148,16 @@ def asleep_before(
 def queries_at(
     memory: RecallMemoryLayer, reads: list[Read], places: list[list[int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries of some tokens of windows, (windows, most places, key_dim), else as [`context_at`]."""
+    context, is_place = context_at(memory, reads, places)
+    return memory.query(context), is_place
+
+
+def context_at(
+    memory: RecallMemoryLayer, reads: list[Read], places: list[list[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Queries of some tokens of windows.
+    What queries of some tokens of windows are made of.
 
     Parameters
     ----------
@@ -161,16 +169,16 @@ def queries_at(
     Returns
     -------
     tuple[torch.Tensor, torch.Tensor]
-        (windows, most places, key_dim), and which are any, (windows, most places) of bool.
+        c, (windows, most places, (2 + poolings) * hidden_size), and which are any, (windows, most places) of bool.
     """
-    weight = memory.q_proj.weight
+    weight = memory.v_proj.weight
     hidden_states, _ = joined([read.hidden_states for read in reads], weight)
     state = buffers(memory, hidden_states, *kept_tensors(reads, weight))
     x = state.features
     positions, is_place = joined([torch.tensor(p) for p in places], torch.zeros(1, dtype=torch.long))
     positions, is_place = positions.to(weight.device), is_place.to(weight.device)
     chosen = x.gather(1, positions.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-    return memory.query(memory.context(chosen, state, positions)), is_place
+    return memory.context(chosen, state, positions), is_place
 
 
 class Through(NamedTuple):
@@ -214,7 +222,7 @@ def read_through(
     if reads[0].keys is None:
         begins = [0] * len(reads)
     memory, stack = model.model.layers[place], model.model
-    weight = memory.q_proj.weight
+    weight = memory.v_proj.weight
     hidden_states, _ = joined([read.hidden_states[begin:] for read, begin in zip(reads, begins)], weight)
     lengths = [len(read.ids) - begin for read, begin in zip(reads, begins)]
     kept, is_kept = kept_tensors(reads, weight)

@@ -22,7 +22,7 @@ from torch import nn
 from ..heads_sleep import SleepForCausalLM
 from ..recall_memory_sleep import RecallMemoryLayer, recall
 from .everyday import Plain
-from .lessons import Asked, Exchanges, Lesson, story_of, story_tensors, swap, told_tokens, window_tensors
+from .lessons import Asked, Exchanges, Lesson, Sought, story_of, story_tensors, swap, told_tokens, window_tensors
 from .reading import (
     WrittenKeys,
     answer_begins,
@@ -71,7 +71,7 @@ class Stage:
     unspaced: float = 0.0
     learning_rate: float = 2e-3
     rest: float = 1.0
-    nearest: float = 0.0
+    nearest: float = 0.5
     ends: float = 0.5
     begins: float = 1.0
     keeps: float = 0.3
@@ -81,9 +81,9 @@ class Stage:
     natural: float = 0.0
 
 
-ALONE = Stage(steps=600, stories=8, windows=(2, 8), questions=99, learning_rate=4e-3, nearest=0.5, sparse=1.0)
+ALONE = Stage(steps=600, stories=8, windows=(2, 8), questions=99, learning_rate=4e-3, sparse=1.0)
 THROUGH = Stage(
-    steps=700, stories=4, windows=(2, 32), questions=7, rest=0.15, unspaced=0.15, ends=1.0, sparse=3.0, natural=0.5
+    steps=600, stories=4, windows=(2, 32), questions=7, rest=0.15, unspaced=0.15, ends=1.0, sparse=3.0, natural=0.5
 )
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 SHARPNESS = 3.0  # logarithm of what cosines of queries and keys are multiplied by at first
@@ -151,15 +151,23 @@ class Course:
         self.exchanges, self.seed, self.autocast, self.texts, self.plain = exchanges, seed, autocast, texts, plain
         self.others = [*lessons, *among(lessons, [Lesson(windows, [], {}) for windows in texts], stage.natural)]
         self.memory: RecallMemoryLayer = model.model.layers[place]
+        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS, device=self.embeddings.device))
         self.optimizer = torch.optim.AdamW(self.groups(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
 
-    def extra(self) -> dict:
-        """What it learns besides the memory, to go on."""
-        return {}
+    def besides(self) -> dict[str, nn.Parameter]:
+        """What it learns besides the memory."""
+        return {"sharpness": self.sharpness}
+
+    def extra(self) -> dict[str, torch.Tensor]:
+        """The same, to go on."""
+        return {name: parameter.detach().clone() for name, parameter in self.besides().items()}
 
     def resume(self, saved: dict) -> None:
         """Go on from `{"optimizer": ..., **extra()}`."""
         self.optimizer.load_state_dict(saved["optimizer"])
+        with torch.no_grad():
+            for name, parameter in self.besides().items():
+                parameter.copy_(saved[name])
 
     def groups(self) -> list[dict]:
         """Parameters to learn, with the `share` of the learning rate that each has."""
@@ -196,7 +204,7 @@ class Course:
         shortest = min(map(len, stories))  # where few lessons can stand beside one another
         if any(len(story) != shortest for story in stories):
             stories = [[(x, i) for i in range(len(x.story))] for x in chosen]
-        tensors = story_tensors(stories, self.embeddings, self.memory.q_proj.weight.dtype)
+        tensors = story_tensors(stories, self.embeddings, self.memory.v_proj.weight.dtype)
         return Told(chosen, stories, *written_at_once(self.memory, tensors))
 
     def slept_over(
@@ -206,67 +214,23 @@ class Course:
         S, more = asleep_before(self.memory, S[rows], asked, self.embeddings)
         return S, torch.cat([x.flatten() for x in (beta, *more)]).mean()
 
-    @property
-    def embeddings(self) -> torch.Tensor:
-        return self.model.model.embed_tokens.weight
-
-
-class Alone(Course):
-    """Stage 1: the memory by itself."""
-
-    def __init__(self, *args, **options):
-        embeddings = args[1].model.embed_tokens.weight
-        self.scale = nn.Parameter(torch.tensor(SCALE, device=embeddings.device))
-        self.sharpness = nn.Parameter(torch.tensor(SHARPNESS, device=embeddings.device))
-        super().__init__(*args, **options)
-        known = {i for x in self.lessons for read in x.story for i in read.ids}
-        known |= {i for x in self.lessons for asked in x.asked for i in asked.answer.ids}
-        known |= set(itertools.chain(*self.exchanges.alike.values()))
-        self.words = torch.tensor(sorted(known), device=embeddings.device)
-        self.number_of = torch.full((len(embeddings),), -1, device=embeddings.device)
-        self.number_of[self.words] = torch.arange(len(self.words), device=embeddings.device)
-        with torch.no_grad():
-            self.codes = F.normalize(self.memory.v_proj(embeddings[self.words]).float(), dim=-1)
-
-    def groups(self) -> list[dict]:
-        own = ("v_proj", "o_proj", "g_proj")
-        parameters = [p for name, p in self.memory.named_parameters() if not name.startswith(own)]
-        return [dict(params=[*parameters, self.scale, self.sharpness], share=1.0)]
-
-    def extra(self):
-        return {name: getattr(self, name).detach().clone() for name in ("scale", "sharpness")}
-
-    def resume(self, saved):
-        super().resume(saved)
-        with torch.no_grad():
-            self.scale.copy_(saved["scale"])
-            self.sharpness.copy_(saved["sharpness"])
-
-    def losses(self, number, rng):
-        told = self.stories(rng)
-        rows, asked = zip(*((row, x) for row, lesson in enumerate(told.lessons) for x in lesson.asked))
-        S, beta = self.slept_over(told.S, told.beta, list(rows), asked)
+    def asking(self, asked: Sequence[Asked]) -> tuple[list[list[Sought]], torch.Tensor, torch.Tensor]:
+        """Tokens of the values that are asked for, the queries that seek them, and which are any."""
         values = [[sought for sought in x.sought() if sought.kind == "value"] for x in asked]
         places = [[sought.column for sought in value] for value in values]
-        query, is_place = queries_at(self.memory, [x.read for x in asked], places)
-        found = recall(query, S)[is_place]
-        targets = torch.tensor([sought.token for value in values for sought in value], device=found.device)
-        scores = self.scale.exp() * (found.float() / found.shape[-1] ** 0.5) @ self.codes.T
-        targets = self.number_of[targets]
-        firsts = torch.tensor([i == 0 for value in values for i in range(len(value))], device=found.device)
-        loss = F.cross_entropy(scores, targets)
-        right = (scores.argmax(-1) == targets)[firsts].float().mean()
-        facts = dict(loss=loss.item(), recall=right.item(), beta=beta.item())
-        total = loss + self.stage.sparse * beta
-        if self.stage.nearest:
-            scores, own = self.nearness(told, rows, asked, values, query)
-            if len(own):
-                total = total + self.stage.nearest * F.cross_entropy(scores, own)
-                facts["nearest"] = (scores.argmax(-1) == own).float().mean().item()
-        yield total, facts
+        return values, *queries_at(self.memory, [x.read for x in asked], places)
+
+    def nearest(
+        self, told: Told, rows: Sequence[int], asked: Sequence[Asked], values: list[list[Sought]], query: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of keys, and how many of those that are sought are the nearest."""
+        scores, own = self.nearness(told, rows, asked, values, query)
+        if not len(own):
+            return scores.sum(), {}
+        return F.cross_entropy(scores, own), {"nearest": (scores.argmax(-1) == own).float().mean().item()}
 
     def nearness(
-        self, told: Told, rows: Sequence[int], asked: Sequence[Asked], values: list[list], query: torch.Tensor
+        self, told: Told, rows: Sequence[int], asked: Sequence[Asked], values: list[list[Sought]], query: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         How near the queries of values are to the keys of what was written of their stories.
@@ -298,6 +262,54 @@ class Alone(Course):
         is_there = is_own.any(1)
         return scores[is_there], is_own[is_there].int().argmax(1)
 
+    @property
+    def embeddings(self) -> torch.Tensor:
+        return self.model.model.embed_tokens.weight
+
+
+class Alone(Course):
+    """Stage 1: the memory by itself."""
+
+    def __init__(self, *args, **options):
+        embeddings = args[1].model.embed_tokens.weight
+        self.scale = nn.Parameter(torch.tensor(SCALE, device=embeddings.device))
+        super().__init__(*args, **options)
+        known = {i for x in self.lessons for read in x.story for i in read.ids}
+        known |= {i for x in self.lessons for asked in x.asked for i in asked.answer.ids}
+        known |= set(itertools.chain(*self.exchanges.alike.values()))
+        self.words = torch.tensor(sorted(known), device=embeddings.device)
+        self.number_of = torch.full((len(embeddings),), -1, device=embeddings.device)
+        self.number_of[self.words] = torch.arange(len(self.words), device=embeddings.device)
+        with torch.no_grad():
+            self.codes = F.normalize(self.memory.v_proj(embeddings[self.words]).float(), dim=-1)
+
+    def groups(self) -> list[dict]:
+        own = ("v_proj", "o_proj", "g_proj")
+        parameters = [p for name, p in self.memory.named_parameters() if not name.startswith(own)]
+        return [dict(params=[*parameters, *self.besides().values()], share=1.0)]
+
+    def besides(self):
+        return {"scale": self.scale, **super().besides()}
+
+    def losses(self, number, rng):
+        told = self.stories(rng)
+        rows, asked = zip(*((row, x) for row, lesson in enumerate(told.lessons) for x in lesson.asked))
+        S, beta = self.slept_over(told.S, told.beta, list(rows), asked)
+        values, query, is_place = self.asking(asked)
+        found = recall(query, S)[is_place]
+        targets = torch.tensor([sought.token for value in values for sought in value], device=found.device)
+        scores = self.scale.exp() * (found.float() / found.shape[-1] ** 0.5) @ self.codes.T
+        targets = self.number_of[targets]
+        firsts = torch.tensor([i == 0 for value in values for i in range(len(value))], device=found.device)
+        loss = F.cross_entropy(scores, targets)
+        right = (scores.argmax(-1) == targets)[firsts].float().mean()
+        facts = dict(loss=loss.item(), recall=right.item(), beta=beta.item())
+        loss = loss + self.stage.sparse * beta
+        if self.stage.nearest:
+            nearest, share = self.nearest(told, rows, asked, values, query)
+            loss, facts = loss + self.stage.nearest * nearest, facts | share
+        yield loss, facts
+
 
 class ThroughLayers(Course):
     """Stage 2: through the layers behind the memory."""
@@ -314,6 +326,7 @@ class ThroughLayers(Course):
         return [
             dict(params=[p for name, p in named if name.startswith(reads_or_chooses)], share=1.0),
             dict(params=[p for name, p in named if not name.startswith(reads_or_chooses)], share=self.stage.rest),
+            dict(params=[*self.besides().values()], share=1.0),
         ]
 
     def logits(self, last_hidden_state: torch.Tensor) -> torch.Tensor:
@@ -385,6 +398,9 @@ class ThroughLayers(Course):
             total = total + weight * loss
             told[kind] = loss.item()
         told |= dict(loss=told.pop("value"), beta=beta.item())
+        if stage.nearest:
+            loss, share = self.nearest(story, rows, asked, *self.asking(asked)[:2])
+            total, told = total + stage.nearest * loss, told | share
         return total + stage.sparse * beta, told
 
     def text(self, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
@@ -392,7 +408,7 @@ class ThroughLayers(Course):
         windows = rng.choice(self.texts)
         number = rng.randrange(1, len(windows))
         read = windows[number]
-        before = window_tensors([windows[:number]], self.embeddings, self.memory.q_proj.weight.dtype)
+        before = window_tensors([windows[:number]], self.embeddings, self.memory.v_proj.weight.dtype)
         S, beta = written(self.memory, before)
         begin = rng.randrange(max(1, len(read.ids) - TEXT_TOKENS))
         end = begin + TEXT_TOKENS

@@ -14,10 +14,12 @@ from transformers.utils import logging
 
 from ..calibrate_sleep import calibrate_memory, open_read_out, weight_of
 from ..heads_sleep import SleepForCausalLM
+from ..recall_memory_sleep import RecallMemoryLayer
 from .chat import Chat
 from .evaluate import Reader, answers, evaluation_units, everyday, natural_text, perplexity, table
 from .everyday import everyday_reads
 from .facts import BEGINNINGS
+from .key_rank import cut_keys, set_rank
 from .lessons import exchanges, lessons, texts
 from .picture import draw_memory
 from .stages import ALONE, THROUGH, Alone, Course, Stage, ThroughLayers
@@ -31,6 +33,7 @@ CUT = 0.5  # of the lessons have windows that end anywhere, where keys are kept 
 AMID = 0.6  # of the questions stand behind other text of their window, as far as it fits
 READ_OUT = 0.5  # where teaching begins, see calibrate_sleep.py
 CALIBRATION_LESSONS = 100
+KEY_RANK = 4  # a memory of so many key dimensions keeps one rank of its maps behind stage 1
 SAVE_EVERY = 50
 # Of the time for learning, the share of stage 1.
 ALONE_SHARE = 0.5
@@ -52,6 +55,7 @@ def teach(
     through: Stage = THROUGH,
     autocast: torch.dtype | None = None,
     cache_limit: float = 6e9,
+    key_rank: int | None = None,
 ) -> dict:
     """
     Teach the recall memory of `model`, in place, to answer from what it read before a sleep.
@@ -79,6 +83,9 @@ def teach(
         In which the frozen layers compute.
     cache_limit : float
         Bytes of the cache folder.
+    key_rank : int, optional
+        To which the maps of queries and keys are cut between the stages; 0 leaves them as they are. Default: a quarter
+        of `recall_key_dim`. Those of a memory that has a `recall_key_rank` already stay.
 
     Returns
     -------
@@ -88,12 +95,14 @@ def teach(
     Raises
     ------
     ValueError
-        If the model has no recall memory or several, the tokenizer is a slow one, or windows are too short.
+        If the model has no recall memory or several, the tokenizer is a slow one, windows are too short, or `key_rank`
+        is larger than `recall_key_dim`.
     """
     place, chat = check(model, tokenizer), Chat(tokenizer)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     window_size, memory = model.config.window_size, model.model.layers[place]
+    key_rank = rank_to_cut_to(memory, key_rank)
     settings = {
         "seed": seed,
         "units": units,
@@ -105,6 +114,7 @@ def teach(
         "alone": dataclasses.asdict(alone),
         "through": dataclasses.asdict(through),
         "autocast": str(autocast),
+        "key_rank": key_rank,
         "base": fingerprint(model),
     }
     frozen = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -113,7 +123,7 @@ def teach(
     try:
         store = StateCache(model, Path(cache) if cache else output / "states", cache_limit, autocast)
         progress = Progress(output / "teaching.pt", settings, memory)
-        learn(store, chat, progress, seed, units, natural_texts, alone, through, minutes)
+        learn(store, chat, progress, seed, units, natural_texts, alone, through, minutes, key_rank)
         results = {"settings": settings, "seconds": progress.seconds, "steps": progress.steps}
         if questions:
             results |= measure(model, chat, seed, questions, output)
@@ -135,9 +145,11 @@ def learn(
     alone: Stage,
     through: Stage,
     minutes: float | None,
+    key_rank: int,
 ) -> None:
     """Both stages of [`teach`], as far as they are not done yet. Gigabytes of lessons are held until it returns."""
     model, place, window_size = store.model, store.place, store.model.config.window_size
+    memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
     reading = lessons(store, "train", seed, chat, window_size, units, amid=AMID, cut=CUT if store.overlap else 0.0)
     learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
     reading = texts(store, "train", seed, chat, window_size, natural_texts)
@@ -151,6 +163,8 @@ def learn(
         ("alone", alone, Alone, ALONE_SHARE),
         ("through", through, ThroughLayers, 1 - ALONE_SHARE),
     ):
+        if course is ThroughLayers and key_rank and model.config.recall_key_rank is None:
+            cut_keys(memory, learned[:CALIBRATION_LESSONS], embeddings, key_rank)
         if name not in progress.finished:
             lesson_plan = course(stage, model, place, learned, others, seed, store.autocast, natural, plain)
             progress.run(name, lesson_plan, None if seconds is None else seconds * share)
@@ -178,13 +192,33 @@ def check(model: SleepForCausalLM, tokenizer: PreTrainedTokenizerBase) -> int:
     return places[0]
 
 
+def rank_to_cut_to(memory: RecallMemoryLayer, key_rank: int | None) -> int:
+    """What `key_rank` of [`teach`] means for this memory; 0 if nothing is to be cut. Raises if it cannot be."""
+    config = memory.config
+    if config.recall_key_rank is not None:
+        if key_rank not in (None, 0, config.recall_key_rank):
+            raise ValueError(
+                f"`key_rank` is {key_rank}, and the maps of this memory are of rank {config.recall_key_rank} already: "
+                "leave it out, or teach a memory with maps of any rank."
+            )
+        return 0
+    if key_rank is None:
+        return max(1, config.recall_key_dim // KEY_RANK)
+    if not 0 <= key_rank <= config.recall_key_dim:
+        raise ValueError(
+            f"`key_rank` must be from 1 to `recall_key_dim` ({config.recall_key_dim}), or 0 to cut nothing, got "
+            f"{key_rank}."
+        )
+    return key_rank
+
+
 @torch.no_grad()
 def begin(model: SleepForCausalLM, place: int, learned: list) -> None:
     """Calibrate the memory on the lessons, unless it can read already."""
     memory = model.model.layers[place]
     if memory.o_proj.weight.any():
         return
-    weight = memory.q_proj.weight
+    weight = memory.v_proj.weight
     known = [torch.stack([read.hidden_states for read in x.story]).to(weight) for x in learned[:CALIBRATION_LESSONS]]
     known += [
         asked.read.hidden_states.unsqueeze(0).to(weight) for x in learned[:CALIBRATION_LESSONS] for asked in x.asked
@@ -218,6 +252,8 @@ class Progress:
             if saved["settings"] != settings:
                 logger.warning(f"{path} is of a teaching with other settings: it begins anew.")
                 return
+            if saved["key_rank"] != memory.config.recall_key_rank:
+                set_rank(memory, saved["key_rank"])
             memory.load_state_dict(saved["memory"])
             self.finished, self.steps, self.seconds = saved["finished"], saved["steps"], saved["seconds"]
             self.optimizer, self.begun = saved["optimizer"], True
@@ -229,6 +265,7 @@ class Progress:
             {
                 "settings": self.settings,
                 "memory": self.memory.state_dict(),
+                "key_rank": self.memory.config.recall_key_rank,
                 "finished": self.finished,
                 "steps": self.steps,
                 "seconds": self.seconds,
