@@ -598,7 +598,7 @@ def test_frozen_layers_compute_in_half_precision(tokenizer, tmp_path):
     memories = []
     for number, dtype in enumerate((None, torch.bfloat16)):
         model = make_model(tokenizer, window_overlap=0)
-        results = few(model, tokenizer, tmp_path / str(number), cache=tmp_path / "states", autocast=dtype)
+        results = few(model, tokenizer, tmp_path / str(number), cache=tmp_path / "states", autocast=dtype, key_rank=0)
         assert results["steps"] == {"alone": 12, "through": 12}
         memory = model.model.layers[model.config.memory_layers[0]]
         assert {parameter.dtype for parameter in memory.parameters()} == {torch.float32}
@@ -663,7 +663,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     assert "## Results" in card.text and "| memory | eval |" in card.text and (tmp_path / "small" / "LICENSE").exists()
     check_picture(tmp_path / "small", card.text)
     again = SleepForCausalLM.from_causal_lm(str(tmp_path / "pretrained"), memory=str(tmp_path / "small"))
-    assert again.config.sleep_passes == 2
+    assert again.config.sleep_passes == 2 and again.config.recall_key_rank == again.config.recall_key_dim // 4
     assert (again.config.window_overlap, again.config.pinned_tokens) == (16, 1)
 
     # A taught model is taught on.
@@ -673,6 +673,9 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     assert "and the cache may hold 1e-05: what does not stay is read again" in capsys.readouterr().err
     config = SleepForCausalLM.from_pretrained(tmp_path / "on").config
     assert (config.window_overlap, config.pinned_tokens, config.window_size) == (8, 1, L)
+    assert config.recall_key_rank == model.config.recall_key_rank < model.config.recall_key_dim
+    assert command.main([str(out), *options, "--key-rank", "1"]) == 1
+    assert "`key_rank` is 1, and the maps of this memory are of rank" in capsys.readouterr().err
     SleepForCausalLM.from_pretrained(out, pinned_tokens=3).save_pretrained(tmp_path / "pinned")
     options = ["--output", str(tmp_path / "on"), "--window-overlap", "8"]
     assert command.load_model(command.parse_arguments([str(tmp_path / "pinned"), *options])).config.pinned_tokens == 3

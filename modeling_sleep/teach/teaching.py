@@ -130,7 +130,7 @@ def teach(
             results |= draw_memory(model, chat, seed, output)
     finally:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(frozen[name])
+            parameter.requires_grad_(frozen.get(name, True))  # maps that were cut are new
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
 
