@@ -10,6 +10,7 @@ oldest files go when the folder grows over its limit.
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from ..cache_sleep import SleepState
 from ..heads_sleep import SleepForCausalLM
@@ -84,6 +86,7 @@ class StateCache:
     def __init__(self, model: SleepForCausalLM, folder: Path, limit: float = 6e9, autocast: torch.dtype | None = None):
         self.model, self.folder, self.limit, self.autocast = model, Path(folder), limit, autocast
         self.place = model.config.layer_types.index("recall_memory")
+        self.layers = with_matrices_in(autocast, model.model.layers) if autocast else model.model.layers
         kinds = model.config.layer_types
         # Other mixers than attention would have to be read again from the window's first token anyway.
         self.keeps_keys = set(kinds[self.place + 1 :]) == {"sleep_attention"}
@@ -158,11 +161,11 @@ class StateCache:
         embeds = model.embed_tokens(padded(windows).to(model.device))
         lengths = per_row([len(ids) for ids in windows])
         window = new_window(model.config, state, embeds, lengths, 1, {})
-        hidden_states, before = model.layers.run(embeds, list(state.layers[:place]), start=0, window=window)
+        hidden_states, before = self.layers.run(embeds, list(state.layers[:place]), start=0, window=window)
         behind = []
         if asks or self.keeps:
             behind = list(state.layers[place + 1 :])
-            last, behind = model.layers.run(hidden_states, behind, start=place + 1, window=window)
+            last, behind = self.layers.run(hidden_states, behind, start=place + 1, window=window)
         for row, (name, ids) in enumerate(zip(names, windows, strict=True)):
             found = {"hidden_states": hidden_states[row, : len(ids)]}
             if asks:
@@ -201,6 +204,18 @@ def tensor_name(window: tuple, field: str) -> str:
 def computing_in(dtype: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager:
     """Autocast to a dtype, if there is one."""
     return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+def with_matrices_in(dtype: torch.dtype, layers: nn.Module) -> nn.Module:
+    """
+    A copy of layers with their matrices in `dtype`, all else shared. Under autocast it gives the same, and autocast
+    would cast them at every call.
+    """
+    shared = {id(parameter): parameter for parameter in layers.parameters()}
+    for module in layers.modules():
+        if isinstance(module, nn.Linear):
+            shared[id(module.weight)] = nn.Parameter(module.weight.to(dtype), requires_grad=False)
+    return copy.deepcopy(layers, shared)
 
 
 def batches(windows: Sequence[list[int]]) -> list[list[int]]:
