@@ -607,6 +607,18 @@ def test_frozen_layers_compute_in_half_precision(tokenizer, tmp_path):
     assert len(list((tmp_path / "states").iterdir())) == 2 * (4 + 1 + 4)  # lessons, a text, everyday questions
 
 
+def test_matrices_that_are_cast_once_know_the_same(tokenizer, chat, tmp_path):
+    model = make_model(tokenizer).requires_grad_(False)
+    once, each_time = (StateCache(model, tmp_path / x, autocast=torch.bfloat16) for x in ("once", "each time"))
+    each_time.layers = model.model.layers
+    weights = {p.dtype for layers in (once.layers, model.model.layers) for p in layers.parameters()}
+    assert weights == {torch.bfloat16, torch.float32} and all(p.dtype == torch.float32 for p in model.parameters())
+    for ours, theirs in zip(*(lessons(x, "train", 0, chat, L, 2) for x in (once, each_time)), strict=True):
+        for x, y in zip((*ours.story, ours.asked[0].read), (*theirs.story, theirs.asked[0].read), strict=True):
+            assert x.hidden_states.equal(y.hidden_states)
+        assert ours.asked[0].read.last_hidden_state.equal(theirs.asked[0].read.last_hidden_state)
+
+
 def test_other_settings_begin_anew(tokenizer, tmp_path):
     model = make_model(tokenizer)
     few(model, tokenizer, tmp_path, alone=dataclasses.replace(FEW_ALONE, steps=1))
