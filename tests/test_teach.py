@@ -43,6 +43,7 @@ from modeling_sleep.teach.estimate import SAMPLED, estimate, on_meta
 from modeling_sleep.teach.everyday import ANSWER, MEASURED, TAUGHT, everyday_reads
 from modeling_sleep.teach.facts import unit
 from modeling_sleep.teach.filler import sentences
+from modeling_sleep.teach.key_rank import cut_keys
 from modeling_sleep.teach.lessons import (
     Exchanges,
     StoryTensors,
@@ -363,6 +364,8 @@ def test_what_teaching_takes_is_told_before(tokenizer, chat, tmp_path):
     assert told.parameters == sum(p.numel() for p in memory.parameters())
     assert told.memory == written(memory, story_tensors([[(learned[0], 0)]], embeddings, torch.float32))[0].nbytes
     assert "M parameters" in str(told) and " h at 1 TFLOP/s" in str(told)
+    cut_keys(memory, learned[:9], embeddings, model.config.recall_key_dim // 4)
+    assert told.kept == sum(p.numel() for p in memory.parameters()) < told.parameters
 
 
 def test_longer_stories_ask_nothing_twice(tokenizer, chat, tmp_path):

@@ -116,7 +116,7 @@ def estimated(options: argparse.Namespace, alone: Stage, through: Stage) -> Esti
     else:
         config = adopted_config(config, options.window_size, options.passes or 1, memory="recall", **kept)
     chat = Chat(AutoTokenizer.from_pretrained(options.model))
-    return estimate(on_meta(config), chat, alone, through, options.units)
+    return estimate(on_meta(config), chat, alone, through, options.units, options.key_rank)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
             model.config.adopted_from = known.base_model = options.base_name
         if options.passes is not None:
             model.config.sleep_passes = options.passes
-        will_take = estimate(model, Chat(tokenizer), alone, through, options.units)
+        will_take = estimate(model, Chat(tokenizer), alone, through, options.units, options.key_rank)
         if will_take.cache > options.cache_gigabytes * 1e9:
             print(
                 f"note: lessons take about {will_take.cache / 1e9:.1f} GB, and the cache may hold "

@@ -18,7 +18,7 @@ from .everyday import ANSWER
 from .facts import unit
 from .reading import LEAD
 from .stages import KEPT_TOKENS, PLAIN_TOKENS, TEXT_TOKENS, Stage
-from .teaching import AMID, CUT, check
+from .teaching import AMID, CUT, check, rank_to_cut_to
 
 
 SAMPLED = 40  # lessons
@@ -32,8 +32,8 @@ class Estimate:
 
     Parameters
     ----------
-    parameters : int
-        Of the memory, all that learns.
+    parameters, kept : int
+        Of the memory, all that learns, and those that are left once its keys are cut.
     memory : int
         Bytes of S, for each text.
     cache : float
@@ -43,6 +43,7 @@ class Estimate:
     """
 
     parameters: int
+    kept: int
     memory: int
     cache: float
     reading: float
@@ -58,14 +59,17 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"memory: {self.parameters / 1e6:.1f} M parameters, {self.memory / 1e6:.1f} MB of S for each text\n"
+            f"memory: {self.kept / 1e6:.1f} M parameters (of {self.parameters / 1e6:.1f} before keys are cut), "
+            f"{self.memory / 1e6:.1f} MB of S for each text\n"
             f"lessons on disk: {self.cache / 1e9:.1f} GB (--cache-gigabytes)\n"
             f"operations: {self.reading / 1e12:.0f} TFLOP to read, {self.alone / 1e12:.0f} for the memory alone, "
             f"{self.through / 1e12:.0f} through the layers behind it: {self.hours}"
         )
 
 
-def estimate(model: SleepForCausalLM, chat: Chat, alone: Stage, through: Stage, units: int) -> Estimate:
+def estimate(
+    model: SleepForCausalLM, chat: Chat, alone: Stage, through: Stage, units: int, key_rank: int | None = None
+) -> Estimate:
     """
     What [`teach`] takes for a model that has a recall memory; weights are not looked at.
 
@@ -77,6 +81,8 @@ def estimate(model: SleepForCausalLM, chat: Chat, alone: Stage, through: Stage, 
     alone, through : Stage
     units : int
         Lessons.
+    key_rank : int, optional
+        As in [`teach`].
 
     Raises
     ------
@@ -100,20 +106,25 @@ def estimate(model: SleepForCausalLM, chat: Chat, alone: Stage, through: Stage, 
         keys = 2 * (len(config.layer_types) - place - 1) * config.num_key_value_heads * config.head_dim
     entries = (told + tokens) * config.hidden_size + tokens * (config.hidden_size + keys) + windows * kept * keys
 
-    def writing(stage: Stage) -> float:
-        return 6 * WRITTEN * matrices([memory]) * stage.stories * sum(stage.windows) / 2 * L
+    rank, cut = rank_to_cut_to(memory, key_rank), 0
+    for whole in (memory.q_proj, memory.k_proj) if rank else ():
+        cut += whole.in_features * whole.out_features - rank * (whole.in_features + whole.out_features)
+
+    def writing(stage: Stage, cut: int) -> float:
+        return 6 * WRITTEN * (matrices([memory]) - cut) * stage.stories * sum(stage.windows) / 2 * L
 
     asked, text = through.stories * min(through.questions, asked), TEXT_TOKENS / 2  # in a step; text in every other
     plain = through.stories if through.everyday else 0
     behind_through = behind * (asked * (LEAD + answer) + plain * (LEAD + ANSWER) + text)
     head_through = head * (asked * (answer + KEPT_TOKENS) + plain * PLAIN_TOKENS + text)
     return Estimate(
-        parameters=sum(p.numel() for p in memory.parameters()),
+        parameters=(parameters := sum(p.numel() for p in memory.parameters())),
+        kept=parameters - cut,
         memory=4 * config.recall_key_dim * config.recall_value_dim,
         cache=2 * units * entries,
         reading=2 * (below + behind) * units * (told + tokens),
-        alone=alone.steps * writing(alone),
-        through=through.steps * (writing(through) + 4 * (behind_through + head_through)),
+        alone=alone.steps * writing(alone, 0),
+        through=through.steps * (writing(through, cut) + 4 * (behind_through + head_through)),
     )
 
 
