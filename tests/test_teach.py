@@ -34,7 +34,7 @@ from examples.finetune_trainer import new_tokenizer
 from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.hub_upload.card import read_results
 from modeling_sleep.hub_upload.export import export
-from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, write
+from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, recall, write
 from modeling_sleep.teach import __main__ as command
 from modeling_sleep.teach import alone, lengths, states
 from modeling_sleep.teach.card import section
@@ -511,6 +511,24 @@ def test_a_query_is_held_against_every_key_of_its_story(tokenizer, chat, tmp_pat
     cosines, counts = zip(*expected)
     torch.testing.assert_close(scores.gather(1, own.unsqueeze(1)).flatten(), torch.stack(cosines))
     assert scores.isfinite().sum(1).tolist() == list(counts)
+
+
+def test_every_question_reads_the_story_as_it_finds_it(tokenizer, chat, tmp_path):
+    """Against a copy of S for each question, with what its own beginning has filled written into it."""
+    model = make_model(tokenizer, read_out=0.5, window_overlap=24, pinned_tokens=1)
+    learned = the_lessons(model, chat, tmp_path, count=8, cut=1.0)
+    stage = dataclasses.replace(FEW_ALONE, stories=6)
+    course = Alone(stage, model, model.config.memory_layers[0], learned, exchanges(chat, 50, 0), 0)
+    told = course.stories(random.Random(3))
+    rows, asked = zip(*((row, x) for row, lesson in enumerate(told.lessons) for x in lesson.asked))
+    for kept in (range(len(asked)), *([i for i, x in enumerate(asked) if bool(x.before) == cut] for cut in (0, 1))):
+        here, some = [rows[i] for i in kept], [asked[i] for i in kept]
+        assert len(some) > 1
+        _, query, _ = course.asking(some)
+        S, expected_beta = course.slept_over(told.S, told.beta, here, some)
+        found, beta = course.recalled(told, here, some, query)
+        torch.testing.assert_close(found, recall(query, S), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(beta, expected_beta)
 
 
 def test_queries_are_made_at_the_places_that_are_given(tokenizer, chat, tmp_path):

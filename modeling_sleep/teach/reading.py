@@ -136,11 +136,14 @@ def asleep_before(
     written `passes` times; and the betas of their tokens.
     """
     betas = []
-    for number in range(max(len(x.before) for x in asked)):
+    for number in range(max((len(x.before) for x in asked), default=0)):
         rows = [row for row, x in enumerate(asked) if len(x.before) > number]
         tensors = window_tensors([[asked[row].before[number]] for row in rows], embeddings, S.dtype)
-        after, beta = written(memory, tensors, passes, S[rows])
-        S = S.index_copy(0, torch.tensor(rows, device=S.device), after)
+        if len(rows) == len(asked):
+            S, beta = written(memory, tensors, passes, S)
+        else:
+            after, beta = written(memory, tensors, passes, S[rows])
+            S = S.index_copy(0, torch.tensor(rows, device=S.device), after)
         betas.append(beta)
     return S, betas
 

@@ -294,9 +294,9 @@ class Alone(Course):
     def losses(self, number, rng):
         told = self.stories(rng)
         rows, asked = zip(*((row, x) for row, lesson in enumerate(told.lessons) for x in lesson.asked))
-        S, beta = self.slept_over(told.S, told.beta, list(rows), asked)
         values, query, is_place = self.asking(asked)
-        found = recall(query, S)[is_place]
+        found, beta = self.recalled(told, rows, asked, query)
+        found = found[is_place]
         targets = torch.tensor([sought.token for value in values for sought in value], device=found.device)
         scores = self.scale.exp() * (found.float() / found.shape[-1] ** 0.5) @ self.codes.T
         targets = self.number_of[targets]
@@ -309,6 +309,24 @@ class Alone(Course):
             nearest, share = self.nearest(told, rows, asked, values, query)
             loss, facts = loss + self.stage.nearest * nearest, facts | share
         yield loss, facts
+
+    def recalled(
+        self, told: Told, rows: Sequence[int], asked: Sequence[Asked], query: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        What S gives of the queries of each question, (questions, most, value_dim), and the mean beta of all that was
+        written. Questions of one story read one S, as a copy for each would cost more than all that is computed with
+        it; only those that have filled a window themselves have their own.
+        """
+        cut = [number for number, x in enumerate(asked) if x.before]
+        S, beta = self.slept_over(told.S, told.beta, [rows[number] for number in cut], [asked[i] for i in cut])
+        parts, order = [recall(query[cut], S)], cut
+        for row in range(len(told.S)):
+            own = [number for number, x in enumerate(asked) if rows[number] == row and not x.before]
+            found = recall(query[own].flatten(0, 1).unsqueeze(0), told.S[row : row + 1])
+            parts.append(found.view(len(own), *parts[0].shape[1:]))
+            order = order + own
+        return torch.cat(parts)[torch.tensor(order, device=query.device).argsort()], beta
 
 
 class ThroughLayers(Course):

@@ -110,6 +110,7 @@ class StateCache:
             with computing_in(self.autocast, self.model.device):
                 self._read(story, asking, tensors)
             save(tensors, path)
+            tensors = load(path) or tensors  # mapped from the disk
             self._make_room()
         story_reads = self._reads(tensors, "story", story)
         before = story_reads[-1] if story_reads else None
