@@ -9,6 +9,7 @@ from originals import SIZES, L, make_original
 
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.adapter_sleep import LATER_FIELDS
+from modeling_sleep.adopt_sleep import RECALL_FIELDS
 
 
 @pytest.fixture
@@ -57,8 +58,10 @@ def test_a_memory_saved_before_there_were_fields_goes_on_as_it_did(original, tmp
     before.save_pretrained(tmp_path, memory_only=True)
     path = tmp_path / "memory_config.json"
     config = json.loads(path.read_text())
+    new = SleepForCausalLM.from_causal_lm(original, L).config
     for name, value in LATER_FIELDS.items():
-        assert getattr(SleepForCausalLM.from_causal_lm(original, L).config, name) != value == config.pop(name)
+        assert config.pop(name) == value
+        assert (getattr(new, name) != value) == (name in RECALL_FIELDS)
     path.write_text(json.dumps(config))
     loaded = SleepForCausalLM.from_causal_lm(original, memory=str(tmp_path))
     assert all(getattr(loaded.config, name) == value for name, value in LATER_FIELDS.items())
