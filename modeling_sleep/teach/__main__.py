@@ -43,7 +43,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--minutes", type=float, default=None, help="of learning; default: all steps")
     parser.add_argument("--seed", type=int, default=0, help="of lessons and steps")
-    parser.add_argument("--units", type=int, default=2000, help="stories to learn from, of about seven facts each")
+    parser.add_argument("--units", type=int, default=1000, help="stories to learn from, of about seven facts each")
     parser.add_argument(
         "--steps",
         type=int,
@@ -84,7 +84,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--memory-only", action="store_true", help="write the memory without the model")
     parser.add_argument("--estimate", action="store_true", help="say what it will take, and do nothing")
     parser.add_argument("--cache", type=Path, default=None, help="folder of what frozen layers know, shared by runs")
-    parser.add_argument("--cache-gigabytes", type=float, default=10.0, help="that it may hold")
+    parser.add_argument("--cache-gigabytes", type=float, default=6.0, help="that it may hold")
     return parser.parse_args(arguments)
 
 

@@ -48,13 +48,13 @@ def teach(
     cache: str | Path | None = None,
     minutes: float | None = None,
     seed: int = 0,
-    units: int = 2000,
+    units: int = 1000,
     natural_texts: int = 48,
     questions: int = 60,
     alone: Stage = ALONE,
     through: Stage = THROUGH,
     autocast: torch.dtype | None = None,
-    cache_limit: float = 1e10,
+    cache_limit: float = 6e9,
     key_rank: int | None = None,
 ) -> dict:
     """
