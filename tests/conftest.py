@@ -65,6 +65,12 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def progress_bars():
+    """Commands that run within a test hide transformers' bars, and no later test is to go without."""
+    transformers.utils.logging.enable_progress_bar()
+
+
 @pytest.fixture
 def fresh_dynamo():
     """Nothing is compiled yet, and nothing stays compiled."""
