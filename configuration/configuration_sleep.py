@@ -262,8 +262,8 @@ class SleepConfig(PreTrainedConfig):
         recall_key_dim (`int`, *optional*):
             Rows of S of the `"recall_memory"` layers. Defaults to about four thirds of `hidden_size`.
         recall_key_rank (`int`, *optional*):
-            Rank of the maps that make queries and keys, at most `recall_key_dim`, for a memory of a third of the size.
-            Defaults to maps of any rank. `modeling_sleep.teach` begins with these and cuts them.
+            Rank of the maps that make queries and keys, at most `recall_key_dim`. At a quarter of it a memory is less
+            than half as large. Defaults to maps of any rank. `modeling_sleep.teach` begins with these and cuts them.
         recall_value_dim (`int`, *optional*):
             Columns of their S, at most and by default `hidden_size`. With fewer, what is recalled stands out less.
         recall_span (`int`, *optional*, defaults to 5):

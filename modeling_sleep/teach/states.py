@@ -11,6 +11,7 @@ oldest files go when the folder grows over its limit.
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -86,7 +87,6 @@ class StateCache:
     def __init__(self, model: SleepForCausalLM, folder: Path, limit: float = 6e9, autocast: torch.dtype | None = None):
         self.model, self.folder, self.limit, self.autocast = model, Path(folder), limit, autocast
         self.place = model.config.layer_types.index("recall_memory")
-        self.layers = with_matrices_in(autocast, model.model.layers) if autocast else model.model.layers
         kinds = model.config.layer_types
         # Other mixers than attention would have to be read again from the window's first token anyway.
         self.keeps_keys = set(kinds[self.place + 1 :]) == {"sleep_attention"}
@@ -97,6 +97,12 @@ class StateCache:
         self.keeps = self.overlap + self.pinned > 0
         self.fingerprint = fingerprint(model)
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    @functools.cached_property
+    def layers(self) -> nn.Module:
+        """Those that read, made when the first text is not on disk."""
+        layers = self.model.model.layers
+        return with_matrices_in(self.autocast, layers) if self.autocast else layers
 
     def read(
         self, story: Sequence[list[int]], asking: Sequence[list[int]] = ()
