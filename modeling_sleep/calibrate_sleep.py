@@ -2,8 +2,9 @@
 
 A memory finds what it wrote if keys of what differs differ. Hidden states of a language model lie in a narrow cone, so
 their directions are whitened: principal components of what the model knows while it reads some text, each scaled to
-variance 1 (a little less where there is hardly any). Queries and keys begin with the same map. Values begin as the
-first principal components of the embeddings, from which the word can be told.
+variance 1 (a little less where there is hardly any). Queries and keys begin with the same map. So are embeddings, of
+which values are made: those of any two words have much in common, and what S gives is a sum of many values, in which
+the word that is sought must stand out.
 
 The output map is zero at first: an untaught memory changes nothing. With `read_out`, where teaching begins, it is the
 way back from values to embeddings, along which the word that was recalled gains in the logits: it answers some
@@ -29,8 +30,9 @@ logger = logging.get_logger(__name__)
 
 TOKENS = 8_192  # to be read, at least
 AT_ONCE = 2_048
-SAMPLED_EMBEDDINGS = 4_096
+SAMPLED_EMBEDDINGS = 32_768
 SMOOTHING = 0.02  # of the mean variance, so that what hardly varies is not blown up to noise
+VALUE_SMOOTHING = 1.0  # of the mean square of embeddings, most of which is what all of them share
 
 
 def calibration_windows(
@@ -141,17 +143,16 @@ def calibrate_memory(memory: RecallMemoryLayer, hidden_states: list[torch.Tensor
     mean = total / number
     whitening(memory, mean, squares / number - mean.unsqueeze(-1) * mean.unsqueeze(-2))
 
-    E = embeddings.float()
-    E = E - E.mean(0)
-    generator = torch.Generator().manual_seed(0)
-    sample = E[torch.randperm(len(E), generator=generator)[:SAMPLED_EMBEDDINGS].to(E.device)]
-    directions = torch.linalg.svd(sample, full_matrices=False).Vh[: memory.v_proj.out_features]
-    if len(directions) < memory.v_proj.out_features:
+    if memory.v_proj.out_features > embeddings.shape[-1]:
         raise ValueError(
-            f"`recall_value_dim` is {memory.v_proj.out_features}, but the embeddings have only {len(directions)} "
+            f"`recall_value_dim` is {memory.v_proj.out_features}, but embeddings have only {embeddings.shape[-1]} "
             "directions: choose a smaller one."
         )
-    memory.v_proj.weight.copy_(directions / (E @ directions.T).std().clamp_min(1e-12))
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randperm(len(embeddings), generator=generator)[:SAMPLED_EMBEDDINGS]
+    E = embeddings[sample.to(embeddings.device)].double()
+    white = whitened(E.T @ E / len(E), memory.v_proj.out_features, VALUE_SMOOTHING)
+    memory.v_proj.weight.copy_(white / (E @ white.T).std().clamp_min(1e-12))
 
 
 @torch.no_grad()
@@ -185,18 +186,26 @@ def weight_of(norm: nn.Module) -> torch.Tensor:
     return norm(torch.ones_like(norm.weight))
 
 
+def whitened(moments: torch.Tensor, components: int, smoothing: float) -> torch.Tensor:
+    """
+    The map, (components, d), to the first principal components, each scaled to variance 1, of what has these second
+    moments, (d, d); `smoothing`, a share of their mean, is added to each before.
+    """
+    variance, directions = torch.linalg.eigh(moments)  # ascending
+    variance, directions = variance[-components:].clamp_min(0), directions[:, -components:]
+    return (directions * (variance + smoothing * moments.diagonal().mean()).rsqrt()).T
+
+
 def whitening(memory: RecallMemoryLayer, mean: torch.Tensor, covariance: torch.Tensor) -> None:
     """Queries and keys: the first principal components of each part of the context by itself, to variance 1."""
     first = sees_inputs(memory.q_proj)
     rows = first.out_features
     sizes = [rows // len(mean) + (i < rows % len(mean)) for i in range(len(mean))]
-    variance, directions = torch.linalg.eigh(covariance)  # ascending
     weight, bias = torch.zeros_like(first.weight), first.weight.new_zeros(rows)
     row = 0
     for i, size in enumerate(sizes):
-        size = min(size, directions.shape[-1])
-        scale = (variance[i, -size:].clamp_min(0) + SMOOTHING * variance[i].mean()).rsqrt()
-        part = (directions[i, :, -size:] * scale).mT
+        size = min(size, covariance.shape[-1])
+        part = whitened(covariance[i], size, SMOOTHING)
         columns = slice(i * part.shape[1], (i + 1) * part.shape[1])
         weight[row : row + size, columns] = part.to(weight)
         bias[row : row + size] = -(part @ mean[i]).to(bias)

@@ -6,7 +6,6 @@ from test_recall_memory import make_config
 from torch import nn
 
 from modeling_sleep import SleepForCausalLM
-from modeling_sleep.calibrate_sleep import calibrate
 from modeling_sleep.low_rank_linear import LowRankLinear
 from modeling_sleep.recall_memory_sleep import RecallMemoryLayer
 from modeling_sleep.teach.key_rank import set_rank
@@ -57,20 +56,3 @@ def test_what_may_be_cut():
     assert [rank_to_cut_to(memory, rank) for rank in (None, 0, 5)] == [0, 0, 0]
     with pytest.raises(ValueError, match="`key_rank` is 7, and the maps of this memory are of rank 5 already"):
         rank_to_cut_to(memory, 7)
-
-
-def test_it_can_be_calibrated_from_the_start():
-    """What the maps give spreads in as many directions as the rank allows."""
-    torch.manual_seed(0)
-    model = SleepForCausalLM(make_config(recall_key_rank=6, recall_key_dim=24)).eval()
-    windows = torch.randint(40, (64, 6))
-    calibrate(model.model, windows)
-    memory = model.model.layers[2]
-    contexts = []
-    handle = memory.q_proj.register_forward_pre_hook(lambda module, inputs: contexts.append(inputs[0]))
-    model(torch.cat([windows, windows], dim=1))  # the second window reads
-    handle.remove()
-    given = memory.q_proj(torch.cat(contexts)).flatten(0, 1)
-    variance = torch.linalg.eigvalsh(given.T.cov())
-    assert (variance > 1e-5).sum() == 6 and 0.1 < variance[-5:].median() < 3
-    torch.testing.assert_close(memory.q_proj.up.weight.T @ memory.q_proj.up.weight, torch.eye(6))

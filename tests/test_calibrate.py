@@ -1,0 +1,47 @@
+"""What a recall memory begins with."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from modeling_sleep import SleepForCausalLM
+from modeling_sleep.calibrate_sleep import calibrate
+from test_recall_memory import make_config
+
+
+def test_values_of_words_differ_though_embeddings_are_alike():
+    """What all embeddings share, and what most of them do, is no more of a value than what tells two words apart."""
+    torch.manual_seed(0)
+    model = SleepForCausalLM(make_config(vocab_size=200, recall_value_dim=16)).eval()
+    embeddings = model.get_input_embeddings().weight
+    with torch.no_grad():
+        embeddings.add_(1.5 * embeddings.std())
+    calibrate(model.model, torch.randint(200, (16, 6)))
+    with torch.no_grad():
+        values = model.model.layers[2].v_proj(embeddings)
+        alike = [F.normalize(x, dim=-1) @ F.normalize(x, dim=-1).T for x in (embeddings, values)]
+    assert alike[0].mean() > 0.6 and alike[1].mean() < 0.3
+    assert values.std().item() == pytest.approx(1, rel=0.01)
+
+
+def test_values_are_no_larger_than_embeddings():
+    model = SleepForCausalLM(make_config(recall_value_dim=17)).eval()
+    with pytest.raises(ValueError, match="`recall_value_dim` is 17, but embeddings have only 16 directions"):
+        calibrate(model.model, torch.randint(40, (16, 6)))
+
+
+def test_keys_of_low_rank():
+    """What the maps give spreads in as many directions as the rank allows."""
+    torch.manual_seed(0)
+    model = SleepForCausalLM(make_config(recall_key_rank=6, recall_key_dim=24)).eval()
+    windows = torch.randint(40, (64, 6))
+    calibrate(model.model, windows)
+    memory = model.model.layers[2]
+    contexts = []
+    handle = memory.q_proj.register_forward_pre_hook(lambda module, inputs: contexts.append(inputs[0]))
+    model(torch.cat([windows, windows], dim=1))  # the second window reads
+    handle.remove()
+    given = memory.q_proj(torch.cat(contexts)).flatten(0, 1)
+    variance = torch.linalg.eigvalsh(given.T.cov())
+    assert (variance > 1e-5).sum() == 6 and 0.1 < variance[-5:].median() < 3
+    torch.testing.assert_close(memory.q_proj.up.weight.T @ memory.q_proj.up.weight, torch.eye(6))
