@@ -11,7 +11,6 @@ its memory.
 """
 
 import argparse
-import re
 import time
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from transformers.utils import logging
 
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.teach.chat import Chat
-from modeling_sleep.teach.evaluate import Reader, natural_text, tokens_of
+from modeling_sleep.teach.evaluate import Reader, natural_text, tokens_of, whole
 
 
 BASE = Path("outputs/smollm2/base")
@@ -66,7 +65,7 @@ def ask(reader: Reader, before: list[int]) -> dict:
         answer, _ = reader.write(prompt, cache, before)
         seconds += time.perf_counter() - began
         tokens += len(prompt) + len(reader.chat.ids(answer))
-        answers.append((answer, re.search(rf"\b{re.escape(value)}\b", answer, re.IGNORECASE) is not None))
+        answers.append((answer, whole(value).search(answer) is not None))
     return {
         "reader": reader.name,
         "answers": answers,

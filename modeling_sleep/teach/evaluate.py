@@ -199,14 +199,19 @@ def names(text: str, question: Question) -> bool:
     """
     rivals = [word for word in question.candidates[1:] if not mentions(question.text, word)]
     if re.search(r"\d", question.value):
-        rest = re.sub(re.escape(question.value), " ", text)
+        rest = whole(question.value).sub(" ", text)
         rivals += [word for word in re.findall(r"[\w.:-]*\d", rest) if not mentions(question.text, word)]
 
     def place(word: str) -> float:
-        match = re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)
+        match = whole(word).search(text)
         return match.start() if match else math.inf
 
     return place(question.value) < min(map(place, rivals), default=math.inf)
+
+
+def whole(name: str) -> re.Pattern:
+    """Finds a name as words of their own: 9 is not in 19, and not in 9.99."""
+    return re.compile(rf"(?<!\w)(?<!\d[.,:]){re.escape(name)}(?!\w|[.,:]\d)", re.IGNORECASE)
 
 
 def repeats(text: str, value: str) -> bool:
@@ -217,7 +222,7 @@ def repeats(text: str, value: str) -> bool:
         for size in range(1, len(words) // 2 + 1)
         for i in range(len(words) - 2 * size + 1)
     )
-    return twice or len(re.findall(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE)) > 1
+    return twice or len(whole(value).findall(text)) > 1
 
 
 @torch.no_grad()
