@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from test_recall_memory import make_config
 
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.calibrate_sleep import calibrate
-from test_recall_memory import make_config
 
 
 def test_values_of_words_differ_though_embeddings_are_alike():

@@ -5,7 +5,6 @@ import torch
 from test_recall_memory import make_config
 from torch import nn
 
-from modeling_sleep import SleepForCausalLM
 from modeling_sleep.low_rank_linear import LowRankLinear
 from modeling_sleep.recall_memory_sleep import RecallMemoryLayer
 from modeling_sleep.teach.key_rank import set_rank

@@ -277,7 +277,15 @@ def test_an_answer_in_the_models_own_words_is_right_if_it_names_the_value_first(
 
 
 @pytest.mark.parametrize(
-    "answer, right", [("It is 42.", True), ("420", False), ("42.99", False), ("7:42", False), ("41 or 42", False), ("In room 7: 42", True)]
+    "answer, right",
+    [
+        ("It is 42.", True),
+        ("420", False),
+        ("42.99", False),
+        ("7:42", False),
+        ("41 or 42", False),
+        ("In room 7: 42", True),
+    ],
 )
 def test_other_numbers_are_rivals_of_a_number(answer, right):
     question = a_question(text="What is asked in room 7?", value="42", candidates=("42", "17"))
