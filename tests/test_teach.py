@@ -1,7 +1,9 @@
 """Teaching a recall memory: what is cached is what the model knows, both stages learn, and nothing else changes."""
 
+import copy
 import dataclasses
 import json
+import math
 import random
 import re
 import sys
@@ -36,7 +38,7 @@ from modeling_sleep.hub_upload.card import read_results
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, recall, write
 from modeling_sleep.teach import __main__ as command
-from modeling_sleep.teach import alone, lengths, states
+from modeling_sleep.teach import alone, lengths, stages, states
 from modeling_sleep.teach.card import section
 from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.estimate import SAMPLED, estimate, on_meta
@@ -390,6 +392,22 @@ def test_natural_text_is_a_share_of_what_makes_stories_longer(tokenizer, chat, t
         assert len(story) > len(learned[0].story) and any(not x.asked for x, _ in story) == bool(share)
         told = course.stories(random.Random(0))
         assert told.beta.shape[2] == L and told.S.shape[0] == len(told.lessons)
+
+
+def test_steps_that_teach_nothing_are_said(tokenizer, chat, tmp_path, monkeypatch):
+    model = make_model(tokenizer)
+    learned = the_lessons(model, chat, tmp_path, count=2)
+    course = Alone(FEW_ALONE, model, model.config.memory_layers[0], learned, Exchanges({}, {}), 0)
+    memory = copy.deepcopy(course.memory.state_dict())
+    warnings = []
+    monkeypatch.setattr(stages.logger, "warning", warnings.append)
+    losses = lambda number, rng: [(course.sharpness * (math.nan if number != 3 else 0.0), {})]  # noqa: E731
+    monkeypatch.setattr(course, "losses", losses)
+    with pytest.raises(FloatingPointError, match="10 steps one behind the other, up to step 13, were not finite"):
+        for number in range(20):
+            course.step(number, 0.0)
+    assert len(warnings) == 13 and warnings[0] == "Step 0 is left out: its gradients are not finite."
+    assert all(x.equal(course.memory.state_dict()[name]) for name, x in memory.items())
 
 
 @torch.no_grad()

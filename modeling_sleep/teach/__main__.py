@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
             cache_limit=options.cache_gigabytes * 1e9,
             key_rank=options.key_rank,
         )
-    except (OSError, ValueError, StrictDataclassError) as error:
+    except (OSError, ValueError, FloatingPointError, StrictDataclassError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     model.save_pretrained(options.output, memory_only=options.memory_only)

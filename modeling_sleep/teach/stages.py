@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.utils import logging
 
 from ..heads_sleep import SleepForCausalLM
 from ..recall_memory_sleep import RecallMemoryLayer, recall
@@ -33,6 +34,9 @@ from .reading import (
     written_at_once,
 )
 from .states import Read, computing_in
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ ALONE = Stage(steps=600, stories=8, windows=(2, 8), questions=99, learning_rate=
 THROUGH = Stage(
     steps=600, stories=4, windows=(2, 32), questions=7, rest=0.15, unspaced=0.15, ends=1.0, sparse=3.0, natural=0.5
 )
+MOST_SKIPPED = 10  # steps, one behind the other
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
 SHARPNESS = 3.0  # logarithm of what cosines of queries and keys are multiplied by at first
 TEXT_TOKENS = 16  # of a natural text, in a step
@@ -151,6 +156,7 @@ class Course:
         self.exchanges, self.seed, self.autocast, self.texts, self.plain = exchanges, seed, autocast, texts, plain
         self.others = [*lessons, *among(lessons, [Lesson(windows, [], {}) for windows in texts], stage.natural)]
         self.memory: RecallMemoryLayer = model.model.layers[place]
+        self.skipped = 0
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS, device=self.embeddings.device))
         self.optimizer = torch.optim.AdamW(self.groups(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.0)
 
@@ -192,7 +198,19 @@ class Course:
         if norm.isfinite():
             self.optimizer.step()
         self.optimizer.zero_grad()
+        self._count_skipped(number, bool(norm.isfinite()))
         return told
+
+    def _count_skipped(self, number: int, is_finite: bool) -> None:
+        """A step now and then may be left out; where none is made, nothing is learned, and that must be said."""
+        self.skipped = 0 if is_finite else self.skipped + 1
+        if not is_finite:
+            logger.warning(f"Step {number} is left out: its gradients are not finite.")
+        if self.skipped == MOST_SKIPPED:
+            raise FloatingPointError(
+                f"The gradients of {MOST_SKIPPED} steps one behind the other, up to step {number}, were not finite: "
+                "teach with a lower learning rate or in another dtype."
+            )
 
     def stories(self, rng: random.Random) -> Told:
         """Lessons, and what is written of their stories."""
