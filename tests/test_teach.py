@@ -401,10 +401,10 @@ def test_steps_that_teach_nothing_are_said(tokenizer, chat, tmp_path, monkeypatc
     memory = copy.deepcopy(course.memory.state_dict())
     warnings = []
     monkeypatch.setattr(stages.logger, "warning", warnings.append)
-    losses = lambda number, rng: [(course.sharpness * (math.nan if number != 3 else 0.0), {})]  # noqa: E731
-    monkeypatch.setattr(course, "losses", losses)
+    factors = [0.0 if number == 3 else math.nan for number in range(20)]
+    monkeypatch.setattr(course, "losses", lambda number, rng: [(course.sharpness * factors[number], {})])
     with pytest.raises(FloatingPointError, match="10 steps one behind the other, up to step 13, were not finite"):
-        for number in range(20):
+        for number in range(len(factors)):
             course.step(number, 0.0)
     assert len(warnings) == 13 and warnings[0] == "Step 0 is left out: its gradients are not finite."
     assert all(x.equal(course.memory.state_dict()[name]) for name, x in memory.items())

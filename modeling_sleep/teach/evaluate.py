@@ -210,7 +210,10 @@ def names(text: str, question: Question) -> bool:
 
 
 def whole(name: str) -> re.Pattern:
-    """Finds a name as words of their own: 9 is not in 19, and not in 9.99."""
+    """
+    Finds a name as words of their own: 9 is not in 19, and not in 9.99. `mentions` takes the latter for a mention: it
+    keeps out of questions what may tell too much.
+    """
     return re.compile(rf"(?<!\w)(?<!\d[.,:]){re.escape(name)}(?!\w|[.,:]\d)", re.IGNORECASE)
 
 

@@ -194,11 +194,11 @@ class Course:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-        if norm.isfinite():
+        is_finite = bool(nn.utils.clip_grad_norm_(parameters, 1.0).isfinite())
+        if is_finite:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self._count_skipped(number, bool(norm.isfinite()))
+        self._count_skipped(number, is_finite)
         return told
 
     def _count_skipped(self, number: int, is_finite: bool) -> None:
@@ -209,7 +209,7 @@ class Course:
         if self.skipped == MOST_SKIPPED:
             raise FloatingPointError(
                 f"The gradients of {MOST_SKIPPED} steps one behind the other, up to step {number}, were not finite: "
-                "teach with a lower learning rate or in another dtype."
+                "teach in another dtype, or with a lower `learning_rate` of the stage."
             )
 
     def stories(self, rng: random.Random) -> Told:
