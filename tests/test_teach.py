@@ -467,19 +467,30 @@ def test_what_is_found_alone_is_told_and_why_the_rest_is_not(tokenizer, chat, tm
     asked = sum(len(list(alone.first_tokens(x))) for x in learned)
     with torch.no_grad():
         memory.b_proj.bias.fill_(20.0)
-        rows = list(alone.search(model, chat, learned, 2))
+        rows = alone.search(model, chat, learned, 2)
         assert len(rows) == asked > 0 and all(row["written"] for row in rows)
+        assert alone.search(model, chat, [], 2) == []
 
-        told = learned[0]
-        question, _, token = next(alone.first_tokens(told))
-        window, at = told.places(question.question)[0]
-        again = dataclasses.replace(question, read=told.story[window])
-        monkeypatch.setattr(alone, "first_tokens", lambda _: [(again, at - 1, token)])
-        (row,) = alone.search(model, chat, [told], 1)
-        assert row["nearest"] and row["written"]
+        def in_its_words(lesson, first_tokens=alone.first_tokens):
+            for question, _, token in first_tokens(lesson):
+                window, at = lesson.places(question.question)[0]
+                yield dataclasses.replace(question, read=lesson.story[window]), at - 1, token
+
+        monkeypatch.setattr(alone, "first_tokens", in_its_words)
+        rows = alone.search(model, chat, learned, 2)
+        nearest = sum(row["nearest"] for row in rows)
+        assert nearest > 0.7 * len(rows) and all(row["written"] for row in rows)
+        tokens = [token for lesson in learned for _, _, token in alone.first_tokens(lesson)]
         memory.b_proj.bias.fill_(-20.0)
-        (row,) = alone.search(model, chat, [told], 1)
-        assert not (row["nearest"] or row["written"])
+        assert not any(row["nearest"] or row["written"] for row in alone.search(model, chat, learned, 2))
+
+        codes = memory.v_proj(model.model.embed_tokens.weight)
+        for common, found in ((0.0, True), (100.0, False)):  # in what S gives to all
+            given = iter(codes[tokens] + common * codes[7])
+            monkeypatch.setattr(alone, "recall", lambda query, S, given=given: next(given))
+            rows = alone.search(model, chat, learned, 2)
+            assert [row["found"] for row in rows].count(found) > 0.9 * len(rows)
+            assert [row["stands out"] for row in rows].count(True) > 0.9 * len(rows)
 
 
 def test_the_command_tells_what_is_found_alone(tokenizer, tmp_path, capsys):
@@ -488,7 +499,8 @@ def test_the_command_tells_what_is_found_alone(tokenizer, tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path / "model")
     assert alone.main([str(tmp_path / "model"), "--lessons", "3", "--windows", "2", "--passes", "1"]) == 0
     told = capsys.readouterr().out
-    assert all(f"{split}, {name}: " in told for split in ("known", "eval") for name in ("found", "nearest", "written"))
+    names = ("found", "stands out", "nearest", "written")
+    assert all(f"{split}, {name}: " in told for split in ("known", "eval") for name in names)
     assert alone.main([str(tmp_path / "nowhere")]) == 1
     assert "error: " in capsys.readouterr().err
 

@@ -4,12 +4,14 @@
 
 Of each value that is asked for it tells whether the first token
 - is found: of all tokens' codes, the value's is most like what S gives
+- stands out: the same, without the mean of what S gives to all these questions. Behind stage 2 this mean is large: it
+  says to the layers behind that there is something to tell, and they know it from the value, while codes do not
 - has the nearest key: of all keys that were written, the value's is most like the query
 - was written at all.
 
-What is not found although its key is the nearest was mixed with other values in S: a larger `recall_key_dim` or fewer
-written tokens help. What has not the nearest key is a matter of queries and keys: of what they are made of, and of
-longer teaching.
+What does not stand out although its key is the nearest was mixed with other values in S: a larger `recall_key_dim` or
+fewer written tokens help. What has not the nearest key is a matter of queries and keys: of what they are made of, and
+of longer teaching.
 """
 
 import argparse
@@ -37,11 +39,12 @@ from .teaching import AMID, check
 
 
 @torch.no_grad()
-def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windows: int) -> Iterator[dict]:
+def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windows: int) -> list[dict]:
     """
     Rows of lessons, each told among windows of the others: the question, and whether its value's first token is
-    `found`, has the `nearest` key, and was `written`.
+    `found`, `stands out`, has the `nearest` key, and was `written`.
     """
+    rows, given = [], []
     memory, embeddings = model.model.layers[check(model, chat.tokenizer)], model.model.embed_tokens.weight
     codes = F.normalize(memory.v_proj(embeddings).float(), dim=-1)
     for number, lesson in enumerate(learned):
@@ -57,12 +60,19 @@ def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windo
             query, _ = queries_at(memory, [asked.read], [[column]])
             nearest = told[is_written][(keys @ query.flatten()).argmax()] if len(keys) else None
             window, at = lesson.places(asked.question)[0]
-            yield {
-                "question": asked.question.text,
-                "found": same(chat, token, (codes @ recall(query, S).flatten()).argmax()),
-                "nearest": nearest is not None and same(chat, token, nearest),
-                "written": bool(is_written[window_of[window] * len(lesson.story[0].ids) + at]),
-            }
+            given.append((token, recall(query, S).flatten()))
+            rows.append(
+                {
+                    "question": asked.question.text,
+                    "nearest": nearest is not None and same(chat, token, nearest),
+                    "written": bool(is_written[window_of[window] * len(lesson.story[0].ids) + at]),
+                }
+            )
+    mean = torch.stack([what for _, what in given]).mean(0) if given else None
+    for row, (token, what) in zip(rows, given, strict=True):
+        row["found"] = same(chat, token, (codes @ what).argmax())
+        row["stands out"] = same(chat, token, (codes @ (what - mean)).argmax())
+    return rows
 
 
 def first_tokens(learned: Lesson) -> Iterator[tuple[Asked, int, int]]:
@@ -111,11 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
         for split in options.splits:
             reading = lessons(cache, split, options.seed, chat, model.config.window_size, options.lessons, amid=AMID)
             learned = list(tqdm(reading, f"reading, {split}", options.lessons, dynamic_ncols=True))
-            rows = list(search(model, chat, learned, options.windows))
-            for name in ("found", "nearest", "written"):
+            rows = search(model, chat, learned, options.windows)
+            for name in ("found", "stands out", "nearest", "written"):
                 print(f"{split}, {name}: {share(sum(row[name] for row in rows), len(rows))}")
-            either = share(sum(row["found"] or row["nearest"] for row in rows), len(rows))
-            print(f"{split}, found or nearest: {either}")
     return 0
 
 
