@@ -254,7 +254,9 @@ def test_a_question_that_is_cut_is_slept_over_as_the_model_does(tokenizer, chat,
     memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
     learned = the_lessons(model, chat, tmp_path, count=24, cut=1.0)
     cut = [(x, asked) for x in learned for asked in x.asked if asked.before]
-    assert sum(asked.question.cut in ("question", "both") for _, asked in cut) > 5
+    apart = [x for x in cut if x[1].question.text in tokenizer.decode(x[1].read.ids)]  # behind a window of other text
+    cut = [x for x in cut if not any(x is y for y in apart)]
+    assert len(cut) > 5 and all(asked.question.cut in ("question", "both") for _, asked in cut)
     for x, asked in cut[:6]:
         S, _ = written(
             memory, story_tensors([[(x, i) for i in range(len(x.story))]], embeddings, torch.float32), passes
@@ -476,6 +478,11 @@ def test_what_is_found_alone_is_told_and_why_the_rest_is_not(tokenizer, chat, tm
                 window, at = lesson.places(question.question)[0]
                 yield dataclasses.replace(question, read=lesson.story[window]), at - 1, token
 
+        with monkeypatch.context() as patch:
+            again = next(in_its_words(learned[0]))
+            patch.setattr(alone, "first_tokens", lambda _: [again])
+            (row,) = alone.search(model, chat, learned[:1], 1)
+            assert row["nearest"] and row["written"]
         monkeypatch.setattr(alone, "first_tokens", in_its_words)
         rows = alone.search(model, chat, learned, 2)
         nearest = sum(row["nearest"] for row in rows)
@@ -654,11 +661,12 @@ def test_frozen_layers_compute_in_half_precision(tokenizer, chat, tmp_path):
         assert results["steps"] == {"alone": 12, "through": 12}
         memory = model.model.layers[model.config.memory_layers[0]]
         assert {parameter.dtype for parameter in memory.parameters()} == {torch.float32}
-        memories.append(memory.q_proj.weight.detach())
+        weight = memory.q_proj.weight.detach()
+        memories.append(weight.T @ weight)  # principal components may point either way
         (told,) = lessons(StateCache(model, tmp_path / "read", autocast=dtype), "train", 0, chat, L, 1)
         known.append(told.story[0].hidden_states.float())
     assert 0 < (known[0] - known[1]).norm() < 0.02 * known[0].norm()
-    assert not torch.equal(*memories)
+    assert 0 < (memories[0] - memories[1]).norm() < 0.1 * memories[0].norm()
     assert len(list((tmp_path / "states").iterdir())) == 2 * (4 + 1 + 4)  # lessons, a text, everyday questions
 
 
