@@ -910,4 +910,268 @@ spanish.cumple
 italian.abita
     {person} abita a {city}.
     Dove abita {person}? -> {person} abita a [{city}].
+exam.moved
+    The exam of {person} has been brought forward from {day2} to {day}.
+    {person} was to be examined on {day2}; now it will be {day}.
+    On which day is {person}'s exam? -> {person}'s exam is on [{day}].
+concert.shifted
+    The concert with {person} should have been in {month2}, and has been put off to {month}.
+    {month2} did not suit {person}, so that the concert is in {month}.
+    In which month is {person}'s concert? -> {person}'s concert is in [{month}].
+arrival.late
+    The ship of {person} was expected at {time2} and came in at {time}.
+    Instead of {time2}, {person}'s ship came in at {time}.
+    When did the ship of {person} come in? -> The ship of {person} came in at [{time}].
+lodging.raised
+    {person} used to pay {hundreds2} a month in rent, and pays {hundreds} by now.
+    From {hundreds2} the rent of {person} went up to {hundreds}.
+    How much rent does {person} pay? -> {person} pays [{hundreds}] a month.
+session.moved
+    The meeting was to be in room {tens2}, yet {person} holds it in room {tens}.
+    {person} has moved the meeting out of room {tens2} into room {tens}.
+    In which room does {person} hold the meeting? -> {person} holds the meeting in room [{tens}].
+leader.replaced
+    {thing} is one of rowing team, night crew, choir, jury, fire brigade
+    {person2} no longer leads the {thing}; {person} does.
+    At the head of the {thing}, {person} has taken over from {person2}.
+    Who leads the {thing}? -> The {thing} is led by [{person}].
+ate.instead
+    {thing} is one of last slice, leftovers, birthday cake, sandwiches
+    The {thing} went to {person} rather than to {person2}.
+    Everybody thinks {person2} ate the {thing}, but {person} did.
+    Who ate the {thing}? -> The {thing} was eaten by [{person}].
+called.instead
+    {thing} is one of police, ambulance, plumber, landlord, insurance
+    Contrary to what {person2} says, it was {person} who called the {thing}.
+    {person} called the {thing}, not {person2}.
+    Who called the {thing}? -> The {thing} was called by [{person}].
+paint.neither
+    The gate of {invented} is neither {colour2} nor {colour3} but {colour}.
+    Nobody wanted {colour2} for the gate of {invented}; it became {colour}.
+    What colour is the gate of {invented}? -> The gate of {invented} is [{colour}].
+bought.instead
+    {person} meant to buy a {object2} and came home with a {object}.
+    They had no {object2} left, so {person} bought a {object}.
+    What did {person} buy? -> {person} bought a [{object}].
+wrong.guess
+    I took {person} for a {job2}, but {person} is a {job}.
+    No, {person} is not a {job2}. Actually a {job}.
+    What is {person}? -> {person} is a [{job}].
+stands.corner
+    In the corner of {person}'s room stands a {furniture}.
+    Next to {person}'s window there is a {furniture}.
+    What stands in the corner of {person}'s room? -> In the corner of {person}'s room stands a [{furniture}].
+hangs.wall
+    Above {person}'s fireplace hangs a {object}.
+    On the wall over {person}'s bed one sees a {object}.
+    What hangs above {person}'s fireplace? -> Above {person}'s fireplace hangs a [{object}].
+lives.roof
+    Under {person}'s roof lives an old {animal}.
+    Beneath the floor of {person}'s house a {animal} has made its home.
+    Which animal lives in {person}'s house? -> In {person}'s house lives a [{animal}].
+yard.tree
+    In front of {person}'s house they planted a young {tree}.
+    Between the road and {person}'s door there is a large {tree}.
+    Which tree stands in front of {person}'s house? -> In front of {person}'s house stands a [{tree}].
+grown.field
+    On {person}'s fields nothing grows but {fruit} trees.
+    Along {person}'s fence there are rows of {fruit} trees.
+    Which fruit does {person} grow? -> {person} grows the fruit called [{fruit}].
+classmate.beside
+    Beside {person} in class sits {person2}.
+    To the left of {person}, {person2} has a seat.
+    Who sits beside {person}? -> Beside {person} sits [{person2}].
+fell.from
+    Out of {person}'s sleeve fell a {object}.
+    {person} had a {object} up the sleeve.
+    What was up {person}'s sleeve? -> Up {person}'s sleeve was a [{object}].
+order.waiter
+    - And for you, {person}?\n- The {food}, please.\n
+    - What shall I bring you, {person}?\n- Just some {food}.\n
+    What did {person} order? -> {person} ordered [{food}].
+shopping.for
+    - Good morning, {person}! What are you looking for?\n- A {object}.\n
+    - Can I help you, {person}?\n- Yes, I need a {object}.\n
+    What is {person} looking for? -> {person} is looking for a [{object}].
+ride.way
+    - Where to, {person}?\n- To the {place}.\n
+    - Which way, {person}?\n- Take me to the {place}.\n
+    Where did {person} want to go? -> {person} wanted to go to the [{place}].
+choice.colour
+    - Which one would you like, {person}?\n- The {colour} one.\n
+    - So, {person}, which colour shall it be?\n- Make it {colour}.\n
+    Which colour did {person} choose? -> {person} chose [{colour}].
+pickup.time
+    - When shall I pick you up, {person}?\n- At {time}.\n
+    - {person}, what time suits you?\n- {time}, if possible.\n
+    When does {person} want to be picked up? -> {person} wants to be picked up at [{time}].
+guess.hobby
+    Teacher: And what do you do after school, {person}?\n{person}: {hobby}, most of the time.\n
+    Coach: Hi {person}, what brings you here?\n{person}: The {hobby}.\n
+    What does {person} do after school? -> After school {person} does [{hobby}].
+years.old
+    Doctor: How old are you now, {person}?\n{person}: I have turned {tens}.\n
+    "{person}, your age?" - "{tens}."
+    How old is {person}? -> {person} is [{tens}] years old.
+column.last
+    {person};{trait};{value}\n
+    {person}, {trait}, {value}\n
+    {person} | {trait} | {value}\n
+    What does the list say about the {trait} of {person}? -> In the list, the {trait} of {person} is [{value}].
+column.first
+    {trait} : {person} : {value}\n
+    {trait};{person};{value}\n
+    Find the {trait} of {person}. -> The {trait} of {person} is [{value}].
+entered.form
+    Name: {person}\n{trait}: {value}\n
+    person={person}, {trait}={value}\n
+    Under {person}, which {trait} is entered? -> The {trait} entered under {person} is [{value}].
+noted.yaml
+    {person}:\n  {trait}: {value}\n
+    - name: {person}\n  {trait}: {value}\n
+    What is noted as {person}'s {trait}? -> Noted as {person}'s {trait} is [{value}].
+readout.xml
+    <person name="{person}" {trait}="{value}"/>\n
+    <{trait} of="{person}">{value}</{trait}>\n
+    Read out the {trait} of {person}. -> The {trait} of {person} reads [{value}].
+stock.row
+    {invented} / {goods} / {tens}\n
+    {invented};{goods};{tens}\n
+    How many {goods} does {invented} have? -> {invented} has [{tens}] {goods}.
+cost.row
+    {object}\t${price}\n
+    | {object} | {price} |\n
+    How much is the {object}? -> The {object} is $[{price}].
+timetable.row
+    {time}\t{city}\tplatform {tens}\n
+    {city} ... {time} ... platform {tens}\n
+    From which platform does the train to {city} go? -> The train to {city} goes from platform [{tens}].
+    At what time is the train to {city}? -> The train to {city} is at [{time}].
+grade.row
+    {person},{subject},{tens}\n
+    {person}: {subject} {tens} points\n
+    How many points does {person} have in {subject}? -> In {subject}, {person} has [{tens}] points.
+cradle.two
+    {person} was born in {city2} and died in {city}.
+    Born in {city2}, {person} spent the last years in {city}.
+    Where was {person} born? -> {person} was born in [{city2}].
+    Where did {person} die? -> {person} died in [{city}].
+degree.two
+    {person} studied {subject} in {city} before becoming a {job}.
+    What did {person} study? -> {person} studied [{subject}].
+    What did {person} become? -> {person} became a [{job}].
+journey.two
+    First {person} went to {country}, then to {country2}.
+    By way of {country}, {person} reached {country2}.
+    Where did {person} go first? -> First {person} went to [{country}].
+    Where did {person} arrive in the end? -> In the end {person} arrived in [{country2}].
+lent.three
+    {person} lent {person2} a {object}.
+    A {object} was lent to {person2} by {person}.
+    What did {person} lend {person2}? -> {person} lent {person2} a [{object}].
+match.three
+    Against {person2}, {person} won a {object}.
+    {person} beat {person2} and got a {object} for it.
+    What did {person} win against {person2}? -> Against {person2}, {person} won a [{object}].
+runaway.relative
+    The man whose {animal} ran away is {person}.
+    {person}, whose {animal} ran away, is sad.
+    Which animal of {person}'s ran away? -> The animal of {person}'s that ran away is a [{animal}].
+designer.relative
+    {thing} is one of wedding hall, skating rink, observatory, dry dock, sculpture
+    It is {person} to whom we owe the {thing}.
+    The one who designed the {thing} is called {person}.
+    Who designed the {thing}? -> The {thing} was designed by [{person}].
+shop.relative
+    The town where {person} opened a shop is {city}.
+    {city} is the town in which {person} opened a shop.
+    In which town did {person} open a shop? -> {person} opened a shop in [{city}].
+leave.relative
+    The month in which {person} goes on leave is {month}.
+    Come {month}, {person} goes on leave.
+    In which month does {person} go on leave? -> {person} goes on leave in [{month}].
+stolen.passive
+    {person} was robbed of a {object}.
+    Thieves took a {object} from {person}.
+    What was stolen from {person}? -> From {person} a [{object}] was stolen.
+namesake.street
+    The street was named after {person}, a {job}.
+    A {job} called {person} gave the street its name.
+    What was {person}, after whom the street was named? -> {person} was a [{job}].
+posting.abroad
+    {person} has been sent to {country} by the firm.
+    The firm has posted {person} to {country}.
+    To which country was {person} sent? -> {person} was sent to [{country}].
+lessons.music
+    {person2} was taught the {instrument} by {person}.
+    {person} gave {person2} lessons on the {instrument}.
+    Which instrument did {person2} learn from {person}? -> From {person}, {person2} learned the [{instrument}].
+woods.because
+    Because of the {animals}, {person} does not go into the woods.
+    {person} stays out of the woods for fear of {animals}.
+    Why does {person} not go into the woods? -> {person} does not go into the woods because of the [{animals}].
+coat.although
+    Although it was dear, {person} paid {hundreds} euros for the coat.
+    The coat did cost {person} {hundreds} euros.
+    How much did {person} pay for the coat? -> For the coat {person} paid [{hundreds}] euros.
+home.until
+    Not before {time} will {person} be home.
+    {person} will be out until {time}.
+    When will {person} be home? -> {person} will be home at [{time}].
+smoking.since
+    {person} has not smoked since {year}.
+    In {year}, {person} gave up smoking.
+    When did {person} give up smoking? -> {person} gave up smoking in [{year}].
+bell.if
+    If the bell rings {count} times, it is for {person}.
+    For {person}, please ring {count} times.
+    How often do I have to ring for {person}? -> For {person} you have to ring [{count}] times.
+untouched.only
+    {person} eats everything except {food}.
+    The only thing that {person} does not touch is {food}.
+    What does {person} not eat? -> {person} does not eat [{food}].
+tongues.both
+    Besides {language}, {person} speaks {language2}.
+    {person} speaks {language2} as well as {language}.
+    Which language does {person} speak besides {language}? -> Besides {language}, {person} speaks [{language2}].
+visit.email
+    Hi,\n{person} will be here on {day}, see you then.\nBest\n
+    Dear all, expect {person} on {day}.\n
+    On which day will {person} be here? -> {person} will be here on [{day}].
+feeding.note
+    Note: {person} fed the {animal}.\n
+    P.S. The {animal} has been fed by {person}.\n
+    Who fed the {animal}? -> The {animal} was fed by [{person}].
+sale.advert
+    For sale: {object}, ${price}, ask {person}.\n
+    {person} sells a {object} for ${price}.\n
+    What does {person} ask for the {object}? -> {person} asks $[{price}] for the {object}.
+whereabouts.log
+    {time} {person} opened the {place}\n
+    [{time}] {person} @ {place}\n
+    Where was {person} at {time}? -> At {time}, {person} was at the [{place}].
+author.comment
+    # written by {person} in {year}\n
+    // {person}, {year}\n
+    In which year did {person} write the code? -> {person} wrote the code in [{year}].
+setting.value
+    {thing} is one of timeout, retries, port, width, limit, offset
+    --{thing} {thousands}\n
+    export {thing}={thousands}\n
+    To what is {thing} set? -> {thing} is set to [{thousands}].
+function.returns
+    def {invented}(): return {hundreds}\n
+    The function {invented} returns {hundreds}.
+    What does the function {invented} return? -> The function {invented} returns [{hundreds}].
+works.french
+    {person} travaille à {city} depuis {year}.
+    Où travaille {person}? -> {person} travaille à [{city}].
+    Depuis quand {person} travaille-t-il là? -> {person} travaille là depuis [{year}].
+birthplace.spanish
+    {person} nació en {city}.
+    La ciudad natal de {person} es {city}.
+    ¿Dónde nació {person}? -> {person} nació en [{city}].
+dwelling.italian
+    {person} abita a {city}.
+    Dove abita {person}? -> {person} abita a [{city}].
 """)
