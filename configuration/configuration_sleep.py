@@ -264,6 +264,10 @@ class SleepConfig(PreTrainedConfig):
         recall_key_rank (`int`, *optional*):
             Rank of the maps that make queries and keys, at most `recall_key_dim`. At a quarter of it a memory is less
             than half as large. Defaults to maps of any rank. `modeling_sleep.teach` begins with these and cuts them.
+        recall_key_layer (`int`, *optional*):
+            Index of an earlier layer, of whose input queries, keys and the choice of what to write are made: names and
+            things are told apart better there. What is recalled is added where the memory stands. Defaults to what
+            enters the memory itself.
         recall_value_dim (`int`, *optional*):
             Columns of their S, at most and by default `hidden_size`. With fewer, what is recalled stands out less.
         recall_span (`int`, *optional*, defaults to 5):
@@ -368,6 +372,7 @@ class SleepConfig(PreTrainedConfig):
     transformers_range: str | None = None
     recall_key_dim: int | None = None
     recall_key_rank: int | None = None
+    recall_key_layer: int | None = None
     recall_value_dim: int | None = None
     recall_span: int = 5
     recall_poolings: int = 2
@@ -539,6 +544,23 @@ class SleepConfig(PreTrainedConfig):
     def looped_layers(self) -> tuple[int, int]:
         """`(start, end)` of the layers that are passed N times: `loop_span`, or all layers."""
         return (0, self.num_hidden_layers) if self.loop_span is None else tuple(self.loop_span)
+
+    def validate_recall_key_layer(self):
+        """Keys are made of what a layer before all recall memories is given, in every pass that they are."""
+        if self.recall_key_layer is None:
+            return
+        memories = [i for i, kind in enumerate(self.layer_types) if kind == "recall_memory"]
+        if not memories or not 0 <= self.recall_key_layer < memories[0]:
+            raise ValueError(
+                "`recall_key_layer` is a layer before the recall memories, which are "
+                f"{memories or 'none'}: got {self.recall_key_layer}."
+            )
+        start, end = self.looped_layers
+        if len({(i >= start) + (i >= end) for i in (self.recall_key_layer, *memories)}) > 1:
+            raise ValueError(
+                f"`recall_key_layer` ({self.recall_key_layer}) and the recall memories {memories} must stand on one "
+                f"side of the ends of `loop_span` ({start}, {end}), so that a pass over one is a pass over the other."
+            )
 
     def validate_layer_type(self):
         """Every layer has a mixer that we know, and what sleeps has both kinds."""

@@ -38,6 +38,7 @@ FIELDS = (
     "memory_layers",
     "recall_key_dim",
     "recall_key_rank",
+    "recall_key_layer",
     "recall_value_dim",
     "recall_span",
     "recall_poolings",
@@ -47,7 +48,13 @@ FIELDS = (
     "recall_threshold",
 )
 # What those mean by it that were saved before there was a field.
-LATER_FIELDS = {"recall_hindsight": 0, "recall_products": False, "recall_threshold": 0.0, "recall_key_rank": None}
+LATER_FIELDS = {
+    "recall_hindsight": 0,
+    "recall_products": False,
+    "recall_threshold": 0.0,
+    "recall_key_rank": None,
+    "recall_key_layer": None,
+}
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,10 @@ def adopt(
         adapter.put_on(model)
     elif windows is not None:
         for i in config.memory_layers:
-            copy_norm(model.model.layers, i)
+            memory = model.model.layers[i]
+            copy_norm(memory.input_layernorm, model.model.layers[i + 1 :])
+            if memory.key_layernorm is not None:
+                copy_norm(memory.key_layernorm, model.model.layers[config.recall_key_layer :])
         calibrate(model.model, windows, read_out)
     elif config.memory_layers:
         logger.warning_once(
@@ -319,12 +322,12 @@ def tokenizer_of(original: PreTrainedModel, options: dict) -> PreTrainedTokenize
         return None
 
 
-def copy_norm(layers: torch.nn.ModuleList, place: int) -> None:
-    """Let a memory see the hidden states as the layer behind it does, if that has a norm before its mixer."""
-    norms = [getattr(layer, "input_layernorm", None) for layer in layers[place + 1 :]]
+def copy_norm(own: torch.nn.Module, layers: torch.nn.ModuleList) -> None:
+    """Let a memory's norm show hidden states as the first of `layers` sees them that has one before its mixer."""
+    norms = [getattr(layer, "input_layernorm", None) for layer in layers]
     if norm := next((norm for norm in norms if norm is not None), None):
         with torch.no_grad():
-            layers[place].input_layernorm.weight.copy_(weight_of(norm))
+            own.weight.copy_(weight_of(norm))
 
 
 def check_family(config: PreTrainedConfig) -> None:

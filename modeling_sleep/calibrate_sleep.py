@@ -101,10 +101,12 @@ def calibrate(model: nn.Module, windows: torch.Tensor, read_out: float = 0.0) ->
         Of the hidden state's length, how much is added where a memory is sure of a word.
     """
     memories = [layer for layer in model.layers if isinstance(layer, RecallMemoryLayer)]
-    hidden_states = {memory: [] for memory in memories}
+    key_layer = model.config.recall_key_layer
+    looked_at = memories if key_layer is None else [*memories, model.layers[key_layer]]
+    hidden_states = {layer: [] for layer in looked_at}
     hooks = [
-        memory.register_forward_pre_hook(lambda module, inputs: hidden_states[module].append(inputs[0]))
-        for memory in memories
+        layer.register_forward_pre_hook(lambda module, inputs: hidden_states[module].append(inputs[0]))
+        for layer in looked_at
     ]
     try:
         for batch in windows.split(max(1, AT_ONCE // windows.shape[1])):
@@ -113,27 +115,31 @@ def calibrate(model: nn.Module, windows: torch.Tensor, read_out: float = 0.0) ->
         for hook in hooks:
             hook.remove()
     for memory in memories:
-        calibrate_memory(memory, hidden_states[memory], model.embed_tokens.weight)
+        keyed = memory if key_layer is None else model.layers[key_layer]
+        calibrate_memory(memory, hidden_states[keyed], model.embed_tokens.weight)
         if read_out:
             open_read_out(memory, hidden_states[memory], weight_of(model.norm), read_out)
 
 
 @torch.no_grad()
-def calibrate_memory(memory: RecallMemoryLayer, hidden_states: list[torch.Tensor], embeddings: torch.Tensor) -> None:
+def calibrate_memory(
+    memory: RecallMemoryLayer, key_hidden_states: list[torch.Tensor], embeddings: torch.Tensor
+) -> None:
     """
-    Set up queries, keys and values of one memory, in place, from what the model knows before it.
+    Set up queries, keys and values of one memory, in place, from what the model knows before it, or before
+    `recall_key_layer`.
 
     Parameters
     ----------
     memory : RecallMemoryLayer
-    hidden_states : list[torch.Tensor]
+    key_hidden_states : list[torch.Tensor]
         Of windows, (windows, length, hidden_size) each.
     embeddings : torch.Tensor
         (vocab_size, hidden_size).
     """
     moments = None
-    for batch in hidden_states:
-        x = memory.input_layernorm(batch)
+    for batch in key_hidden_states:
+        x = memory.feature_norm(batch)
         state = RecallState(features=x, pool_keys=memory.pool_k_proj(x))
         context = memory.context(x, state, torch.arange(x.shape[1], device=x.device).unsqueeze(0))
         blocks = context.double().flatten(0, 1).unflatten(-1, (-1, x.shape[-1])).transpose(0, 1)  # (blocks, tokens, d)

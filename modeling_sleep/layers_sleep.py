@@ -382,6 +382,8 @@ class SleepLayers(GradientCheckpointingLayer, nn.ModuleList):
     hidden states and the states of its layers, and computes the rest again.
     """
 
+    key_layer: int | None = None  # whose input recall memories make keys of, if it is not their own
+
     def forward(self, hidden_states: torch.Tensor, states: list, **kwargs) -> tuple[torch.Tensor | None, list]:
         """`run`, with gradient checkpointing if it is on."""
         return self.run(hidden_states, states, **kwargs)
@@ -402,6 +404,8 @@ class SleepLayers(GradientCheckpointingLayer, nn.ModuleList):
         """
         new_states = []
         for i, state in enumerate(states, start):
+            if i == self.key_layer:
+                window = window._replace(key_hidden_states=hidden_states)
             only = {"state_only": True} if state_only and i == start + len(states) - 1 else {}
             hidden_states, state = self[i](hidden_states, state, window, **only)
             new_states.append(state)

@@ -117,6 +117,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
             layer_class, norm_class = FamilyDecoderLayer, family_norm(config)
         classes = {"recall_memory": RecallMemoryLayer}
         self.layers = SleepLayers(classes.get(x, layer_class)(config, i) for i, x in enumerate(config.layer_types))
+        self.layers.key_layer = config.recall_key_layer
         self.norm = norm_class(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         # What of a window a sleep needs, and how far it goes.

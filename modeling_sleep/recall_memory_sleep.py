@@ -4,7 +4,8 @@ Asked for a fact, a language model looks for the place where the same words stoo
 This layer does that with fast weights. What the model knew at token t - 1 is the key of token t, the token itself the
 value:
 
-    x       `features`          normalised hidden states of the window's tokens
+    y                           normalised hidden states of the window's tokens
+    x       `features`          the same, or with `recall_key_layer` normalised hidden states before that earlier layer
     c_t     `context`           x_t; the mean of x over the `recall_span` tokens before t; `recall_poolings` learned
                                 means of x over the window up to t, sum_s w_ts x_s with
                                 w_ts = softmax_s(Q x_t . K x_s - slope (t - s))
@@ -21,7 +22,7 @@ value:
     alpha   `log_decay`         exp(-exp(A_log)): how much of S a token leaves
     S       `recurrent_state`   fast weights, one matrix (key_dim, value_dim) for each row
 
-    awake   h_t <- h_t + O (2 sigmoid(g . x_t + bias) S_0^T q_t)      S_0: as it was when the window began
+    awake   h_t <- h_t + O (2 sigmoid(g . y_t + bias) S_0^T q_t)      S_0: as it was when the window began
     asleep  S <- alpha (I - beta_t k_t k_t^T) S + beta_t k_t v_t^T    for every token of the window, N times
 
 The write is the gated delta rule of arXiv 2605.26099, section 2, with q and k L2-normalised. All else is our choice:
@@ -33,6 +34,8 @@ The write is the gated delta rule of arXiv 2605.26099, section 2, with q and k L
   which it will be asked for. Asleep, the whole window is there, so that keys look ahead as well as back;
 - a product of what two maps see is large where both see what they look for, and a sum where one does: products keep
   apart facts that share their person, or their kind;
+- an earlier layer still tells apart names and things that later ones have merged into what they predict, so that keys
+  may be made there; what is recalled is added late, where little is left to be run through in teaching;
 - values come from embeddings, as the word that is sought cannot be read out of hidden states of unseen words;
 - below the threshold a token is not written at all: a sigmoid is never 0, and what is written a little of each of
   thousands of tokens drowns what was told before them;
@@ -121,6 +124,9 @@ class RecallMemoryLayer(nn.Module):
         hidden_size, pooling_dim = config.hidden_size, self.poolings * config.recall_pooling_dim
         context_dim, after_dim = (2 + self.poolings) * hidden_size, self.hindsight * hidden_size
         self.input_layernorm = nn.RMSNorm(hidden_size, eps=config.rms_norm_eps)
+        self.key_layernorm = None
+        if config.recall_key_layer is not None:
+            self.key_layernorm = nn.RMSNorm(hidden_size, eps=config.rms_norm_eps)
         self.pool_q_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
         self.pool_k_proj = nn.Linear(hidden_size, pooling_dim, bias=False)
         self.log_slope = nn.Parameter(torch.empty(self.poolings))
@@ -170,7 +176,8 @@ class RecallMemoryLayer(nn.Module):
     ) -> tuple[torch.Tensor | None, RecallState]:
         """Read S for the tokens of `window`, and keep what is to be written of them."""
         state = state or RecallState()
-        x = self.input_layernorm(hidden_states)
+        y = self.input_layernorm(hidden_states)
+        x = y if self.key_layernorm is None else self.key_layernorm(window.key_hidden_states)
         state = state._replace(
             features=window.append(state.features, x),
             pool_keys=window.append(state.pool_keys, self.pool_k_proj(x)),
@@ -181,7 +188,7 @@ class RecallMemoryLayer(nn.Module):
         if state.recurrent_state is None:
             return hidden_states, state
         query = self.query(self.context(x, state, window.positions))
-        return hidden_states + self.read_out(x, recall(query, state.recurrent_state)), state
+        return hidden_states + self.read_out(y, recall(query, state.recurrent_state)), state
 
     def begin(self, state: RecallState | None, window: Window) -> RecallState | None:
         """What another pass over the window begins with: the pass before has been written."""
@@ -201,6 +208,11 @@ class RecallMemoryLayer(nn.Module):
     def fast_weights(self, state: RecallState | None) -> torch.Tensor | None:
         """S, (batch, 1, key_dim, value_dim); None if nothing is in it yet."""
         return None if state is None else state.recurrent_state
+
+    @property
+    def feature_norm(self) -> nn.RMSNorm:
+        """The norm that gives x."""
+        return self.input_layernorm if self.key_layernorm is None else self.key_layernorm
 
     def context(self, x: torch.Tensor, state: RecallState, positions: torch.Tensor) -> torch.Tensor:
         """
@@ -262,9 +274,9 @@ class RecallMemoryLayer(nn.Module):
         first, second = projected.chunk(2, dim=-1)
         return torch.cat([first, first * second], dim=-1)
 
-    def read_out(self, x: torch.Tensor, recalled: torch.Tensor) -> torch.Tensor:
-        """What is added to the hidden states, (..., hidden_size), for x and what S gave, (..., value_dim)."""
-        return self.o_proj(recalled.to(x.dtype) * (2 * self.g_proj(x).sigmoid()))
+    def read_out(self, y: torch.Tensor, recalled: torch.Tensor) -> torch.Tensor:
+        """What is added to the hidden states, (..., hidden_size), for y and what S gave, (..., value_dim)."""
+        return self.o_proj(recalled.to(y.dtype) * (2 * self.g_proj(y).sigmoid()))
 
     def gates(self, state: RecallState, live: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """

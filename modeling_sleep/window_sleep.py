@@ -98,6 +98,8 @@ class Window(NamedTuple):
         What goes on to the attention function.
     is_dense : bool
         Whether `attention_mask` is one for "sdpa" and "eager", as other functions know no rows of unequal windows.
+    key_hidden_states : torch.Tensor | None
+        (batch, length, hidden_size): what entered layer `recall_key_layer` in this pass, for the memories behind it.
     """
 
     inputs_embeds: torch.Tensor | None
@@ -113,6 +115,7 @@ class Window(NamedTuple):
     keep: Keep | None = None
     options: dict = {}
     is_dense: bool = False
+    key_hidden_states: torch.Tensor | None = None
 
     def attention(self, config) -> str:
         """The attention function to call: the config's, or "sdpa" where that one could not take the mask."""

@@ -55,26 +55,33 @@ def direction(layer, u):
     return unit(u)
 
 
-def read(layer, hidden_states, S, kept=()):
+def features(layer, hidden_states):
+    """x of hidden states before the layer, or with `recall_key_layer` before that one."""
+    norm = layer.input_layernorm if layer.config.recall_key_layer is None else layer.key_layernorm
+    return [rms_norm(h, norm) for h in hidden_states]
+
+
+def read(layer, hidden_states, S, kept=(), key_hidden_states=None):
     """
-    Hidden states behind the layer, (tokens of one window, hidden_size), S as it was when the window began. `kept` are
-    the hidden states before the layer of the `window_overlap` tokens that stand before the window.
+    Hidden states behind the layer, (tokens of one window, hidden_size), S as it was when the window began.
+    `key_hidden_states` are those before the layer `recall_key_layer`, None where it is this one; `kept` are these of
+    the `window_overlap` tokens that stand before the window.
     """
-    x = [rms_norm(h, layer.input_layernorm) for h in (*kept, *hidden_states)]
+    x = features(layer, (*kept, *(hidden_states if key_hidden_states is None else key_hidden_states)))
     outputs = []
     for t, h in enumerate(hidden_states, len(kept)):
         q = direction(layer, projected(layer.q_proj, context(layer, x, t)))
-        gate = 2 * sigmoid(layer.g_proj.weight[0] @ x[t] + layer.g_proj.bias)
+        gate = 2 * sigmoid(layer.g_proj.weight[0] @ rms_norm(h, layer.input_layernorm) + layer.g_proj.bias)
         outputs.append(h + layer.o_proj.weight @ (gate * (S.T @ q)))
     return torch.stack(outputs)
 
 
 def write(layer, hidden_states, embeddings, S, decays=True, kept=(), written=None):
     """
-    S, (key_dim, value_dim), after the tokens of one window; those kept before it have been written. `written` says
-    which tokens are, None for all.
+    S, (key_dim, value_dim), after the tokens of one window; those kept before it have been written. Hidden states are
+    those that keys are made of. `written` says which tokens are, None for all.
     """
-    x = [rms_norm(h, layer.input_layernorm) for h in (*kept, *hidden_states)]
+    x = features(layer, (*kept, *hidden_states))
     alpha = (-layer.A_log.exp()).exp() if decays else 1.0
     for t in range(len(kept), len(x)):
         S = alpha * S

@@ -28,8 +28,9 @@ KEPT = pytest.mark.parametrize(
         dict(recall_threshold=0.5),
         dict(recall_hindsight=0, recall_products=False),
         dict(recall_key_rank=5),
+        dict(recall_key_layer=1, window_overlap=3),
     ],
-    ids=["evicted", "overlap", "pinned", "pinned alone", "threshold", "as at first", "low rank"],
+    ids=["evicted", "overlap", "pinned", "pinned alone", "threshold", "as at first", "low rank", "earlier keys"],
 )
 
 
@@ -57,7 +58,8 @@ def stir(layer):
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_(std=0.4)
-        layer.input_layernorm.weight.add_(1)
+        for norm in {layer.input_layernorm, layer.feature_norm}:
+            norm.weight.add_(1)
         layer.A_log.fill_(-2)
     return layer
 
@@ -101,19 +103,21 @@ def make_window(embeds, stored=0, counts=None, past=None, passes=1, keep=None):
 @torch.no_grad()
 def test_window_after_window_equals_the_reference(kept, passes):
     layer, batch = make_layer(**kept), 2
-    h, e = torch.randn(2, batch, 3, L, 16, dtype=torch.float64)
+    h, e, keyed = torch.randn(3, batch, 3, L, 16, dtype=torch.float64)
+    keyed = h if layer.key_layernorm is None else keyed
     state, S = None, torch.zeros(batch, layer.k_proj.out_features, layer.v_proj.out_features, dtype=torch.float64)
     overlap, pinned = kept.get("window_overlap", 0), kept.get("pinned_tokens", 0)
     keep = Keep(torch.arange(L, L + pinned + overlap).unsqueeze(0), None) if overlap else None
     for n in range(3):
-        window = make_window(e[:, n], passes=passes, keep=keep)
+        window = make_window(e[:, n], passes=passes, keep=keep)._replace(key_hidden_states=keyed[:, n])
         output, state = layer(h[:, n], state, window)
         state = layer.forget(state, window)
         for row in range(batch):
-            before = h[row, n - 1, L - overlap :] if n else ()
-            torch.testing.assert_close(output[row], recall_reference.read(layer, h[row, n], S[row], before))
+            before = keyed[row, n - 1, L - overlap :] if n else ()
+            expected = recall_reference.read(layer, h[row, n], S[row], before, keyed[row, n])
+            torch.testing.assert_close(output[row], expected)
             for write in range(passes):
-                S[row] = recall_reference.write(layer, h[row, n], e[row, n], S[row], write == 0, before)
+                S[row] = recall_reference.write(layer, keyed[row, n], e[row, n], S[row], write == 0, before)
         torch.testing.assert_close(state.recurrent_state[:, 0], S, atol=1e-9, rtol=1e-9)
     assert state.features is None
 
@@ -141,6 +145,28 @@ def test_rows_that_hold_different_numbers_of_tokens_do_not_meet(first, second):
         torch.testing.assert_close(together, alone[0], atol=1e-9, rtol=1e-9)
         after = layer.forget(after, window)
         torch.testing.assert_close(state.recurrent_state[row], after.recurrent_state[0], atol=1e-9, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_keys_come_from_an_earlier_layer_and_what_is_recalled_goes_to_the_memorys_own():
+    """Two windows of a model by hand: layers, the naive memory, layers."""
+    model = make_model(recall_key_layer=1)
+    memory, ids = model.model.layers[2], torch.randint(40, (1, 2 * L))
+    seen = []
+    hooks = [
+        model.model.layers[i].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
+        for i in (1, 2, 3)
+    ]
+    model(ids, sleep_passes=2)
+    for hook in hooks:
+        hook.remove()
+    assert len(seen) == 6  # nothing is replayed
+    S = torch.zeros(S_shape(memory), dtype=torch.float64)
+    for number, (keyed, before, after) in enumerate((seen[:3], seen[3:])):
+        torch.testing.assert_close(after, recall_reference.read(memory, before, S, key_hidden_states=keyed))
+        embeddings = model.model.embed_tokens(ids[0, number * L :][:L])
+        for write in range(2):
+            S = recall_reference.write(memory, keyed, embeddings, S, write == 0)
 
 
 @torch.no_grad()
@@ -276,6 +302,8 @@ def test_a_token_that_is_not_written_leaves_no_trace_in_a_pass():
 @KEPT
 @torch.no_grad()
 def test_token_by_token_equals_chunks_equals_the_whole(kept, loop_span, passes):
+    if "recall_key_layer" in kept and loop_span in ((0, 2), (3, 4)):
+        loop_span = (0, 3) if loop_span == (0, 2) else (1, 4)  # the same parts of the stack, with both in one
     if loop_span == (3, 4):  # the memory lies before the span
         model = make_model(loop_span=(2, 4), **kept)
     else:
@@ -447,6 +475,18 @@ def test_generation_compiles_single_tokens(fresh_dynamo):
             "to `recall_key_dim` .32., or None for maps of any rank",
         ),
         (dict(recall_threshold=1.0), "0 <= `recall_threshold` < 1, got 1.0"),
+        (dict(recall_key_layer=2), "a layer before the recall memories, which are .2.: got 2"),
+        (dict(recall_key_layer=-1), "a layer before the recall memories, which are .2.: got -1"),
+        (dict(recall_key_layer=1, loop_span=(2, 4)), "on one side of the ends of `loop_span` .2, 4."),
+        (
+            dict(
+                recall_key_layer=0,
+                layer_types=["sleep_attention", "linear_attention"] * 2,
+                memory_layers=[],
+                loop_span=None,
+            ),
+            "which are none: got 0",
+        ),
         (dict(loop_span=(3, 2)), "0 <= start <= end"),
         (dict(loop_span=(3, 4)), "leaves no memory"),
         (dict(layer_types=["sleep_attention", "linear_attention"] * 2, memory_layers=[]), "is empty"),

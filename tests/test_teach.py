@@ -162,10 +162,11 @@ def test_what_is_read_is_what_the_model_knows_and_is_read_once(tokenizer, chat, 
     assert StateCache(other, tmp_path).fingerprint != cache.fingerprint
 
 
+@pytest.mark.parametrize("key_layer", [None, 1])
 @torch.no_grad()
-def test_windows_know_what_is_kept_of_those_before_them(tokenizer, tmp_path):
+def test_windows_know_what_is_kept_of_those_before_them(tokenizer, tmp_path, key_layer):
     """With an overlap, stories and texts of unequal lengths that ask behind them are read as the model reads them."""
-    model = make_model(tokenizer, window_overlap=24, pinned_tokens=2)
+    model = make_model(tokenizer, window_overlap=24, pinned_tokens=2, recall_key_layer=key_layer)
     place, ids = model.config.memory_layers[0], [*range(4, 4 + 4 * L)]
     story, asking = [ids[:L], ids[L : 2 * L]], [ids[2 * L : 2 * L + 5], ids[2 * L :][: L + 9], ids[2 * L :][: L + 3]]
     told, asked = StateCache(model, tmp_path).read(story, asking)
@@ -174,12 +175,15 @@ def test_windows_know_what_is_kept_of_those_before_them(tokenizer, tmp_path):
         reads = [*told, *text]
         whole = model.model(torch.tensor([sum((read.ids for read in reads), [])]), output_hidden_states=True)
         expected = whole.hidden_states[place][0]
-        found = torch.cat([read.hidden_states for read in reads]).float()
+        found = torch.cat([read.hidden_states for read in text]).float()
+        torch.testing.assert_close(found, expected[2 * L :], atol=1e-2, rtol=1e-2)
+        expected = whole.hidden_states[place if key_layer is None else key_layer][0]
+        found = torch.cat([read.key_hidden_states for read in reads]).float()
         torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-2)
         for number, read in enumerate(reads[1:], 1):
             kept = expected[number * L - 24 : number * L]
-            torch.testing.assert_close(read.kept_hidden_states.float(), kept, atol=1e-2, rtol=1e-2)
-    assert told[0].kept_hidden_states is None
+            torch.testing.assert_close(read.kept_key_hidden_states.float(), kept, atol=1e-2, rtol=1e-2)
+    assert told[0].kept_key_hidden_states is None and (told[0].hidden_states is None) == (key_layer is not None)
 
 
 def test_the_cache_stays_within_its_limit(tokenizer, tmp_path):
@@ -217,7 +221,16 @@ def test_a_broken_file_is_read_anew(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize("kept", [{}, dict(window_overlap=24), dict(window_overlap=24, pinned_tokens=2)], ids=str)
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {},
+        dict(window_overlap=24),
+        dict(window_overlap=24, pinned_tokens=2),
+        dict(window_overlap=24, recall_key_layer=1),
+    ],
+    ids=str,
+)
 @torch.no_grad()
 def test_reading_through_cached_states_is_what_the_model_does(tokenizer, chat, tmp_path, kept, passes):
     """Story and question token by token through the model, or from the cache: the same prediction."""
@@ -419,9 +432,13 @@ def loss_of(course):
     return sum(losses)
 
 
-@pytest.mark.parametrize("family, overlap", [*((family, 0) for family in ORIGINALS), ("llama", 24), ("qwen3_5", 24)])
-def test_both_stages_learn(tokenizer, chat, tmp_path, family, overlap):
-    kept = dict(window_overlap=overlap, pinned_tokens=min(overlap, 1))
+@pytest.mark.parametrize(
+    "family, overlap, key_layer",
+    [*((family, 0, None) for family in ORIGINALS), ("llama", 24, None), ("qwen3_5", 24, None), ("llama", 24, 1)]
+    + [("qwen3", 0, 1), ("qwen3_5", 24, 1)],
+)
+def test_both_stages_learn(tokenizer, chat, tmp_path, family, overlap, key_layer):
+    kept = dict(window_overlap=overlap, pinned_tokens=min(overlap, 1), recall_key_layer=key_layer)
     model = make_model(tokenizer, family, read_out=0.5, **kept).requires_grad_(False)
     place = model.config.memory_layers[0]
     model.model.layers[place].requires_grad_(True)
@@ -730,7 +747,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     assert model.model.layers[model.config.memory_layers[0]].o_proj.weight.abs().max() > 0
 
     small = ["--memory-only", "--output", str(tmp_path / "small"), "--minutes", "1", "--steps", "1", "2"]
-    small += ["--window-overlap", "16", "--windows", "2", "4"]
+    small += ["--window-overlap", "16", "--windows", "2", "4", "--key-layer", "1"]
     assert command.main([str(tmp_path / "pretrained"), *options, *small]) == 0
     assert json.loads((tmp_path / "small" / "results.json").read_text())["steps"] == {"alone": 1, "through": 2}
     card = ModelCard.load(tmp_path / "small" / "README.md")
@@ -739,7 +756,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     check_picture(tmp_path / "small", card.text)
     again = SleepForCausalLM.from_causal_lm(str(tmp_path / "pretrained"), memory=str(tmp_path / "small"))
     assert again.config.sleep_passes == 2 and again.config.recall_key_rank == again.config.recall_key_dim // 4
-    assert (again.config.window_overlap, again.config.pinned_tokens) == (16, 1)
+    assert (again.config.window_overlap, again.config.pinned_tokens, again.config.recall_key_layer) == (16, 1, 1)
 
     # A taught model is taught on.
     options = ["--output", str(tmp_path / "on"), "--units", "2", "--questions", "0", "--steps", "0", "1"]
@@ -749,6 +766,8 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     config = SleepForCausalLM.from_pretrained(tmp_path / "on").config
     assert (config.window_overlap, config.pinned_tokens, config.window_size) == (8, 1, L)
     assert config.recall_key_rank == model.config.recall_key_rank < model.config.recall_key_dim
+    assert command.main([str(out), *options, "--key-layer", "1"]) == 1
+    assert "has one that says which it is (None): leave it out" in capsys.readouterr().err
     assert command.main([str(out), *options, "--key-rank", "1"]) == 1
     assert "`key_rank` is 1, and the maps of this memory are of rank" in capsys.readouterr().err
     SleepForCausalLM.from_pretrained(out, pinned_tokens=3).save_pretrained(tmp_path / "pinned")

@@ -64,6 +64,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--key-rank", type=int, default=None, metavar="R", help="of taught keys; default: a quarter of their size"
     )
+    parser.add_argument(
+        "--key-layer", type=int, default=None, metavar="I", help="whose input keys are made of; default: the memory's"
+    )
     parser.add_argument("--questions", type=int, default=60, help="of each kind, to measure with")
     parser.add_argument("--window-size", type=int, default=256, metavar="L", help="of a pretrained model")
     parser.add_argument(
@@ -89,12 +92,20 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def config_of(options: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str, int]]:
-    """The model's configuration as it is, and what is asked to outlive a sleep."""
+    """The model's configuration as it is, and what is asked to be otherwise."""
     config = AutoConfig.from_pretrained(options.model)
     kept = {"window_overlap": options.window_overlap, "pinned_tokens": options.pinned_tokens}
     kept = {name: number for name, number in kept.items() if number is not None}
-    if options.window_overlap and config.model_type == SleepConfig.model_type:
+    sleeps = config.model_type == SleepConfig.model_type
+    if options.window_overlap and sleeps:
         kept.setdefault("pinned_tokens", max(config.pinned_tokens, ATTENTION_SINK))
+    if options.key_layer is not None:
+        if sleeps:
+            raise ValueError(
+                f"`--key-layer` is of a new memory, and {options.model} has one that says which it is "
+                f"({config.recall_key_layer}): leave it out, or teach the pretrained model."
+            )
+        kept["recall_key_layer"] = options.key_layer
     return config, kept
 
 

@@ -104,7 +104,9 @@ def estimate(
     keys = 0  # entries of keys and values behind the memory, for each token
     if kinds == {"sleep_attention"}:
         keys = 2 * (len(config.layer_types) - place - 1) * config.num_key_value_heads * config.head_dim
-    entries = (told + tokens) * config.hidden_size + tokens * (config.hidden_size + keys) + windows * kept * keys
+    states = 1 if config.recall_key_layer is None else 2  # of a token that asks, before the memory
+    entries = (told + states * tokens) * config.hidden_size
+    entries += tokens * (config.hidden_size + keys) + windows * kept * keys
 
     rank, cut = rank_to_cut_to(memory, key_rank), 0
     for whole in (memory.q_proj, memory.k_proj) if rank else ():

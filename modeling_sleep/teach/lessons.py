@@ -232,15 +232,15 @@ class StoryTensors(NamedTuple):
 
     Attributes
     ----------
-    hidden_states, embeddings : torch.Tensor
-        (stories, windows, length, hidden_size) each.
+    key_hidden_states, embeddings : torch.Tensor
+        (stories, windows, length, hidden_size): what keys and values are made of.
     kept : torch.Tensor | None
-        (stories, windows, window_overlap, hidden_size): hidden states of what is kept from before each window.
+        (stories, windows, window_overlap, hidden_size): the same of tokens kept from before each window, for keys.
     is_kept : torch.Tensor | None
         (stories, windows, window_overlap) of bool.
     """
 
-    hidden_states: torch.Tensor
+    key_hidden_states: torch.Tensor
     embeddings: torch.Tensor
     kept: torch.Tensor | None = None
     is_kept: torch.Tensor | None = None
@@ -275,11 +275,11 @@ def window_tensors(
     device = embeddings.device
     ids = torch.tensor([[read.ids for read in story] for story in stories])
     ids = (ids if told is None else told.view_as(ids)).to(device)
-    hidden_states = torch.stack([torch.stack([read.hidden_states for read in story]) for story in stories])
-    kept, is_kept = kept_tensors(list(itertools.chain(*stories)), hidden_states)
-    shape = hidden_states.shape[:2]
+    key_hidden_states = torch.stack([torch.stack([read.key_hidden_states for read in story]) for story in stories])
+    kept, is_kept = kept_tensors(list(itertools.chain(*stories)), key_hidden_states)
+    shape = key_hidden_states.shape[:2]
     return StoryTensors(
-        hidden_states.to(device, dtype),
+        key_hidden_states.to(device, dtype),
         embeddings[ids].to(dtype),
         None if kept is None else kept.unflatten(0, shape).to(device, dtype),
         None if is_kept is None else is_kept.unflatten(0, shape).to(device),

@@ -80,9 +80,9 @@ def written_at_once(
 
 def gates_of(memory: RecallMemoryLayer, stories: StoryTensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What [`RecallMemoryLayer.gates`] says of stories, (stories, windows, length, ...) each."""
-    hidden_states, _, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in stories)
-    gates = memory.gates(buffers(memory, hidden_states, kept, is_kept), None)
-    known, log_decay, beta = (y.unflatten(0, stories.hidden_states.shape[:2]) for y in gates)
+    key_hidden_states, _, kept, is_kept = (None if x is None else x.flatten(0, 1) for x in stories)
+    gates = memory.gates(buffers(memory, key_hidden_states, kept, is_kept), None)
+    known, log_decay, beta = (y.unflatten(0, stories.key_hidden_states.shape[:2]) for y in gates)
     return known, log_decay, beta
 
 
@@ -117,14 +117,14 @@ def chosen(
 
 
 def buffers(
-    memory: RecallMemoryLayer, hidden_states: torch.Tensor, kept: torch.Tensor | None, is_kept: torch.Tensor | None
+    memory: RecallMemoryLayer, key_hidden_states: torch.Tensor, kept: torch.Tensor | None, is_kept: torch.Tensor | None
 ) -> RecallState:
     """What the memory holds of windows, (windows, length, hidden_size), and of what is kept from before them."""
-    x = memory.input_layernorm(hidden_states)
+    x = memory.feature_norm(key_hidden_states)
     state = RecallState(None, x, memory.pool_k_proj(x))
     if kept is None:
         return state
-    before = memory.input_layernorm(kept)
+    before = memory.feature_norm(kept)
     return state._replace(kept_features=before, kept_pool_keys=memory.pool_k_proj(before), kept=is_kept)
 
 
@@ -175,8 +175,8 @@ def context_at(
         c, (windows, most places, (2 + poolings) * hidden_size), and which are any, (windows, most places) of bool.
     """
     weight = memory.v_proj.weight
-    hidden_states, _ = joined([read.hidden_states for read in reads], weight)
-    state = buffers(memory, hidden_states, *kept_tensors(reads, weight))
+    key_hidden_states, _ = joined([read.key_hidden_states for read in reads], weight)
+    state = buffers(memory, key_hidden_states, *kept_tensors(reads, weight))
     x = state.features
     positions, is_place = joined([torch.tensor(p) for p in places], torch.zeros(1, dtype=torch.long))
     positions, is_place = positions.to(weight.device), is_place.to(weight.device)
@@ -226,14 +226,17 @@ def read_through(
         begins = [0] * len(reads)
     memory, stack = model.model.layers[place], model.model
     weight = memory.v_proj.weight
-    hidden_states, _ = joined([read.hidden_states[begin:] for read, begin in zip(reads, begins)], weight)
+    hidden_states, key_hidden_states = (
+        joined([getattr(read, name)[begin:] for read, begin in zip(reads, begins)], weight)[0]
+        for name in ("hidden_states", "key_hidden_states")
+    )
     lengths = [len(read.ids) - begin for read, begin in zip(reads, begins)]
     kept, is_kept = kept_tensors(reads, weight)
     has_kept = [read.kept_keys is not None for read in reads]
     recalled = RecallState(S)
     behind = [None] * (len(stack.layers) - place - 1)
     if max(begins) > 0 or any(has_kept):
-        before, _ = joined([read.hidden_states[:begin] for read, begin in zip(reads, begins)], weight)
+        before, _ = joined([read.key_hidden_states[:begin] for read, begin in zip(reads, begins)], weight)
         values = before.new_zeros(*before.shape[:2], memory.v_proj.out_features)  # never written
         recalled = buffers(memory, before, kept, is_kept)._replace(recurrent_state=S, values=values)
         behind = attention_states(reads, begins, weight)
@@ -247,6 +250,7 @@ def read_through(
         pinned_tokens=pinned,
     )
     window = new_window(model.config, state, hidden_states, per_row(lengths), 1, {})
+    window = window._replace(key_hidden_states=key_hidden_states)
     hidden_states, _ = stack.layers.run(hidden_states, [recalled], start=place, window=window)
     with computing_in(autocast, hidden_states.device):
         hidden_states, _ = stack.layers.run(hidden_states, behind, start=place + 1, window=window)

@@ -448,7 +448,8 @@ class ThroughLayers(Course):
         S, beta = written(self.memory, before)
         begin = rng.randrange(max(1, len(read.ids) - TEXT_TOKENS))
         end = begin + TEXT_TOKENS
-        part = replace(read, ids=read.ids[:end], hidden_states=read.hidden_states[:end])
+        known = {name: getattr(read, name)[:end] for name in ("hidden_states", "key_hidden_states")}
+        part = replace(read, ids=read.ids[:end], **known)
         through = read_through(self.model, self.place, S, [part], [begin], self.autocast)
         at = [i for i in range(begin, len(part.ids)) if i + 1 < len(read.ids)]
         logits = self.logits(through.last_hidden_state[0, [i - through.begins[0] for i in at]])

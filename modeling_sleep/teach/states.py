@@ -42,30 +42,33 @@ class Read:
     Attributes
     ----------
     ids : list[int]
-    hidden_states : torch.Tensor
-        (length, hidden_size), before the memory.
+    key_hidden_states : torch.Tensor
+        (length, hidden_size), of which the memory makes keys: before it, or before `recall_key_layer`.
+    hidden_states : torch.Tensor | None
+        (length, hidden_size), before the memory; with `recall_key_layer`, of windows that ask.
     keys, values : torch.Tensor | None
         (layers behind the memory, key_value_heads, length, head_dim), of windows that ask.
     last_hidden_state : torch.Tensor | None
         (length, hidden_size), before the head, of windows that ask.
     kept_keys, kept_values : torch.Tensor | None
         Of the text's pinned tokens and of those of the overlap, turned to where they stand now, of windows that ask.
-    kept_hidden_states : torch.Tensor | None
-        (window_overlap, hidden_size), before the memory, of the tokens before the window. None where none are kept.
+    kept_key_hidden_states : torch.Tensor | None
+        (window_overlap, hidden_size), of the tokens before the window. None where none are kept.
     """
 
     ids: list[int]
-    hidden_states: torch.Tensor
+    key_hidden_states: torch.Tensor
+    hidden_states: torch.Tensor | None = None
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
     kept_keys: torch.Tensor | None = None
     kept_values: torch.Tensor | None = None
-    kept_hidden_states: torch.Tensor | None = None
+    kept_key_hidden_states: torch.Tensor | None = None
 
 
-# What of a window a file holds; what is kept from before it, before the memory, is in the window before.
-STORED = ("hidden_states", "keys", "values", "last_hidden_state", "kept_keys", "kept_values")
+# What of a window a file holds; what keys are made of of tokens kept from before it is in the window before.
+STORED = ("key_hidden_states", "hidden_states", "keys", "values", "last_hidden_state", "kept_keys", "kept_values")
 
 
 class StateCache:
@@ -86,7 +89,7 @@ class StateCache:
 
     def __init__(self, model: SleepForCausalLM, folder: Path, limit: float = 6e9, autocast: torch.dtype | None = None):
         self.model, self.folder, self.limit, self.autocast = model, Path(folder), limit, autocast
-        self.place = model.config.layer_types.index("recall_memory")
+        self.place, self.key_layer = model.config.layer_types.index("recall_memory"), model.config.recall_key_layer
         kinds = model.config.layer_types
         # Other mixers than attention would have to be read again from the window's first token anyway.
         self.keeps_keys = set(kinds[self.place + 1 :]) == {"sleep_attention"}
@@ -108,7 +111,8 @@ class StateCache:
         self, story: Sequence[list[int]], asking: Sequence[list[int]] = ()
     ) -> tuple[list[Read], list[list[Read]]]:
         """What the model knows of each window of a story, and of each window of each text that asks behind it."""
-        told = json.dumps([self.fingerprint, str(self.autocast), self.place, self.overlap, self.pinned, story, asking])
+        place = self.place if self.key_layer is None else (self.key_layer, self.place)
+        told = json.dumps([self.fingerprint, str(self.autocast), place, self.overlap, self.pinned, story, asking])
         path = self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
         tensors = load(path)
         if tensors is None:
@@ -131,8 +135,10 @@ class StateCache:
         reads = []
         for i, ids in enumerate(windows):
             read = Read(ids, **{field: tensors.get(tensor_name((text, i), field)) for field in STORED})
+            if self.key_layer is None:
+                read.key_hidden_states = read.hidden_states
             if self.overlap and before is not None:
-                read.kept_hidden_states = before.hidden_states[-self.overlap :]
+                read.kept_key_hidden_states = before.key_hidden_states[-self.overlap :]
             reads.append(read)
             before = read
         return reads
@@ -168,13 +174,19 @@ class StateCache:
         embeds = model.embed_tokens(padded(windows).to(model.device))
         lengths = per_row([len(ids) for ids in windows])
         window = new_window(model.config, state, embeds, lengths, 1, {})
-        hidden_states, before = self.layers.run(embeds, list(state.layers[:place]), start=0, window=window)
-        behind = []
+        first = place if self.key_layer is None else self.key_layer
+        keyed, before = self.layers.run(embeds, list(state.layers[:first]), start=0, window=window)
+        hidden_states, behind = keyed, []
         if asks or self.keeps:
+            between = list(state.layers[first:place])
+            hidden_states, between = self.layers.run(keyed, between, start=first, window=window)
+            before = [*before, *between]
             behind = list(state.layers[place + 1 :])
             last, behind = self.layers.run(hidden_states, behind, start=place + 1, window=window)
         for row, (name, ids) in enumerate(zip(names, windows, strict=True)):
-            found = {"hidden_states": hidden_states[row, : len(ids)]}
+            found = {} if self.key_layer is None else {"key_hidden_states": keyed[row, : len(ids)]}
+            if asks or self.key_layer is None:
+                found["hidden_states"] = hidden_states[row, : len(ids)]
             if asks:
                 found["last_hidden_state"] = model.norm(last[row, : len(ids)])
             for field in ("keys", "values") if asks and self.keeps_keys else ():
@@ -288,12 +300,13 @@ def attention_states(reads: Sequence[Read], lengths: Sequence[int], like: torch.
 
 def kept_tensors(reads: Sequence[Read], like: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """
-    Hidden states kept from before each window, (windows, kept, hidden_size), and which are any; None if none are.
+    What keys are made of of the tokens kept from before each window, (windows, kept, hidden_size), and which are any;
+    None if none are.
     """
-    some = next((read.kept_hidden_states for read in reads if read.kept_hidden_states is not None), None)
+    each = [read.kept_key_hidden_states for read in reads]
+    some = next((kept for kept in each if kept is not None), None)
     if some is None:
         return None, None
-    has_kept = torch.tensor([read.kept_hidden_states is not None for read in reads], device=like.device)
-    nothing = torch.zeros_like(some)
-    kept = torch.stack([nothing if read.kept_hidden_states is None else read.kept_hidden_states for read in reads])
+    has_kept = torch.tensor([kept is not None for kept in each], device=like.device)
+    kept = torch.stack([torch.zeros_like(some) if kept is None else kept for kept in each])
     return kept.to(like), has_kept.unsqueeze(1).expand(-1, len(some))

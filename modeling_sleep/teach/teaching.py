@@ -115,6 +115,7 @@ def teach(
         "through": dataclasses.asdict(through),
         "autocast": str(autocast),
         "key_rank": key_rank,
+        "key_layer": model.config.recall_key_layer,
         "base": fingerprint(model),
     }
     frozen = {name: p.requires_grad for name, p in model.named_parameters()}
@@ -219,12 +220,12 @@ def begin(model: SleepForCausalLM, place: int, learned: list) -> None:
     if memory.o_proj.weight.any():
         return
     weight = memory.v_proj.weight
-    known = [torch.stack([read.hidden_states for read in x.story]).to(weight) for x in learned[:CALIBRATION_LESSONS]]
-    known += [
-        asked.read.hidden_states.unsqueeze(0).to(weight) for x in learned[:CALIBRATION_LESSONS] for asked in x.asked
-    ]
+    some = learned[:CALIBRATION_LESSONS]
+    reads = [read for x in some for read in x.story] + [asked.read for x in some for asked in x.asked]
+    known = [read.key_hidden_states.unsqueeze(0).to(weight) for read in reads]
     calibrate_memory(memory, known, model.model.embed_tokens.weight)
-    open_read_out(memory, known, weight_of(model.model.norm), READ_OUT)
+    before = [read.hidden_states.to(weight) for read in reads if read.hidden_states is not None]
+    open_read_out(memory, before, weight_of(model.model.norm), READ_OUT)
 
 
 class Progress:
