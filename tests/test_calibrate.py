@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from test_recall_memory import make_config
 
-from modeling_sleep import SleepForCausalLM
+from modeling_sleep import SleepForCausalLM, calibrate_sleep
 from modeling_sleep.calibrate_sleep import calibrate
 
 
@@ -28,6 +28,16 @@ def test_values_are_no_larger_than_embeddings():
     model = SleepForCausalLM(make_config(recall_value_dim=17)).eval()
     with pytest.raises(ValueError, match="`recall_value_dim` is 17, but embeddings have only 16 directions"):
         calibrate(model.model, torch.randint(40, (16, 6)))
+
+
+@pytest.mark.parametrize("key_layer", [None, 1])
+def test_keys_begin_with_what_they_are_made_of(monkeypatch, key_layer):
+    seen = []
+    monkeypatch.setattr(calibrate_sleep, "calibrate_memory", lambda memory, states, _: seen.append(torch.cat(states)))
+    model, windows = SleepForCausalLM(make_config(recall_key_layer=key_layer)).eval(), torch.randint(40, (16, 6))
+    calibrate(model.model, windows)
+    hidden_states = model(windows, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(seen, [hidden_states[2 if key_layer is None else key_layer]])
 
 
 def test_keys_of_low_rank():

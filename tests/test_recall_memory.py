@@ -438,10 +438,11 @@ def test_peft_adapts_the_memory_and_nothing_else():
     assert all(p.grad.abs().max() > 0 for p in adapted.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("key_layer", [None, 1])
 @torch.no_grad()
-def test_compiled_layers_run_few_graphs_whatever_the_text(fresh_dynamo):
+def test_compiled_layers_run_few_graphs_whatever_the_text(fresh_dynamo, key_layer):
     """Of attention; of the memory without S, and with it."""
-    model = make_model()
+    model = make_model(recall_key_layer=key_layer)
     ids = torch.randint(40, (2, 4 * L))
     expected = model(ids, sleep_passes=2).logits
     for layer in model.model.layers:
