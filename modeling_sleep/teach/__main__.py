@@ -1,6 +1,6 @@
 """Teach a pretrained model to remember, from the command line.
 
-    python -m modeling_sleep.teach HuggingFaceTB/SmolLM2-135M-Instruct --output smollm2-remembers --window-size 64
+    python -m modeling_sleep.teach HuggingFaceTB/SmolLM2-135M-Instruct --output taught --window-size 64 --key-layer 8
 
 takes a model that sleeps, or any that `from_causal_lm` can give a recall memory, and writes one that answers from what
 it read before a sleep: weights, code, tokenizer, results and a card. Called again after an interruption, it goes on.
