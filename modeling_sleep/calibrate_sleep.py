@@ -102,11 +102,12 @@ def calibrate(model: nn.Module, windows: torch.Tensor, read_out: float = 0.0) ->
     """
     memories = [layer for layer in model.layers if isinstance(layer, RecallMemoryLayer)]
     key_layer = model.config.recall_key_layer
-    looked_at = memories if key_layer is None else [*memories, model.layers[key_layer]]
-    hidden_states = {layer: [] for layer in looked_at}
+    # Of each memory, the layer whose input its keys are made of.
+    keyed = {memory: memory if key_layer is None else model.layers[key_layer] for memory in memories}
+    hidden_states = {layer: [] for layer in (*keyed, *keyed.values())}
     hooks = [
         layer.register_forward_pre_hook(lambda module, inputs: hidden_states[module].append(inputs[0]))
-        for layer in looked_at
+        for layer in hidden_states
     ]
     try:
         for batch in windows.split(max(1, AT_ONCE // windows.shape[1])):
@@ -115,8 +116,7 @@ def calibrate(model: nn.Module, windows: torch.Tensor, read_out: float = 0.0) ->
         for hook in hooks:
             hook.remove()
     for memory in memories:
-        keyed = memory if key_layer is None else model.layers[key_layer]
-        calibrate_memory(memory, hidden_states[keyed], model.embed_tokens.weight)
+        calibrate_memory(memory, hidden_states[keyed[memory]], model.embed_tokens.weight)
         if read_out:
             open_read_out(memory, hidden_states[memory], weight_of(model.norm), read_out)
 

@@ -226,10 +226,7 @@ def read_through(
         begins = [0] * len(reads)
     memory, stack = model.model.layers[place], model.model
     weight = memory.v_proj.weight
-    hidden_states, key_hidden_states = (
-        joined([getattr(read, name)[begin:] for read, begin in zip(reads, begins)], weight)[0]
-        for name in ("hidden_states", "key_hidden_states")
-    )
+    hidden_states, _ = joined([read.hidden_states[begin:] for read, begin in zip(reads, begins)], weight)
     lengths = [len(read.ids) - begin for read, begin in zip(reads, begins)]
     kept, is_kept = kept_tensors(reads, weight)
     has_kept = [read.kept_keys is not None for read in reads]
@@ -250,7 +247,9 @@ def read_through(
         pinned_tokens=pinned,
     )
     window = new_window(model.config, state, hidden_states, per_row(lengths), 1, {})
-    window = window._replace(key_hidden_states=key_hidden_states)
+    if memory.key_layernorm is not None:
+        keyed, _ = joined([read.key_hidden_states[begin:] for read, begin in zip(reads, begins)], weight)
+        window = window._replace(key_hidden_states=keyed)
     hidden_states, _ = stack.layers.run(hidden_states, [recalled], start=place, window=window)
     with computing_in(autocast, hidden_states.device):
         hidden_states, _ = stack.layers.run(hidden_states, behind, start=place + 1, window=window)

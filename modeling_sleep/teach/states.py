@@ -53,7 +53,7 @@ class Read:
     kept_keys, kept_values : torch.Tensor | None
         Of the text's pinned tokens and of those of the overlap, turned to where they stand now, of windows that ask.
     kept_key_hidden_states : torch.Tensor | None
-        (window_overlap, hidden_size), of the tokens before the window. None where none are kept.
+        (window_overlap, hidden_size), the same of the tokens before the window. None where none are kept.
     """
 
     ids: list[int]
@@ -67,7 +67,7 @@ class Read:
     kept_key_hidden_states: torch.Tensor | None = None
 
 
-# What of a window a file holds; what keys are made of of tokens kept from before it is in the window before.
+# What of a window a file holds; of tokens kept from before it, what keys are made of is in the window before.
 STORED = ("key_hidden_states", "hidden_states", "keys", "values", "last_hidden_state", "kept_keys", "kept_values")
 
 
@@ -300,7 +300,7 @@ def attention_states(reads: Sequence[Read], lengths: Sequence[int], like: torch.
 
 def kept_tensors(reads: Sequence[Read], like: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """
-    What keys are made of of the tokens kept from before each window, (windows, kept, hidden_size), and which are any;
+    Of the tokens kept from before each window, what keys are made of, (windows, kept, hidden_size), and which are any;
     None if none are.
     """
     each = [read.kept_key_hidden_states for read in reads]
