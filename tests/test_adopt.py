@@ -174,6 +174,22 @@ def test_places_and_other_fields_are_taken():
     assert model.config.bptt_windows == 1 and model.config.linear_key_head_dim == 16
 
 
+@pytest.mark.parametrize(
+    "options, key_layer",
+    [
+        ({}, 3),
+        (dict(recall_key_layer=2), 2),
+        (dict(recall_key_layer=None), None),
+        (dict(memory_layers=[3, 8]), None),  # keys are made before all memories, or where each of them stands
+        (dict(loop_span=(0, 4)), None),
+        (dict(memory="gated_delta"), None),
+    ],
+)
+def test_keys_of_a_recall_memory_are_made_at_a_quarter_of_the_depth(options, key_layer):
+    original = make_original("llama", num_hidden_layers=10)
+    assert SleepForCausalLM.from_causal_lm(original, L, **options).config.recall_key_layer == key_layer
+
+
 @pytest.mark.parametrize("memory_layers", [0, 6, [1, 1], [7], [-1]])
 def test_impossible_places_are_refused(memory_layers):
     with pytest.raises(ValueError, match="`memory_layers`"):

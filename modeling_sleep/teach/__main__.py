@@ -1,6 +1,6 @@
 """Teach a pretrained model to remember, from the command line.
 
-    python -m modeling_sleep.teach HuggingFaceTB/SmolLM2-135M-Instruct --output taught --window-size 64 --key-layer 8
+    python -m modeling_sleep.teach HuggingFaceTB/SmolLM2-135M-Instruct --output taught --window-size 64
 
 takes a model that sleeps, or any that `from_causal_lm` can give a recall memory, and writes one that answers from what
 it read before a sleep: weights, code, tokenizer, results and a card. Called again after an interruption, it goes on.
@@ -65,7 +65,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--key-rank", type=int, default=None, metavar="R", help="of taught keys; default: a quarter of their size"
     )
     parser.add_argument(
-        "--key-layer", type=int, default=None, metavar="I", help="whose input keys are made of; default: the memory's"
+        "--key-layer",
+        type=int,
+        default=None,
+        metavar="I",
+        help="whose input keys are made of; default: at a quarter of the depth",
     )
     parser.add_argument("--questions", type=int, default=60, help="of each kind, to measure with")
     parser.add_argument("--window-size", type=int, default=256, metavar="L", help="of a pretrained model")
