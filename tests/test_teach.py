@@ -146,7 +146,10 @@ def test_what_is_read_is_what_the_model_knows_and_is_read_once(tokenizer, chat, 
     place = model.config.memory_layers[0]
     for read in (*told, *asked):
         expected = model.model(torch.tensor([read.ids]), output_hidden_states=True)
-        torch.testing.assert_close(read.hidden_states.float(), expected.hidden_states[place][0], atol=1e-2, rtol=1e-2)
+        for found, layer in ((read.key_hidden_states, model.config.recall_key_layer), (read.hidden_states, place)):
+            if found is not None:
+                torch.testing.assert_close(found.float(), expected.hidden_states[layer][0], atol=1e-2, rtol=1e-2)
+    assert told[0].hidden_states is None and asked[0].hidden_states is not None
     torch.testing.assert_close(
         asked[1].last_hidden_state.float(),
         model.model(torch.tensor([asking[1]])).last_hidden_state[0],
@@ -157,7 +160,7 @@ def test_what_is_read_is_what_the_model_knows_and_is_read_once(tokenizer, chat, 
 
     model.model.layers[0].forward = None  # nothing is computed the second time
     again, _ = StateCache(model, tmp_path).read(story, asking)
-    assert torch.equal(again[1].hidden_states, told[1].hidden_states)
+    assert torch.equal(again[1].key_hidden_states, told[1].key_hidden_states)
     other = make_model(tokenizer, "qwen3")
     assert StateCache(other, tmp_path).fingerprint != cache.fingerprint
 
@@ -213,11 +216,11 @@ def test_lessons_take_no_memory_that_the_system_could_not_take_back(tmp_path):
 def test_a_broken_file_is_read_anew(tokenizer, tmp_path):
     cache = StateCache(make_model(tokenizer), tmp_path)
     (read,), _ = cache.read([list(range(L))])
-    known = read.hidden_states.clone()  # it is mapped from the file that breaks
+    known = read.key_hidden_states.clone()  # it is mapped from the file that breaks
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
     (again,), _ = cache.read([list(range(L))])
-    assert torch.equal(known, again.hidden_states)
+    assert torch.equal(known, again.key_hidden_states)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
@@ -681,7 +684,7 @@ def test_frozen_layers_compute_in_half_precision(tokenizer, chat, tmp_path):
         weight = memory.q_proj.weight.detach()
         memories.append(weight.T @ weight)  # principal components may point either way
         (told,) = lessons(StateCache(model, tmp_path / "read", autocast=dtype), "train", 0, chat, L, 1)
-        known.append(told.story[0].hidden_states.float())
+        known.append(told.story[0].key_hidden_states.float())
     assert 0 < (known[0] - known[1]).norm() < 0.02 * known[0].norm()
     assert 0 < (memories[0] - memories[1]).norm() < 0.1 * memories[0].norm()
     assert len(list((tmp_path / "states").iterdir())) == 2 * (4 + 1 + 4)  # lessons, a text, everyday questions
@@ -695,7 +698,8 @@ def test_matrices_that_are_cast_once_know_the_same(tokenizer, chat, tmp_path):
     assert weights == {torch.bfloat16, torch.float32} and all(p.dtype == torch.float32 for p in model.parameters())
     for ours, theirs in zip(*(lessons(x, "train", 0, chat, L, 2) for x in (once, each_time)), strict=True):
         for x, y in zip((*ours.story, ours.asked[0].read), (*theirs.story, theirs.asked[0].read), strict=True):
-            assert x.hidden_states.equal(y.hidden_states)
+            assert x.key_hidden_states.equal(y.key_hidden_states)
+        assert ours.asked[0].read.hidden_states.equal(theirs.asked[0].read.hidden_states)
         assert ours.asked[0].read.last_hidden_state.equal(theirs.asked[0].read.last_hidden_state)
 
 
@@ -747,7 +751,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     assert model.model.layers[model.config.memory_layers[0]].o_proj.weight.abs().max() > 0
 
     small = ["--memory-only", "--output", str(tmp_path / "small"), "--minutes", "1", "--steps", "1", "2"]
-    small += ["--window-overlap", "16", "--windows", "2", "4", "--key-layer", "1"]
+    small += ["--window-overlap", "16", "--windows", "2", "4", "--key-layer", "0"]
     assert command.main([str(tmp_path / "pretrained"), *options, *small]) == 0
     assert json.loads((tmp_path / "small" / "results.json").read_text())["steps"] == {"alone": 1, "through": 2}
     card = ModelCard.load(tmp_path / "small" / "README.md")
@@ -756,7 +760,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     check_picture(tmp_path / "small", card.text)
     again = SleepForCausalLM.from_causal_lm(str(tmp_path / "pretrained"), memory=str(tmp_path / "small"))
     assert again.config.sleep_passes == 2 and again.config.recall_key_rank == again.config.recall_key_dim // 4
-    assert (again.config.window_overlap, again.config.pinned_tokens, again.config.recall_key_layer) == (16, 1, 1)
+    assert (again.config.window_overlap, again.config.pinned_tokens, again.config.recall_key_layer) == (16, 1, 0)
 
     # A taught model is taught on.
     options = ["--output", str(tmp_path / "on"), "--units", "2", "--questions", "0", "--steps", "0", "1"]
@@ -767,7 +771,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     assert (config.window_overlap, config.pinned_tokens, config.window_size) == (8, 1, L)
     assert config.recall_key_rank == model.config.recall_key_rank < model.config.recall_key_dim
     assert command.main([str(out), *options, "--key-layer", "1"]) == 1
-    assert "has one that says which it is (None): leave it out" in capsys.readouterr().err
+    assert "has one that says which it is (1): leave it out" in capsys.readouterr().err
     assert command.main([str(out), *options, "--key-rank", "1"]) == 1
     assert "`key_rank` is 1, and the maps of this memory are of rank" in capsys.readouterr().err
     SleepForCausalLM.from_pretrained(out, pinned_tokens=3).save_pretrained(tmp_path / "pinned")
