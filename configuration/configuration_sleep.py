@@ -223,6 +223,9 @@ class SleepConfig(PreTrainedConfig):
             `(start, end)`: the layers `start, ..., end - 1` are passed N times. Layers before the span run awake only,
             layers behind it once more at the end of a sleep. With start = end nothing is replayed: a
             `"recall_memory"` then writes every window N times. Defaults to all layers.
+        input_injection (`bool`, *optional*, defaults to `False`):
+            Whether every pass asleep is fed by the window's embeddings as well, beside the features of the pass
+            before it, which are drawn to their length. For a loop that begins with the first layer.
         bptt_windows (`int`, *optional*):
             Back-propagate through at most this many windows of a call: S is detached between groups of `bptt_windows`
             windows, counted from the end of the sequence. Defaults to all windows.
@@ -354,6 +357,7 @@ class SleepConfig(PreTrainedConfig):
     pinned_tokens: int = 0
     sleep_passes: int = 1
     loop_span: list[int] | tuple[int, int] | None = None
+    input_injection: bool = False
     bptt_windows: int | None = None
     skip_logits: bool = False
     n_positions: int = LONGEST_FOR_CLIENTS
@@ -731,6 +735,11 @@ class SleepConfig(PreTrainedConfig):
             raise ValueError(
                 f"`bptt_windows` must be at least 1, or None to back-propagate through all windows, got "
                 f"{self.bptt_windows}."
+            )
+        if self.input_injection and not 0 == self.looped_layers[0] < self.looped_layers[1]:
+            raise ValueError(
+                f"`input_injection` feeds passes asleep with the window's embeddings, which only a loop from the "
+                f"first layer on begins with: leave it out, or set `loop_span` to (0, end), got {self.loop_span}."
             )
         if self.loop_span is None:
             return

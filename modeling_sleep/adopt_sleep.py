@@ -138,6 +138,8 @@ def adopt(
     model.tie_weights()
     for i in config.memory_layers:
         model.model.layers[i].to(original.dtype).to_empty(device=original.device).apply(model._init_weights)
+    if config.input_injection:
+        model.model.injection.to(original.dtype).to_empty(device=original.device).apply(model._init_weights)
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing or unexpected:
         raise ValueError(

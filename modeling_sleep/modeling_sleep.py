@@ -55,6 +55,7 @@ from .checks_sleep import (
 from .configuration_sleep import SleepConfig
 from .distributed_sleep import InStepMixin, is_sharded
 from .family_layers_sleep import FamilyDecoderLayer, family_norm
+from .input_injection import InputInjection
 from .keep_sleep import keys_to_keep
 from .layers_sleep import SleepDecoderLayer, SleepLayers
 from .masks_sleep import live_columns, new_window, whole_window
@@ -119,6 +120,7 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         self.layers = SleepLayers(classes.get(x, layer_class)(config, i) for i, x in enumerate(config.layer_types))
         self.layers.key_layer = config.recall_key_layer
         self.norm = norm_class(config.hidden_size, eps=config.rms_norm_eps)
+        self.injection = InputInjection(config.hidden_size, config.rms_norm_eps) if config.input_injection else None
         self.gradient_checkpointing = False
         # What of a window a sleep needs, and how far it goes.
         start, end = config.looped_layers
@@ -126,7 +128,8 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         self.memories_behind = [i for i in memories if start < end <= i]
         self.last_looped_memory = max((i for i in memories if start <= i < end), default=-1)
         self.keeps_hidden_states = start < end
-        self.keeps_inputs_embeds = start < end and any(layer.reads_inputs_embeds for layer in self.layers[start:])
+        reads_inputs_embeds = any(layer.reads_inputs_embeds for layer in self.layers[start:])
+        self.keeps_inputs_embeds = start < end and (config.input_injection or reads_inputs_embeds)
         self.post_init()
 
     @can_return_tuple
@@ -401,7 +404,10 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         begin = [self.layers[i].begin(state.layers[i], window) for i in range(start, stop)]
         # Without gradients, as in the first run of a checkpoint, there is nothing to checkpoint.
         run = self.layers if torch.is_grad_enabled() else self.layers.run
-        hidden_states, after = run(state.kept_hidden_states, begin, start=start, window=window, state_only=ends_early)
+        fed = state.kept_hidden_states
+        if self.injection is not None:
+            fed = self.injection(fed, state.kept_inputs_embeds)
+        hidden_states, after = run(fed, begin, start=start, window=window, state_only=ends_early)
         return state._replace(layers=self._rewritten(state.layers, after, start), kept_hidden_states=hidden_states)
 
     def _conclude(self, state: SleepState, window: Window) -> SleepState:

@@ -9,6 +9,7 @@ from transformers.utils import logging
 from .adapter_sleep import save_memory
 from .configuration_sleep import SleepConfig
 from .family_layers_sleep import FamilyDecoderLayer, is_zero_centred
+from .input_injection import InputInjection
 from .layers_sleep import GatedDeltaNet, SleepDecoderLayer
 from .nap_sleep import SleepMixin
 from .peft_sleep import register_target_modules
@@ -69,6 +70,8 @@ class SleepPreTrainedModel(PreTrainedModel, SleepMixin, ReadingMixin):
                 init.zeros_(module.o_proj.weight)
         elif isinstance(module, RecallMemoryLayer):
             module.init_weights()
+        elif isinstance(module, InputInjection):
+            init.ones_(module.weight)
         elif is_zero_centred(module):
             init.zeros_(module.weight)
 

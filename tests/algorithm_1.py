@@ -117,6 +117,13 @@ def blocks(model, h, S, kept, layers, written=None):
     return h, S, keys_and_values
 
 
+def injected(model, h, window):
+    """e + g h |e| / |h|: the embeddings of a window, and the features of the pass before at their length."""
+    e, eps = model.model.embed_tokens(window), model.model.injection.eps
+    scale = (e.pow(2).mean(-1, keepdim=True) + eps).sqrt() / (h.pow(2).mean(-1, keepdim=True) + eps).sqrt()
+    return e + model.model.injection.weight * h * scale
+
+
 def cut_into_windows(tokens, window_size, naps):
     """Windows of at most `window_size` tokens; one ends early where the text's tokens so far are in `naps`."""
     windows, begin = [], 0
@@ -172,7 +179,8 @@ def algorithm_1(model, tokens, passes, until=None, least=1, pinned_tokens=None, 
         n = 1
         while n < passes and start < end:
             S_before = S
-            h, S, _ = blocks(model, h, S, kept, span, next(written, None))
+            fed = h if model.model.injection is None else injected(model, h, window)
+            h, S, _ = blocks(model, fed, S, kept, span, next(written, None))
             n += 1
             if until is not None and n >= least and relative_change(S_before, S, span) < until:
                 break

@@ -20,9 +20,12 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 def gradients_of(loss, model) -> dict[str, torch.Tensor]:
-    """Copies, by the names of all parameters: each has one."""
+    """Copies, by the names of all parameters: each has one, but for an injection where no pass was made asleep."""
     model.zero_grad()
     loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is None and name == "model.injection.weight":
+            parameter.grad = torch.zeros_like(parameter)
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 

@@ -22,7 +22,7 @@ def make_model(dtype=torch.float64, model_class=SleepForCausalLM, **overrides):
     model = uneven_model(model_class, dtype, **{**options, **overrides}).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "injection" in name:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     return model
 

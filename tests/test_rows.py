@@ -36,12 +36,13 @@ FEWER = settings(max_examples=settings.default.max_examples // 3)  # of what tak
 @st.composite
 def options(draw, **more):
     """A window, a looped span, and which keys outlive a sleep."""
-    window_size = draw(WINDOWS)
+    window_size, span = draw(WINDOWS), draw(SPANS)
     return dict(
         window_size=window_size,
         window_overlap=draw(st.sampled_from([0, 0, window_size // 2, window_size - 1])),
         pinned_tokens=draw(st.sampled_from([0, 0, 1, window_size])),
-        loop_span=draw(SPANS),
+        loop_span=span,
+        input_injection=span in (None, (0, 2)) and draw(st.booleans()),
         attn_implementation=draw(ATTENTION),
         **{name: draw(strategy) for name, strategy in more.items()},
     )
