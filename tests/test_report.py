@@ -125,16 +125,15 @@ def test_little_is_enough(write, tmp_path, recwarn, runs):
 
 def test_any_n_after_one_n_is_a_model_of_its_own(write):
     counts = {(n, 1): 50 * n for n in (1, 2, 4)}
-    names = ("N grows, write dropout", "N grows", "N=4 first")
+    names = ("N grows, input injection", "N grows, write dropout", "N grows", "N=4 first")
     runs = [run(name, seed, counts, flops=6e12) for name in names for seed in (0, 1)]
     results = read(write([*RUNS, *runs]))
     assert "| N = 4 first | 2 | 50.0 | – | 2 | 3.00 |" in table(results)
-    order = ["N=1", "N=4", "any N", "N=4 first", "N grows", "N grows, write dropout", "deeper"]
+    growing = ["N grows", "N grows, write dropout", "N grows, input injection"]
+    order = ["N=1", "N=4", "any N", "N=4 first", *growing, "deeper"]
     assert list(dict.fromkeys(results.points.variant)) == order
     panels = plot_accuracy(results).axes
-    assert [axes.get_title() for axes in panels[1:]] == [
-        f"one model, {x}" for x in ("any N", "N = 4 first", "N grows", "N grows, write dropout")
-    ]
+    assert [axes.get_title() for axes in panels[1:]] == [f"one model, {x}" for x in ("any N", "N = 4 first", *growing)]
     looks = [{line.get_label(): line.get_fillstyle() for line in axes.lines} for axes in panels]
     assert looks[2] == looks[3] == {f"N = {n}": "left" for n in (1, 2, 4)} and "left" not in looks[1].values()
     colours = [line.get_color() for line in plot_loss(results).axes[0].lines]

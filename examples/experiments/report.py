@@ -31,7 +31,7 @@ from . import figures
 
 
 ANY = "any N"
-GROWING = ("N grows", "N grows, write dropout")
+GROWING = ("N grows", "N grows, write dropout", "N grows, input injection")
 CONTROLS = ("amnesia", "full cache", "deeper", "longer", "attention only")
 FIELDS = {
     **dict.fromkeys(("recipe", "variant", "depth_name", "commit", "device"), str),
