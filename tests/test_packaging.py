@@ -15,6 +15,7 @@ import modeling_sleep
 
 REPOSITORY = Path(__file__).parents[1]
 PRESETS = {f"modeling_sleep/configuration/presets/{p.name}" for p in REPOSITORY.glob("configuration/presets/*.*")}
+PATTERNS = {f"modeling_sleep/teach/{p.name}" for p in REPOSITORY.glob("modeling_sleep/teach/patterns_*.txt")}
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,9 @@ def files(wheel):
     return set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_wheel_contains_the_configuration_and_every_preset(files):
-    assert PRESETS
-    assert files >= PRESETS
+def test_wheel_contains_the_configuration_every_preset_and_the_patterns_of_teaching(files):
+    assert PRESETS and len(PATTERNS) == 3
+    assert files >= PRESETS | PATTERNS
     assert {"modeling_sleep/configuration/configuration_sleep.py", "modeling_sleep/hub_upload/__init__.py"} <= files
 
 
@@ -37,7 +38,7 @@ def test_wheel_installs_one_top_level_package(files):
     metadata = f"modeling_sleep-{modeling_sleep.__version__}.dist-info"
     assert {name.split("/")[0] for name in files} == {"modeling_sleep", metadata}
     assert all(
-        name.endswith((".py", ".json", ".yaml", "card_template.md"))
+        name.endswith((".py", ".json", ".yaml", "card_template.md")) or name in PATTERNS
         for name in files
         if name.startswith("modeling_sleep/")
     )

@@ -20,10 +20,7 @@ from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.facts import AMID, BEGINNINGS, PATTERNS, draw_fact, question_of, unit, units, value_slot
 from modeling_sleep.teach.filler import SOURCES, sentences
 from modeling_sleep.teach.lengths import over_facts
-from modeling_sleep.teach.patterns import SLOT, parse
-from modeling_sleep.teach.patterns_eval import EVAL
-from modeling_sleep.teach.patterns_joined import JOINED
-from modeling_sleep.teach.patterns_train import TRAIN
+from modeling_sleep.teach.patterns import EVAL, JOINED, SLOT, TRAIN, parse
 
 
 L = 160  # a small vocabulary takes many tokens for a sentence

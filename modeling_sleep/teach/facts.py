@@ -27,10 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .chat import Answer, Chat, gap, tokens_at
 from .filler import SOURCES, stream
 from .names import TRAITS, draw, rivals
-from .patterns import SLOT, Pattern, kind_of
-from .patterns_eval import EVAL
-from .patterns_joined import JOINED
-from .patterns_train import TRAIN
+from .patterns import EVAL, JOINED, SLOT, TRAIN, Pattern, kind_of
 
 
 PATTERNS = {"train": TRAIN, "known": TRAIN, "eval": EVAL, "joined": JOINED}

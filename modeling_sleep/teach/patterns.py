@@ -1,4 +1,4 @@
-r"""How facts are told and asked for: the patterns' format. The patterns themselves are data beside it.
+r"""How facts are told and asked for. The patterns are data beside this file, in this format:
 
     lives.left                                                     its name: what it is about, and how it is said
         {person} left {city2} and now lives in {city}.             told so, or as another such line says
@@ -10,10 +10,13 @@ r"""How facts are told and asked for: the patterns' format. The patterns themsel
 A slot is named after its kind (`names.py`), with a digit behind it where one kind stands twice. `{trait}` is what a
 person has one of (`TRAITS`), `{value}` a value of that kind. `\n` begins a line, `\t` is a tab. Patterns with the same
 word before the dot are about the same, so that no text tells two of them about one person.
+
+Lessons of a seed depend on the order of patterns: new ones change them all.
 """
 
 import dataclasses
 import re
+from pathlib import Path
 
 from .names import LISTS, MADE
 
@@ -101,3 +104,13 @@ def _parse(lines: list[str]) -> Pattern:
 def kind_of(slot: str) -> str:
     """`city2` holds a city."""
     return slot.rstrip("0123456789")
+
+
+def read(name: str) -> tuple[Pattern, ...]:
+    """The patterns of a file beside this one."""
+    return parse((Path(__file__).parent / f"patterns_{name}.txt").read_text(encoding="utf-8"))
+
+
+TRAIN = read("train")
+EVAL = read("eval")  # nothing is trained on these, in any wording
+JOINED = read("joined")  # nor on these, whose answers join two facts
