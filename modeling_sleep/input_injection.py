@@ -1,9 +1,10 @@
 """What a pass asleep is fed besides what the pass before it gave: the window itself, once more.
 
-A looped network that sees nothing but its own features may forget what it was asked, and its residual stream grows with
-every pass, so that late passes change little. Fed with its input in every pass, looped networks went on beyond the
-passes of their training elsewhere ("recall", arXiv 2202.05826; arXiv 2502.05171 injects the embedded input likewise).
-On our paths nothing is gained in the mean of three seeds (docs/results/paths-mini.md), so that it is off by default.
+A looped network that sees nothing but its own features may forget what it was asked, and its residual stream grows
+with every pass, so that late passes change little. Fed with its input in every pass, looped networks went on
+beyond the passes of their training elsewhere ("recall", arXiv 2202.05826; arXiv 2502.05171 injects the embedded
+input likewise). On our paths nothing is gained in the mean of three seeds (docs/results/paths-mini.md), so that it
+is off by default.
 """
 
 import torch
