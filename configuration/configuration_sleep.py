@@ -736,11 +736,6 @@ class SleepConfig(PreTrainedConfig):
                 f"`bptt_windows` must be at least 1, or None to back-propagate through all windows, got "
                 f"{self.bptt_windows}."
             )
-        if self.input_injection and not 0 == self.looped_layers[0] < self.looped_layers[1]:
-            raise ValueError(
-                f"`input_injection` feeds passes asleep with the window's embeddings, which only a loop from the "
-                f"first layer on begins with: leave it out, or set `loop_span` to (0, end), got {self.loop_span}."
-            )
         if self.loop_span is None:
             return
         if len(self.loop_span) != 2:
@@ -761,6 +756,11 @@ class SleepConfig(PreTrainedConfig):
             raise ValueError(
                 f"`loop_span` ({start}, {end}) leaves no memory in or behind it, so a sleep would "
                 f"rewrite nothing (`layer_types` is {self.layer_types})."
+            )
+        if self.input_injection and not 0 == start < end:
+            raise ValueError(
+                "`input_injection` feeds passes asleep with the window's embeddings, which only a loop from the first "
+                f"layer on begins with: leave it out, or set `loop_span` to (0, end), got {self.loop_span}."
             )
 
     def validate_decay(self):

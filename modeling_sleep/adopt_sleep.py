@@ -136,10 +136,11 @@ def adopt(
         parameters = {name: parameter.clone() for name, parameter in parameters.items()}
     _, unexpected = model.load_state_dict(parameters, strict=False, assign=True)
     model.tie_weights()
-    for i in config.memory_layers:
-        model.model.layers[i].to(original.dtype).to_empty(device=original.device).apply(model._init_weights)
+    new = [model.model.layers[i] for i in config.memory_layers]
     if config.input_injection:
-        model.model.injection.to(original.dtype).to_empty(device=original.device).apply(model._init_weights)
+        new.append(model.model.injection)
+    for module in new:
+        module.to(original.dtype).to_empty(device=original.device).apply(model._init_weights)
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing or unexpected:
         raise ValueError(

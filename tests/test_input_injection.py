@@ -113,3 +113,8 @@ def test_an_adopted_model_takes_it():
 def test_loops_that_begin_later_are_refused(span):
     with pytest.raises(StrictDataclassError, match=r"set `loop_span` to \(0, end\), got"):
         make_model(loop_span=span, input_injection=True)
+
+
+def test_a_span_that_is_no_pair_is_said_to_be_none():
+    with pytest.raises(StrictDataclassError, match=r"`loop_span` is a pair \(start, end\) or None"):
+        make_model(loop_span=(0,), input_injection=True)
