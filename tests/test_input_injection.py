@@ -117,4 +117,4 @@ def test_loops_that_begin_later_are_refused(span):
 
 def test_a_span_that_is_no_pair_is_said_to_be_none():
     with pytest.raises(StrictDataclassError, match=r"`loop_span` is a pair \(start, end\) or None"):
-        make_model(loop_span=(0,), input_injection=True)
+        make_model(loop_span=[0], input_injection=True)
