@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -59,7 +60,7 @@ from modeling_sleep.teach.lessons import (
 )
 from modeling_sleep.teach.names import words
 from modeling_sleep.teach.reading import asleep_before, buffers, gates_of, queries_at, read_through, written
-from modeling_sleep.teach.stages import ALONE, THROUGH, Alone, ThroughLayers
+from modeling_sleep.teach.stages import ALONE, THROUGH, Alone, Course, ThroughLayers
 from modeling_sleep.teach.states import StateCache
 from modeling_sleep.teach.teaching import AMID, CUT, teach
 
@@ -163,6 +164,34 @@ def test_what_is_read_is_what_the_model_knows_and_is_read_once(tokenizer, chat, 
     assert torch.equal(again[1].key_hidden_states, told[1].key_hidden_states)
     other = make_model(tokenizer, "qwen3")
     assert StateCache(other, tmp_path).fingerprint != cache.fingerprint
+
+
+@pytest.mark.parametrize("key_layer", [None, 1])
+@pytest.mark.parametrize("overlap", [0, 24])
+def test_for_the_memory_by_itself_less_is_read(tokenizer, chat, tmp_path, overlap, key_layer):
+    """Of lessons that nothing is read through, keys know the same, and no layer behind those that they need runs."""
+    model = make_model(tokenizer, window_overlap=overlap, recall_key_layer=key_layer)
+    first = model.config.memory_layers[0] if key_layer is None else key_layer
+    whole = the_lessons(model, chat, tmp_path / "whole", cut=CUT)
+    for layer in model.model.layers[first:]:
+        layer.forward = None
+    less = the_lessons(model, chat, tmp_path / "less", cut=CUT, through=False)
+    for ours, theirs in zip(less, whole, strict=True):
+        reads, expected = (
+            [*x.story, *itertools.chain(*([*y.before, y.read] for y in x.asked))] for x in (ours, theirs)
+        )
+        for read, other in zip(reads, expected, strict=True):
+            for field in ("key_hidden_states", "kept_key_hidden_states"):
+                told, known = getattr(read, field), getattr(other, field)
+                assert (told is None) == (known is None) and (told is None or torch.equal(told, known))
+            assert read.keys is None and read.last_hidden_state is None
+    (tail,) = the_lessons(model, chat, tmp_path / "tail", cut=CUT, through=False, first=3, count=1)
+    assert tail.asked[0].question == whole[3].asked[0].question
+    assert size_of(tmp_path / "less") < 0.7 * size_of(tmp_path / "whole")
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("key_layer", [None, 1])
@@ -380,7 +409,12 @@ def test_what_teaching_takes_is_told_before(tokenizer, chat, tmp_path):
     with FlopCounterMode(display=False) as counted:
         learned = the_lessons(model, chat, tmp_path, SAMPLED, facts=7, amid=AMID, cut=CUT)
     assert counted.get_total_flops() == pytest.approx(told.reading, rel=0.4)  # attention is not estimated
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == pytest.approx(told.cache, rel=0.15)
+    assert size_of(tmp_path) == pytest.approx(told.cache, rel=0.15)
+    more = estimate(on_meta(model.config), chat, ALONE, THROUGH, units=SAMPLED, alone_units=SAMPLED)
+    with FlopCounterMode(display=False) as counted:
+        the_lessons(model, chat, tmp_path, SAMPLED, facts=7, amid=AMID, cut=CUT, first=SAMPLED, through=False)
+    assert counted.get_total_flops() == pytest.approx(more.reading - told.reading, rel=0.4)
+    assert size_of(tmp_path) == pytest.approx(more.cache, rel=0.15)
     memory, embeddings = model.model.layers[model.config.memory_layers[0]], model.model.embed_tokens.weight
     assert told.parameters == sum(p.numel() for p in memory.parameters())
     assert told.memory == written(memory, story_tensors([[(learned[0], 0)]], embeddings, torch.float32))[0].nbytes
@@ -670,6 +704,18 @@ def test_it_goes_on_where_it_was_stopped(tokenizer, tmp_path, monkeypatch):
         memories.append(model.model.layers[model.config.memory_layers[0]].state_dict())
     for name, parameter in memories[0].items():
         torch.testing.assert_close(memories[1][name], parameter, atol=1e-5, rtol=1e-5)
+
+
+def test_the_first_stage_learns_from_more_lessons(tokenizer, tmp_path, monkeypatch):
+    """Which stand in the stories of the second as well, that asks none of them."""
+    courses = []
+    monkeypatch.setattr(Course, "step", lambda self, number, progress: courses.append(self) or {})
+    few(make_model(tokenizer), tokenizer, tmp_path, alone_units=3)
+    alone, through = dict.fromkeys(courses)
+    assert len(alone.lessons) == 4 + 3 and through.lessons == alone.lessons[:4]
+    assert [lesson for lesson in through.others if lesson.asked] == alone.lessons
+    assert all(x.read.keys is not None for lesson in through.lessons for x in lesson.asked)
+    assert all(x.read.keys is None for lesson in alone.lessons[4:] for x in lesson.asked)
 
 
 def test_frozen_layers_compute_in_half_precision(tokenizer, chat, tmp_path):

@@ -45,6 +45,12 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of lessons and steps")
     parser.add_argument("--units", type=int, default=1000, help="stories to learn from, of about seven facts each")
     parser.add_argument(
+        "--alone-units",
+        type=int,
+        default=0,
+        help="more of them for the memory by itself, read only as far as keys are made of it",
+    )
+    parser.add_argument(
         "--steps",
         type=int,
         nargs=2,
@@ -131,7 +137,7 @@ def estimated(options: argparse.Namespace, alone: Stage, through: Stage) -> Esti
     else:
         config = adopted_config(config, options.window_size, options.passes or 1, memory="recall", **kept)
     chat = Chat(AutoTokenizer.from_pretrained(options.model))
-    return estimate(on_meta(config), chat, alone, through, options.units, options.key_rank)
+    return estimate(on_meta(config), chat, alone, through, options.units, options.key_rank, options.alone_units)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -153,7 +159,8 @@ def main(arguments: list[str] | None = None) -> int:
             model.config.adopted_from = known.base_model = options.base_name
         if options.passes is not None:
             model.config.sleep_passes = options.passes
-        will_take = estimate(model, Chat(tokenizer), alone, through, options.units, options.key_rank)
+        sizes = (options.units, options.key_rank, options.alone_units)
+        will_take = estimate(model, Chat(tokenizer), alone, through, *sizes)
         if will_take.cache > options.cache_gigabytes * 1e9:
             print(
                 f"note: lessons take about {will_take.cache / 1e9:.1f} GB, and the cache may hold "
@@ -169,6 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
             minutes=options.minutes,
             seed=options.seed,
             units=options.units,
+            alone_units=options.alone_units,
             questions=options.questions,
             alone=alone,
             through=through,

@@ -68,7 +68,13 @@ class Estimate:
 
 
 def estimate(
-    model: SleepForCausalLM, chat: Chat, alone: Stage, through: Stage, units: int, key_rank: int | None = None
+    model: SleepForCausalLM,
+    chat: Chat,
+    alone: Stage,
+    through: Stage,
+    units: int,
+    key_rank: int | None = None,
+    alone_units: int = 0,
 ) -> Estimate:
     """
     What [`teach`] takes for a model that has a recall memory; weights are not looked at.
@@ -79,9 +85,7 @@ def estimate(
         On any device, "meta" included.
     chat : Chat
     alone, through : Stage
-    units : int
-        Lessons.
-    key_rank : int, optional
+    units, key_rank, alone_units : int
         As in [`teach`].
 
     Raises
@@ -91,6 +95,7 @@ def estimate(
     """
     config, place = model.config, check(model, chat.tokenizer)
     below, behind = (matrices(model.model.layers[part]) for part in (slice(place), slice(place + 1, None)))
+    keyed = matrices(model.model.layers[: place if config.recall_key_layer is None else config.recall_key_layer])
     memory, head = model.model.layers[place], matrices([model.lm_head])
     L, kept = config.window_size, config.window_overlap + config.pinned_tokens
     drawn = [unit("train", 0, i, chat, L, amid=AMID, cut=i < CUT * SAMPLED) for i in range(SAMPLED)]
@@ -123,8 +128,8 @@ def estimate(
         parameters=(parameters := sum(p.numel() for p in memory.parameters())),
         kept=parameters - cut,
         memory=4 * config.recall_key_dim * config.recall_value_dim,
-        cache=2 * units * entries,
-        reading=2 * (below + behind) * units * (told + tokens),
+        cache=2 * (units * entries + alone_units * (told + tokens) * config.hidden_size),
+        reading=2 * ((below + behind) * units + keyed * alone_units) * (told + tokens),
         alone=alone.steps * writing(alone, 0),
         through=through.steps * (writing(through, cut) + 4 * (behind_through + head_through)),
     )

@@ -91,13 +91,19 @@ class Lesson:
         return places if places[-1][0] < len(self.story) else []
 
 
-def lesson(cache: StateCache, learned: Unit, rng: random.Random, beginnings: dict[str, float] = SHARES) -> Lesson:
+def lesson(
+    cache: StateCache,
+    learned: Unit,
+    rng: random.Random,
+    beginnings: dict[str, float] = SHARES,
+    through: bool = True,
+) -> Lesson:
     """Let the model read a unit. Each question is asked with one beginning, drawn by these shares."""
     chosen = [
         (question, rng.choices(list(beginnings), list(beginnings.values()))[0]) for question in learned.questions
     ]
     asking = [question.prompt + question.answers[beginning].ids for question, beginning in chosen]
-    story, asking_reads = cache.read(learned.story, asking)
+    story, asking_reads = cache.read(learned.story, asking, through)
     asked = []
     for (question, beginning), reads in zip(chosen, asking_reads, strict=True):
         answer = question.answers[beginning]
@@ -116,17 +122,20 @@ def lessons(
     count: int,
     beginnings: dict[str, float] = SHARES,
     cut: float = 0.0,
+    first: int = 0,
+    through: bool = True,
     **options,
 ) -> Iterator[Lesson]:
     """
-    The first `count` lessons of a split, those that ask nothing left out. In a share of them, `cut`, windows end
-    anywhere. Other options are those of `facts.unit`.
+    `count` lessons of a split, from number `first` on, those that ask nothing left out. In a share of them, `cut`,
+    windows end anywhere. Without `through`, they are for the memory by itself, and the model reads less of them
+    ([`StateCache.read`]). Other options are those of `facts.unit`.
     """
-    for index in range(count):
+    for index in range(first, first + count):
         is_cut = random.Random(f"is cut/{split}/{seed}/{index}").random() < cut
         learned = unit(split, seed, index, chat, window_size, cut=is_cut, **options)
         if learned.questions:
-            yield lesson(cache, learned, random.Random(f"{split}/{seed}/{index}"), beginnings)
+            yield lesson(cache, learned, random.Random(f"{split}/{seed}/{index}"), beginnings, through)
 
 
 def texts(cache: StateCache, split: str, seed: int, chat: Chat, window_size: int, count: int) -> Iterator[list[Read]]:

@@ -138,6 +138,8 @@ class Course:
         Natural texts, each in windows.
     plain : list[Plain]
         What is asked behind stories that do not tell it.
+    others : list[Lesson]
+        More lessons, whose windows may stand in stories, but which are not asked.
     """
 
     def __init__(
@@ -151,10 +153,12 @@ class Course:
         autocast: torch.dtype | None = None,
         texts: Sequence[list[Read]] = (),
         plain: Sequence[Plain] = (),
+        others: Sequence[Lesson] = (),
     ):
         self.stage, self.model, self.place, self.lessons = stage, model, place, lessons
         self.exchanges, self.seed, self.autocast, self.texts, self.plain = exchanges, seed, autocast, texts, plain
-        self.others = [*lessons, *among(lessons, [Lesson(windows, [], {}) for windows in texts], stage.natural)]
+        told = [*lessons, *others]
+        self.others = [*told, *among(told, [Lesson(windows, [], {}) for windows in texts], stage.natural)]
         self.memory: RecallMemoryLayer = model.model.layers[place]
         self.skipped = 0
         self.sharpness = nn.Parameter(torch.tensor(SHARPNESS, device=self.embeddings.device))

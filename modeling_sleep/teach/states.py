@@ -3,7 +3,8 @@
 A memory is read as it stood when a window began, and the layers before it do not see it. So what they make of a
 window depends on the window alone, and on the keys that `window_overlap` and `pinned_tokens` keep of its text before
 it: it is computed once, kept on disk, and shared by all steps and all runs. Of windows that ask, the keys and values
-that the layers behind the memory make without it are kept as well, and what they predict.
+that the layers behind the memory make without it are kept as well, and what they predict; unless nothing is to be read
+through these layers: then only those run of which keys are made.
 
 One file holds the windows of one text. Its name tells the model's weights, in what they compute, and the tokens; the
 oldest files go when the folder grows over its limit.
@@ -108,17 +109,21 @@ class StateCache:
         return with_matrices_in(self.autocast, layers) if self.autocast else layers
 
     def read(
-        self, story: Sequence[list[int]], asking: Sequence[list[int]] = ()
+        self, story: Sequence[list[int]], asking: Sequence[list[int]] = (), through: bool = True
     ) -> tuple[list[Read], list[list[Read]]]:
-        """What the model knows of each window of a story, and of each window of each text that asks behind it."""
+        """
+        What the model knows of each window of a story, and of each window of each text that asks behind it. Without
+        `through`, of the latter what keys are made of alone.
+        """
         place = self.place if self.key_layer is None else (self.key_layer, self.place)
-        told = json.dumps([self.fingerprint, str(self.autocast), place, self.overlap, self.pinned, story, asking])
+        told = [self.fingerprint, str(self.autocast), place, self.overlap, self.pinned, story, asking]
+        told = json.dumps(told if through else [*told, "keys alone"])
         path = self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
         tensors = load(path)
         if tensors is None:
             tensors = {}
             with computing_in(self.autocast, self.model.device):
-                self._read(story, asking, tensors)
+                self._read(story, asking, through, tensors)
             save(tensors, path)
             tensors = load(path) or tensors  # mapped from the disk
             self._make_room()
@@ -144,19 +149,19 @@ class StateCache:
         return reads
 
     @torch.no_grad()
-    def _read(self, story, asking, tensors: dict[str, torch.Tensor]) -> None:
+    def _read(self, story, asking, through: bool, tensors: dict[str, torch.Tensor]) -> None:
         state = SleepState.empty(len(self.model.model.layers))._replace(pinned_tokens=self.pinned)
         texts = [self._windows(ids) for ids in asking]
         if not self.keeps:  # windows do not know of one another: all at once
             told = [(("story", i), ids) for i, ids in enumerate(story)]
             asked = [((text, i), ids) for text, windows in enumerate(texts) for i, ids in enumerate(windows)]
-            for named, asks in ((told, False), (asked, True)):
+            for named, asks in ((told, False), (asked, through)):
                 for indices in batches([ids for _, ids in named]):
                     names, windows = zip(*(named[i] for i in indices))
-                    self._window(state, names, windows, asks, tensors)
+                    self._window(state, names, windows, asks, through, tensors)
             return
         for i, ids in enumerate(story):
-            state = self._window(state, [("story", i)], [ids], False, tensors)
+            state = self._window(state, [("story", i)], [ids], False, through, tensors)
         for rows in batches(asking):
             before = state.select((0,) * len(rows), 1)
             for number in range(max(len(texts[row]) for row in rows)):
@@ -164,12 +169,21 @@ class StateCache:
                 before = before.select(tuple(map(rows.index, going_on)), len(rows))
                 rows = going_on
                 names, windows = [(row, number) for row in rows], [texts[row][number] for row in rows]
-                before = self._window(before, names, windows, True, tensors)
+                before = self._window(before, names, windows, through, through, tensors)
 
     def _window(
-        self, state: SleepState, names: Sequence[tuple], windows: Sequence[list[int]], asks: bool, tensors: dict
+        self,
+        state: SleepState,
+        names: Sequence[tuple],
+        windows: Sequence[list[int]],
+        asks: bool,
+        through: bool,
+        tensors: dict[str, torch.Tensor],
     ) -> SleepState:
-        """Read one window of each row, behind what `state` has kept. Returns what is kept of them in turn."""
+        """
+        Read one window of each row, behind what `state` has kept; `through` all layers, where the next ones are to be.
+        Returns what is kept of them in turn.
+        """
         model, place = self.model.model, self.place
         embeds = model.embed_tokens(padded(windows).to(model.device))
         lengths = per_row([len(ids) for ids in windows])
@@ -177,7 +191,7 @@ class StateCache:
         first = place if self.key_layer is None else self.key_layer
         keyed, before = self.layers.run(embeds, list(state.layers[:first]), start=0, window=window)
         hidden_states, behind = keyed, []
-        if asks or self.keeps:
+        if asks or (through and self.keeps):
             between = list(state.layers[first:place])
             hidden_states, between = self.layers.run(keyed, between, start=first, window=window)
             before = [*before, *between]
@@ -196,7 +210,8 @@ class StateCache:
             tensors |= {tensor_name(name, field): small(x) for field, x in found.items()}
         if not self.keeps:
             return state
-        state = state._replace(layers=(*before, None, *behind), stored=lengths, columns=embeds.shape[1])
+        layers = (*before, None, *behind) if through else (*before, *state.layers[first:])
+        state = state._replace(layers=layers, stored=lengths, columns=embeds.shape[1])
         return model._forget(state, whole_window(model.config, state, is_replayed=False))
 
     def _make_room(self) -> None:

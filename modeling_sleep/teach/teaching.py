@@ -49,6 +49,7 @@ def teach(
     minutes: float | None = None,
     seed: int = 0,
     units: int = 1000,
+    alone_units: int = 0,
     natural_texts: int = 48,
     questions: int = 60,
     alone: Stage = ALONE,
@@ -75,6 +76,9 @@ def teach(
     seed : int
     units, natural_texts : int
         To learn from: stories of about seven facts; texts of four windows.
+    alone_units : int
+        More stories for the first stage. Of these the model reads only as far as keys are made of it
+        (`recall_key_layer`), which takes a third of the time and of the disk.
     questions : int
         Of each split, to measure with. 0: measure nothing.
     alone, through : Stage
@@ -106,6 +110,7 @@ def teach(
     settings = {
         "seed": seed,
         "units": units,
+        "alone_units": alone_units,
         "natural_texts": natural_texts,
         "minutes": minutes,
         "window_size": window_size,
@@ -124,7 +129,7 @@ def teach(
     try:
         store = StateCache(model, Path(cache) if cache else output / "states", cache_limit, autocast)
         progress = Progress(output / "teaching.pt", settings, memory)
-        learn(store, chat, progress, seed, units, natural_texts, alone, through, minutes, key_rank)
+        learn(store, chat, progress, seed, units, alone_units, natural_texts, alone, through, minutes, key_rank)
         results = {"settings": settings, "seconds": progress.seconds, "steps": progress.steps}
         if questions:
             results |= measure(model, chat, seed, questions, output)
@@ -142,6 +147,7 @@ def learn(
     progress: "Progress",
     seed: int,
     units: int,
+    alone_units: int,
     natural_texts: int,
     alone: Stage,
     through: Stage,
@@ -151,8 +157,11 @@ def learn(
     """Both stages of [`teach`], as far as they are not done yet. Gigabytes of lessons are held until it returns."""
     model, place, window_size = store.model, store.place, store.model.config.window_size
     memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
-    reading = lessons(store, "train", seed, chat, window_size, units, amid=AMID, cut=CUT if store.overlap else 0.0)
+    how = {"amid": AMID, "cut": CUT if store.overlap else 0.0}
+    reading = lessons(store, "train", seed, chat, window_size, units, **how)
     learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
+    reading = lessons(store, "train", seed, chat, window_size, alone_units, first=units, through=False, **how)
+    of_alone = list(tqdm(reading, "reading more", alone_units, dynamic_ncols=True)) if alone_units else []
     reading = texts(store, "train", seed, chat, window_size, natural_texts)
     natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
     plain = everyday_reads(store, learned, chat) if through.everyday else []
@@ -167,7 +176,8 @@ def learn(
         if course is ThroughLayers and key_rank and model.config.recall_key_rank is None:
             cut_keys(memory, learned[:CALIBRATION_LESSONS], embeddings, key_rank)
         if name not in progress.finished:
-            lesson_plan = course(stage, model, place, learned, others, seed, store.autocast, natural, plain)
+            asked, told = ([*learned, *of_alone], []) if course is Alone else (learned, of_alone)
+            lesson_plan = course(stage, model, place, asked, others, seed, store.autocast, natural, plain, told)
             progress.run(name, lesson_plan, None if seconds is None else seconds * share)
 
 
