@@ -248,6 +248,8 @@ def test_what_cannot_be_told_is_refused(tokenizer):
         parse("a.b\n    In {city}.\n    Where? -> In {city}.")
     with pytest.raises(ValueError, match="neither a kind"):
         parse("a.b\n    In {nowhere}.\n    Where? -> In [{nowhere}].")
+    with pytest.raises(ValueError, match="'thing' is its own word"):
+        parse("a.b\n    {thing} is one of bin, box\n    In a {thing}.\n    Where? -> In a [{thing}].")
 
 
 def a_question(**changes):

@@ -39,7 +39,7 @@ from .states import StateCache
 
 SLEEPS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
 FACTS = (10, 20, 50, 100, 200, 500, 1000)
-TOKENS_OF_A_FACT = 28  # with what stands around it
+TOKENS_OF_A_FACT = 36  # with what stands around it
 
 
 def other_text(chat: Chat, seed: int, window_size: int, windows: int) -> list[list[int]]:

@@ -72,7 +72,8 @@ def parse(text: str) -> tuple[Pattern, ...]:
     Raises
     ------
     ValueError
-        If a pattern has no statement or no question, an answer does not mark its value, or a slot is of no kind.
+        If a pattern has no statement or no question, an answer does not mark its value, a slot is of no kind, or a
+        value is one of its own words: then nobody could say what else might have been told.
     """
     return tuple(_parse(block.splitlines()) for block in re.split(r"\n(?=\S)", text.strip()))
 
@@ -93,6 +94,10 @@ def _parse(lines: list[str]) -> Pattern:
     for _, answer in asked:
         if not re.fullmatch(r"[^][]*\[{\w+}\][^][]*", answer):
             raise ValueError(f"The answer {answer!r} of {pattern.id!r} must have its value, one slot, in brackets.")
+        if (slot := SLOT.search(answer.partition("[")[2])[1]) in words:
+            raise ValueError(
+                f"The value of {answer!r} in {pattern.id!r} must be of a kind of names.py; {slot!r} is its own word."
+            )
     for slot in pattern.slots:
         if slot not in words and kind_of(slot) not in {*LISTS, *MADE, "trait", "value"}:
             raise ValueError(
