@@ -97,10 +97,13 @@ def test_what_the_plots_show(write):
         {"N = 1": [99.5, 12.5], "N = 4": [100, 75], "deeper": [50, 0.5]},  # not N = 1 at 2 passes
         {"N = 1": [95], "N = 4": [95, 55]},
     ]
-    axes = plot_flops(results).axes[0]
-    assert "at t = 2, " in axes.get_title()  # at t = 1 only the control is far off
-    points = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
-    assert points["any N, N = 4"] == ([2.5, 2.5], [50, 60]) or points["any N, N = 4"] == ([2.5, 2.5], [60, 50])
+    figure = plot_flops(results)
+    assert "at t = 2, " in figure.get_suptitle()  # at t = 1 only the control is far off
+    points, any_n = (
+        {line.get_label(): (list(line.get_xdata()), sorted(line.get_ydata())) for line in axes.lines}
+        for axes in figure.axes
+    )
+    assert any_n["N = 4"] == ([2.5, 2.5], [50, 60])
     assert points["N = 1"] == ([1, 1], [10, 15]) and points["deeper"] == ([4.5], [0.5])
     losses = {line.get_label(): line.get_ydata() for line in plot_loss(results).axes[0].lines}
     assert list(losses) == ["N = 1", "N = 4", "any N", "deeper"]

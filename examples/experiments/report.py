@@ -194,32 +194,43 @@ def style(variant: str, passes: int) -> dict:
     return look
 
 
-def plot_accuracy(results: Results) -> Figure:
-    """Accuracy by depth: on the left a model per N with the controls, on the right each model for any N."""
-    points, depths = results.points, sorted(results.points.depth.unique())
+def panels_of(results: Results, points: pd.DataFrame, size: float) -> tuple[Figure, list]:
+    """A figure, and (axes, points) of its panels: on the left a model per N with the controls, then each for any N."""
     parts = [("a model per N, and controls", ~points.variant.map(is_any))]
     parts += [
         (f"one model, {pretty(name)}", points.variant == name) for name in filter(is_any, points.variant.unique())
     ]
-    parts = [(title, points[chosen & points.own]) for title, chosen in parts if chosen.any()]
-    figure, panels = figures.figure(len(parts), (2.2 + 3.7 * len(parts), 4), sharey=True, squeeze=False)
-    panels = panels[0]
-    for axes, (title, part) in zip(panels, parts):
+    parts = [(title, points[chosen]) for title, chosen in parts if chosen.any()] or [("", points)]
+    figure, panels = figures.figure(len(parts), (2.2 + size * len(parts), 4), sharey=True, squeeze=False)
+    for axes, (title, _) in zip(panels[0], parts):
+        axes.set_title(title, fontsize=10)
+    panels[0][0].set_ylabel("whole answer right (%)")
+    figure.suptitle(results.recipe)
+    return figure, [(axes, part) for axes, (_, part) in zip(panels[0], parts)]
+
+
+def label_of(variant: str, passes: int) -> str:
+    """In the legend of a panel, which names a model for any N."""
+    return pretty(variant) if variant in CONTROLS else f"N = {passes}"
+
+
+def plot_accuracy(results: Results) -> Figure:
+    """Accuracy by depth."""
+    points, depths = results.points, sorted(results.points.depth.unique())
+    figure, panels = panels_of(results, points[points.own], 3.7)
+    for axes, part in panels:
         for (variant, passes), group in part.groupby(["variant", "passes"], sort=False):
             look = style(variant, passes)
             mean = group.groupby("depth").share.mean()
-            label = pretty(variant) if variant in CONTROLS else f"N = {passes}"  # its panel names the model
-            axes.plot(mean.index, mean, label=label, **look)
+            axes.plot(mean.index, mean, label=label_of(variant, passes), **look)
             if group.seed.nunique() > 1:
                 axes.scatter(group.depth, group.share, color=look["color"], s=9, alpha=0.35, linewidths=0)
-        if depths[0] > 0 and depths[-1] > 8:
+        if depths and depths[0] > 0 and depths[-1] > 8:
             axes.set_xscale("log", base=2)
         if len(depths) <= 10:
             axes.set_xticks(depths, labels=depths)
             axes.minorticks_off()
-        figures.finish(axes, title=title, xlabel=results.depth_name, ylim=(-3, 103))
-    panels[0].set_ylabel("whole answer right (%)")
-    figure.suptitle(results.recipe)
+        figures.finish(axes, xlabel=results.depth_name, ylim=(-3, 103))
     return figure
 
 
@@ -235,17 +246,20 @@ def plot_flops(results: Results) -> Figure:
     """Accuracy over the FLOPs of the training, a point per run and N."""
     shown = results.points[results.points.own]
     base = results.runs.flops[results.runs.variant == "N=1"].mean()
-    unit, suffix = (1, "") if math.isnan(base) else (base, " / those of N = 1")
-    (figure, axes), title = figures.figure(size=(6.4, 4)), results.recipe
+    unit, suffix = (1, "") if math.isnan(base) else (base, " / N = 1")
     if len(shown):
         depth = telling_depth(shown)
-        title += f"\nat {results.depth_name} = {depth}, where variants (controls apart) differ most"
-        for (variant, passes), group in shown[shown.depth == depth].groupby(["variant", "passes"], sort=False):
-            look = {**style(variant, passes), "linestyle": "none"}
-            axes.plot(group.flops / unit, group.share, label=pretty(variant, passes), alpha=0.8, **look)
+        shown = shown[shown.depth == depth]
+    figure, panels = panels_of(results, shown, 2.7)
+    if len(shown):
+        told = f"at {results.depth_name} = {depth}, where variants (controls apart) differ most"
+        figure.suptitle(f"{results.recipe}\n{told}", fontsize=10)
     limits = dict(xlim=(0, 1.06 * results.runs.flops.max() / unit), ylim=(-3, 103))
-    figures.finish(axes, xlabel="FLOPs of the training" + suffix, ylabel="whole answer right (%)", **limits)
-    axes.set_title(title, fontsize=10)
+    for axes, part in panels:
+        for (variant, passes), group in part.groupby(["variant", "passes"], sort=False):
+            look = {**style(variant, passes), "linestyle": "none"}
+            axes.plot(group.flops / unit, group.share, label=label_of(variant, passes), alpha=0.8, **look)
+        figures.finish(axes, xlabel="FLOPs of the training" + suffix, **limits)
     return figure
 
 
