@@ -21,7 +21,8 @@ from transformers.utils import logging
 
 from modeling_sleep import SleepForCausalLM
 from modeling_sleep.teach.chat import Chat
-from modeling_sleep.teach.evaluate import Reader, natural_text, tokens_of, whole
+from modeling_sleep.teach.evaluate import Reader, tokens_of, whole
+from modeling_sleep.teach.natural_text import natural_text
 
 
 BASE = Path("outputs/smollm2/base")

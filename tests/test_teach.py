@@ -39,7 +39,7 @@ from modeling_sleep.hub_upload.card import read_results
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, recall, write
 from modeling_sleep.teach import __main__ as command
-from modeling_sleep.teach import alone, lengths, stages, states
+from modeling_sleep.teach import alone, lengths, natural_text, stages, states
 from modeling_sleep.teach.card import section
 from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.estimate import SAMPLED, estimate, on_meta
@@ -669,6 +669,28 @@ def test_curves_are_measured_and_drawn(tokenizer, tmp_path):
     assert told == [("sleeps", 1), ("sleeps", 3), ("facts", 3), ("facts", 6)]
     assert all(row["asked"] == 2 and 0 <= row["right"] <= 2 for row in twice)
     assert lengths.main(["nowhere", "--rows", str(rows)]) == 1
+
+
+def test_ordinary_text_behind_sleeps_beside_the_original_with_as_little(tokenizer, tmp_path, capsys):
+    original = make_original("llama", tokenizer)
+    original.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L, memory="recall", read_out=0.5)
+    model.save_pretrained(tmp_path / "memory", memory_only=True)
+    rows = tmp_path / "rows.jsonl"
+    options = [str(tmp_path / "base"), "--memory", str(tmp_path / "memory"), "--rows", str(rows), "--texts", "2"]
+    assert natural_text.main([*options, "--tokens", str(3 * L), "--window-size", "16", str(L)]) == 0
+    told = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [row["window_size"] for row in told] == [16] * 5 + [L] * 5
+    assert capsys.readouterr().out.count("| with sleep |") == 2
+    for size, (ours, single, sight, many, whole) in ((16, told[:5]), (L, told[5:])):
+        assert ours["before"] == sight["before"] == size // 2 < many["before"] and whole["before"] is None
+        assert ours["first"] == pytest.approx(whole["first"], rel=1e-4)  # the first window is the original's
+        assert len({round(row["later"], 3) for row in (ours, single, sight, whole)}) == 4
+        assert len({row["tokens"] for row in (ours, single, sight, many, whole)}) == 1
+    with pytest.raises(SystemExit):
+        natural_text.main([*options, "--tokens", "20", "--window-size", "16"])
+    assert natural_text.main(["nowhere", "--memory", "nothing"]) == 1
 
 
 def few(model, tokenizer, folder, **options):

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from examples.finetune_trainer import new_tokenizer
 from modeling_sleep import SleepConfig, SleepForCausalLM
-from modeling_sleep.teach import evaluate, names
+from modeling_sleep.teach import evaluate, names, natural_text
 from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.facts import AMID, BEGINNINGS, PATTERNS, draw_fact, question_of, unit, units, value_slot
 from modeling_sleep.teach.filler import SOURCES, sentences
@@ -398,10 +398,10 @@ def test_what_is_right_is_what_greedy_search_writes(tokenizer, models):
 
 def test_perplexity_by_windows(tokenizer, models):
     chat = Chat(tokenizer)
-    texts = [evaluate.natural_text(chat, "eval", 3 * L, index) for index in range(2)]
+    texts = [natural_text.natural_text(chat, "eval", 3 * L, index) for index in range(2)]
     reader = evaluate.Reader("original", models[0], chat)
-    whole, far = (evaluate.perplexity(reader, texts, L, kept) for kept in (None, 3 * L))
-    alone = evaluate.perplexity(reader, texts, L, 0)
+    whole, far = (natural_text.perplexity(reader, texts, L, kept) for kept in (None, 3 * L))
+    alone = natural_text.perplexity(reader, texts, L, 0)
     assert whole["tokens"] == 2 * 2 * (L - 1)
     assert whole["later"] == pytest.approx(far["later"], rel=1e-4) != pytest.approx(alone["later"], rel=1e-4)
     assert whole["first"] == pytest.approx(alone["first"], rel=1e-4)

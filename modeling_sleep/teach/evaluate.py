@@ -1,4 +1,4 @@
-"""What a memory is worth: questions about facts behind sleeps, and what else has changed.
+"""What a memory is worth: questions about facts behind sleeps, and everyday ones.
 
     rows = [*answers(Reader("memory", model, chat), units)]        a row for each question and beginning of its answer
     rows += answers(Reader("whole cache", original, chat), units)
@@ -26,7 +26,6 @@ from pathlib import Path
 
 import torch
 from scipy.stats import binomtest
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.cache_utils import Cache
 
@@ -34,7 +33,6 @@ from ..outputs_sleep import CACHE
 from .chat import Chat
 from .everyday import MEASURED
 from .facts import BEGINNINGS, PATTERNS, Question, Unit, mentions, unit
-from .filler import sentences
 
 
 LENGTH = 32  # tokens of an answer in the model's own words, at most
@@ -249,59 +247,6 @@ def everyday(reader: Reader, original: PreTrainedModel, units: Sequence[Unit]) -
         for behind, (answer, _) in ((0, first), (len(story), later)):
             row = {"reader": reader.name, "question": text, "behind": behind, "answer": answer, "original": told}
             yield row | {"same": answer == told, "repeats": repeats(answer, "\0")}
-
-
-def natural_text(chat: Chat, split: str, tokens: int, index: int, source: str = "manual") -> list[int]:
-    """Tokens of ordinary text, its sentences in the order in which they stand."""
-    pool = sentences(source, split)
-    ids, place = [], 97 * index
-    while len(ids) < tokens:
-        ids += chat.ids(" " + pool[place % len(pool)])
-        place += 1
-    return ids[:tokens]
-
-
-@torch.no_grad()
-def perplexity(reader: Reader, texts: Iterable[Sequence[int]], window_size: int, kept: int | None = None) -> dict:
-    """
-    Perplexity of ordinary text in its first windows, and in later ones.
-
-    Parameters
-    ----------
-    reader : Reader
-    texts : iterable of sequences of int
-        Tokens, of several windows each.
-    window_size : int
-        L. The first token of each window is not counted: a window by itself cannot know it.
-    kept : int, optional
-        How many tokens before each window an original may read: 0 reads each window by itself. None reads each text
-        as a whole, as a model that sleeps does.
-
-    Returns
-    -------
-    dict
-        `reader`, `first`, `later` (perplexities), `tokens` (counted in later windows).
-    """
-    losses = {True: [], False: []}
-    for ids in texts:
-        if kept is None:
-            nlls = losses_of(reader.logits(ids), ids)
-        for begin in range(0, len(ids), window_size):
-            end = min(begin + window_size, len(ids))
-            if kept is not None:
-                start = max(0, begin - kept)
-                of_window = losses_of(reader.logits(ids[start:end]), ids[start:end])[begin - start :]
-            else:
-                of_window = nlls[begin : end - 1]
-            losses[begin == 0].append(of_window)
-    first, later = (torch.cat(losses[part]) for part in (True, False))
-    perplexities = {"first": first.mean().exp().item(), "later": later.mean().exp().item()}
-    return {"reader": reader.name, **perplexities, "tokens": len(later)}
-
-
-def losses_of(logits: torch.Tensor, ids: Sequence[int]) -> torch.Tensor:
-    """Of all tokens but the first: (tokens - 1,)."""
-    return cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device), reduction="none")
 
 
 def evaluation_units(split: str, seed: int, chat: Chat, window_size: int, questions: int, **options) -> list[Unit]:

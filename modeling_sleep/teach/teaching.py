@@ -16,11 +16,12 @@ from ..calibrate_sleep import calibrate_memory, open_read_out, weight_of
 from ..heads_sleep import SleepForCausalLM
 from ..recall_memory_sleep import RecallMemoryLayer
 from .chat import Chat
-from .evaluate import Reader, answers, evaluation_units, everyday, natural_text, perplexity, table
+from .evaluate import Reader, answers, evaluation_units, everyday, table
 from .everyday import everyday_reads
 from .facts import BEGINNINGS
 from .key_rank import cut_keys, set_rank
 from .lessons import exchanges, lessons, texts
+from .natural_text import natural_text, perplexity
 from .picture import draw_memory
 from .stages import ALONE, THROUGH, Alone, Course, Stage, ThroughLayers
 from .states import StateCache, fingerprint

@@ -15,7 +15,8 @@ import datasets
 from transformers import AutoConfig, AutoTokenizer
 
 from modeling_sleep.teach.chat import Chat
-from modeling_sleep.teach.evaluate import evaluation_units, names, natural_text
+from modeling_sleep.teach.evaluate import evaluation_units, names
+from modeling_sleep.teach.natural_text import natural_text
 
 
 WINDOWS = 8  # of an ordinary text
