@@ -79,6 +79,17 @@ def test_a_recipe_is_one_in_every_variant(name):
             assert sum(recipe.task.solve(example), []) == labels[labels >= 0].tolist()
 
 
+def test_a_variant_may_be_like_another():
+    """Of which it has all that it does not change, and so on."""
+    injected, dropout, grows = (
+        load_recipe("paths-mini", f"N grows{more}").settings for more in (", input injection", ", write dropout", "")
+    )
+    assert injected == {**dropout, "model": {**dropout["model"], "input_injection": True}}
+    assert dropout["training"] == {**grows["training"], "phases": dropout["training"]["phases"]}
+    assert dropout["training"]["phases"] != grows["training"]["phases"]
+    assert dropout["evaluation"] == {**grows["evaluation"], "passes": [1, 2, 4, 8, 16, 32]}
+
+
 def test_presets_take_overrides():
     config = SleepConfig.from_preset("tiny", sleep_passes=7, hidden_size=64)
     assert (config.sleep_passes, config.hidden_size, config.head_dim, config.window_size) == (7, 64, 16, 8)

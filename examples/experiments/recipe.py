@@ -4,7 +4,7 @@
 
 The model is that of `configuration/presets/`; the rest is a file of the same name in `recipes/`, which also lists the
 variants, the runs of an experiment: one model per N, one model for any N, and the controls. Each says what it changes
-in the sections `model`, `task`, `training` and `evaluation`.
+in the sections `model`, `task`, `training` and `evaluation`, and which other variant it is `like`, if any.
 """
 
 import copy
@@ -279,9 +279,10 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
     if variant is not None:
         if variant not in variants:
             raise ValueError(f"preset {preset!r} has no variant {variant!r}; it has {', '.join(variants) or 'none'}")
-        for section, changes in variants[variant].items():
-            if section != "description":
-                _section(settings, section).update(changes)
+        for name in _ancestors(variants, variant):
+            for section, changes in variants[name].items():
+                if section not in ("description", "like"):
+                    _section(settings, section).update(changes)
     for override in overrides:
         name, equals, value = override.partition("=")
         section, dot, key = name.partition(".")
@@ -315,6 +316,12 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
         evaluation=evaluation,
         settings=settings,
     )
+
+
+def _ancestors(variants: dict[str, dict], variant: str) -> list[str]:
+    """A variant behind those that it is like: the first is like no other."""
+    other = variants[variant].get("like")
+    return [*(_ancestors(variants, other) if other else []), variant]
 
 
 def build_task(settings: dict[str, Any]) -> Task:
