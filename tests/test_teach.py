@@ -515,6 +515,35 @@ def test_behind_a_story_everyday_questions_are_to_be_answered_as_before(tokenize
     assert "plain" not in course.answers(random.Random(0))[1]
 
 
+def test_natural_text_is_read_behind_stories_too(tokenizer, chat, tmp_path, monkeypatch):
+    """As many windows as a story may have, the text's own before it the last; what they cost is of these alone."""
+    model = make_model(tokenizer)
+    learned, place = the_lessons(model, chat, tmp_path), model.config.memory_layers[0]
+    natural = list(texts(StateCache(model, tmp_path), "train", 0, chat, L, 1))
+    found = []
+
+    def noted(memory, tensors):
+        S, beta = written(memory, tensors)
+        found.append((tensors.key_hidden_states[0], beta[0]))
+        return S, beta
+
+    monkeypatch.setattr("modeling_sleep.teach.stages.written", noted)
+    stage = dataclasses.replace(FEW_THROUGH, windows=(2, 9))
+    course = ThroughLayers(stage, model, place, learned, Exchanges({}, {}), 0, texts=natural)
+    for number in range(12):
+        _, told = course.text(random.Random(number))
+        own = [
+            i
+            for i in range(1, 1 + min(3, len(found[-1][0])))
+            if torch.equal(found[-1][0][-i].half(), natural[0][0].key_hidden_states)
+        ]
+        assert told["text_beta"] == pytest.approx(found[-1][1][-own[-1] :].mean().item())
+    assert {len(windows) for windows, _ in found} >= {3, 9} and max(len(windows) for windows, _ in found) == 9
+    course.stage = dataclasses.replace(stage, windows=(1, 1))
+    course.text(random.Random(0))
+    assert len(found[-1][0]) <= 3
+
+
 def test_what_is_found_alone_is_told_and_why_the_rest_is_not(tokenizer, chat, tmp_path, monkeypatch):
     """Asked in the very words in which it was told, a value has the nearest key, as queries begin as keys do."""
     model = make_model(tokenizer).eval()

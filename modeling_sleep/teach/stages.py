@@ -444,12 +444,16 @@ class ThroughLayers(Course):
         return total + stage.sparse * beta, told
 
     def text(self, rng: random.Random) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss of some tokens of a natural text behind its windows before."""
+        """The loss of some tokens of a natural text behind its windows before, and stories: S is mostly full."""
         windows = rng.choice(self.texts)
         number = rng.randrange(1, len(windows))
         read = windows[number]
-        before = window_tensors([windows[:number]], self.embeddings, self.memory.v_proj.weight.dtype)
+        more = rng.randint(0, max(0, self.stage.windows[1] - number))
+        stories = [rng.choice(self.others).story for _ in range(more)]
+        told = [*map(rng.choice, stories), *windows[:number]]
+        before = window_tensors([told], self.embeddings, self.memory.v_proj.weight.dtype)
         S, beta = written(self.memory, before)
+        beta = beta[:, -number:]
         begin = rng.randrange(max(1, len(read.ids) - TEXT_TOKENS))
         end = begin + TEXT_TOKENS
         known = {name: getattr(read, name)[:end] for name in ("hidden_states", "key_hidden_states")}
@@ -461,8 +465,8 @@ class ThroughLayers(Course):
         loss = F.cross_entropy(logits, wanted)
         with torch.no_grad():
             before = F.cross_entropy(self.logits(read.last_hidden_state[at].to(logits)), wanted)
-        told = dict(text=loss.item() - before.item(), text_beta=beta.mean().item())
-        return 2 * (self.stage.text * loss + self.stage.sparse * beta.mean()), told
+        costs = dict(text=loss.item() - before.item(), text_beta=beta.mean().item())
+        return 2 * (self.stage.text * loss + self.stage.sparse * beta.mean()), costs
 
 
 def among(lessons: list[Lesson], more: list[Lesson], share: float) -> list[Lesson]:
