@@ -108,7 +108,8 @@ class Paths(Task):
         wanted = range(self.shallowest, max_depth + 1) if depth is None else [depth]
         fewest = self.fewest_words if split == "train" else self.words
         seeds = (f"{self.name} {split} {seed} {i}" for i in index)
-        longest = self.longest_path if self.longest_path and max_depth == self.max_depth else max_depth
+        is_longer = self.longest_path and depth is None and max_depth == self.max_depth
+        longest = self.longest_path if is_longer else max_depth
         return [self._example(random.Random(each), fewest, wanted, depth, longest) for each in seeds]
 
     def _example(
