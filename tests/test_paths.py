@@ -1,7 +1,6 @@
 """Paths: the answers against powers of the edge matrix, the depths, what guessing gives, malformed examples."""
 
 import copy
-import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -74,22 +73,6 @@ def test_training_asks_for_no_more_than_its_depth_and_for_all_depths():
         assert not np.linalg.matrix_power(matrix, 4)[:, : len(words)].any()
     ramp = Counter(depth for example in MINI.examples(range(200), max_depth=1) for depth in example["depths"])
     assert set(ramp) == {1}
-
-
-def test_contexts_of_training_may_have_longer_paths_than_are_asked_for():
-    longer = dataclasses.replace(MINI, longest_path=8)
-    examples, seen = longer.examples(range(300)), Counter()
-    for example in examples:
-        matrix, words, _ = matrix_of(example, longer)
-        before = matrix[: len(words), : len(words)]
-        seen[max(k for k in range(1, 17) if np.linalg.matrix_power(before, k - 1).any())] += 1
-    assert max(seen) == 8 and sum(seen[k] for k in range(5, 9)) > 150
-    assert {depth for example in examples for depth in example["depths"]} == {1, 2, 3, 4}
-    assert longer.examples(range(50), max_depth=3) == MINI.examples(range(50), max_depth=3)  # the curriculum
-    assert longer.examples(range(50), split="eval", depth=6) == MINI.examples(range(50), split="eval", depth=6)
-    for length in (3, 17):
-        with pytest.raises(ValueError, match="longest_path must be in 4..16"):
-            Paths(longest_path=length)
 
 
 @pytest.mark.parametrize("depth, paths", [(2, 8), (4, 4), (6, 2), (8, 2), (12, 1), (16, 1)])

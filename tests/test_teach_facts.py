@@ -20,7 +20,7 @@ from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.facts import AMID, BEGINNINGS, PATTERNS, draw_fact, question_of, unit, units, value_slot
 from modeling_sleep.teach.filler import SOURCES, sentences
 from modeling_sleep.teach.lengths import over_facts
-from modeling_sleep.teach.patterns import EVAL, JOINED, SLOT, TRAIN, parse
+from modeling_sleep.teach.patterns import EVAL, JOINED, SLOT, TRAIN, kind_of, parse
 
 
 L = 160  # a small vocabulary takes many tokens for a sentence
@@ -77,6 +77,15 @@ def test_patterns_of_the_evaluation_are_its_own():
         return {SLOT.sub("", line) for line in (*told, *asked)}
 
     assert lines(TRAIN).isdisjoint(lines(EVAL))
+
+
+def test_no_question_has_a_word_that_might_be_its_answer():
+    for pattern in TRAIN + EVAL + JOINED:
+        for question, answer in pattern.asked:
+            kind = kind_of(value_slot(answer))
+            if kind in names.LISTS:
+                values = {value.lower() for split in ("train", "eval") for value in names.listed(kind, split)}
+                assert not words_of(SLOT.sub(" ", question)) & values, question
 
 
 @pytest.mark.parametrize("kind", names.MADE)

@@ -302,21 +302,76 @@ LISTS = {
     "site": """mail.com post.net office.com home.net letterbox.org town.eu inbox.io paper.co
         | webmail.org letters.eu""",
 }
-TRAITS = {  # what a person has one of, and of what kind it is
-    "train": {
-        "favourite colour": "colour", "home town": "city", "pet": "animal", "job": "job", "favourite fruit": "fruit",
-        "instrument": "instrument", "favourite drink": "drink", "hobby": "hobby", "birth month": "month", "car": "car",
-        "lucky number": "count", "best subject": "subject", "favourite tree": "tree", "secret word": "secret",
-        "favourite animal": "animal", "native language": "language", "favourite food": "food", "day off": "day",
-        "emergency number": "phone", "birthday": "date", "home address": "address", "nickname": "pet",
-        "customer number": "serial", "access token": "hexadecimal",
-    },
-    "eval": {
-        "preferred metal": "metal", "second language": "language", "dream profession": "job", "hated dish": "food",
-        "worst class": "subject", "holiday destination": "country", "cleaning day": "day", "passport number": "plate",
-        "signature tune": "title", "spirit creature": "animal",
-    },
-}  # fmt: skip
+
+
+def traits(**names: str) -> dict[str, str]:
+    """Of each trait, of what kind it is."""
+    return {" ".join(trait.split()): kind for kind, listed in names.items() for trait in listed.split(",")}
+
+
+# What a person has one of, by what kind of thing it is.
+TRAITS = {
+    "train": traits(
+        colour="""favourite colour, hair colour, eye colour, team colour, bedroom colour, karate belt, front
+            door, pen colour""",
+        city="home town, birthplace, wedding city, home airport, university town, retirement town",
+        animal="pet, favourite animal, first pet, club mascot, carnival costume, tattoo, family crest",
+        job="job, first job, side job, father's trade, part in the play, apprenticeship",
+        fruit="favourite fruit, breakfast fruit, yoghurt flavour",
+        instrument="instrument, first instrument, exam instrument",
+        drink="favourite drink, nightcap, usual order, morning drink",
+        hobby="hobby, main sport, evening course, childhood pastime",
+        month="birth month, wedding month, renewal month, month of leave",
+        car="car",
+        count="lucky number",
+        subject="best subject, major, minor, thesis field",
+        tree="favourite tree, memorial tree, birth tree",
+        secret="secret word, password, safe word",
+        language="native language, working language, exam language, language at home",
+        food="favourite food, comfort food, packed lunch, usual breakfast, late snack",
+        day="day off, gym day, payday, visiting day",
+        phone="emergency number, mobile number, work phone",
+        date="birthday, wedding day, next check-up, due date",
+        address="home address, billing address, work address",
+        pet="nickname, code name, boat's name",
+        serial="customer number, tax number, loyalty card",
+        hexadecimal="access token, licence key, device ID",
+        title="favourite film, bedside book, audition piece, ringtone, bedtime story, bath-time reading",
+        country="country of birth, citizenship, exchange country, ancestral homeland",
+        animals="biggest fear, field of study",
+        metal="wedding ring",
+        object="lucky charm, parting gift, raffle prize, family heirloom, latest purchase",
+        place="workplace, meeting point, wedding venue, polling place",
+        store="hiding place",
+        furniture="masterpiece",
+        goods="line of business, collector's item",
+        topic="talk topic, podcast theme",
+        surname="maiden name, landlord, line manager",
+        invented="stage name, username, employer, bank",
+        tens="age, jersey number, parking space",
+        hundreds="room number",
+        thousands="locker code, staff number, PIN",
+        time="wake-up time, bedtime, lunch break",
+        year="birth year, graduation year",
+        price="hourly rate, monthly bus fare",
+        plate="number plate",
+        seat="plane seat",
+        inn="local pub, lunch spot",
+        email="work email, recovery email",
+    ),
+    "eval": traits(
+        metal="preferred metal",
+        language="second language",
+        job="dream profession",
+        food="hated dish",
+        subject="worst class",
+        country="holiday destination",
+        day="cleaning day",
+        plate="passport number",
+        title="signature tune",
+        animal="spirit creature",
+    ),
+}
 
 
 MIDDLES = (*"bdgklmnrstvz", "br", "gr", "kr", "tr")  # of invented words

@@ -17,9 +17,9 @@ What is notable:
 - a token of its own between the words tells a source from a destination. Where only counting does (as in `depo`), with
   so many words, nothing was learned in 1,000 steps but that an answer is an end
 - a value is not a word. Where a path ended in a word, one hop was looked up when awake and nothing was done asleep
-- in training, one path has a depth that is asked for, and the others have 1 to `max_depth` words (or `longest_path`),
-  evenly, until there are no more. Where a depth is given, all paths have it, as far as words go: among 16 words two
-  of 8 hops. So whoever follows but some of the hops cannot tell by what is left over which value is the right one
+- in training, one path has a depth that is asked for, and the others have 1 to `max_depth` words, evenly, until
+  there are no more. Where a depth is given, all paths have it, as far as words go: among 16 words two of 8 hops. So
+  whoever follows but some of the hops cannot tell by what is left over which value is the right one
 - questions are of all depths evenly, as far as there are words of them
 - nothing but chance keeps the splits apart, but there are 10^23 orders of 16 of 32 words
 - guessing: the answer is one of the values in the context. [`Paths.shallow_solve`] follows some hops and guesses then
@@ -51,10 +51,7 @@ class Paths(Task):
     fewest_words : int
         Training draws n from fewest_words..words, evenly: a small context is where a small model learns to look up.
     max_depth : int
-        Largest number of hops that training asks for. More, up to n, can be asked for.
-    longest_path : int, optional
-        Longest path in training, in hops, once the curriculum has come to `max_depth`: what is more than `max_depth`
-        hops from its end is read and never asked for. Default: `max_depth`.
+        Longest path in training, in hops. Longer ones, of up to n, can be asked for.
     queries : int
         Questions of an example, or fewer if there are not so many words of the depths asked for.
     vocabulary : int
@@ -69,7 +66,6 @@ class Paths(Task):
     words: int = 16
     fewest_words: int = 4
     max_depth: int = 4
-    longest_path: int | None = None
     queries: int = 12
     vocabulary: int = 32
     values: int = 8
@@ -85,11 +81,6 @@ class Paths(Task):
         if self.values < 2:
             raise ValueError(f"values must be at least 2, got {self.values}")
         self._check_depth("max_depth", self.max_depth)
-        if self.longest_path is not None and not self.max_depth <= self.longest_path <= self.words:
-            raise ValueError(
-                f"longest_path must be in {self.max_depth}..{self.words}, from max_depth to words, got "
-                f"{self.longest_path}"
-            )
         check_questions_fit(self.queries * QUESTION_TOKENS, self.window_size)
 
     @property
@@ -108,12 +99,10 @@ class Paths(Task):
         wanted = range(self.shallowest, max_depth + 1) if depth is None else [depth]
         fewest = self.fewest_words if split == "train" else self.words
         seeds = (f"{self.name} {split} {seed} {i}" for i in index)
-        is_longer = self.longest_path and depth is None and max_depth == self.max_depth
-        longest = self.longest_path if is_longer else max_depth
-        return [self._example(random.Random(each), fewest, wanted, depth, longest) for each in seeds]
+        return [self._example(random.Random(each), fewest, wanted, depth, max_depth) for each in seeds]
 
     def _example(
-        self, rng: random.Random, fewest: int, wanted: Sequence[int], depth: int | None, longest: int
+        self, rng: random.Random, fewest: int, wanted: Sequence[int], depth: int | None, max_depth: int
     ) -> Example:
         length = wanted[int(rng.random() * len(wanted))]  # of the first path: there is something to ask for
         n = max(length, fewest + int(rng.random() * (self.words - fewest + 1)))
@@ -126,7 +115,7 @@ class Paths(Task):
                 edges.append((word, TO_ID, to))
                 of_depth[hops].append((word, value))
             if depth is None or len(words) < length:
-                length = 1 + int(rng.random() * longest)
+                length = 1 + int(rng.random() * max_depth)
 
         context = [token for i in permutation(rng, n) for token in edges[i]]
         depths = draw_depths(rng, [hops for hops, words in of_depth.items() for _ in words], self.queries, wanted)
