@@ -488,7 +488,7 @@ def test_both_stages_learn(tokenizer, chat, tmp_path, family, overlap, key_layer
         Alone(FEW_ALONE, model, place, learned, Exchanges({}, {}), 0),
         ThroughLayers(FEW_THROUGH, model, place, learned, Exchanges({}, {}), 0, texts=natural, plain=plain),
     ):
-        before, told = loss_of(course), [course.step(number, 0.0) for number in range(2 * course.stage.steps)]
+        before, told = loss_of(course), [course.step(number, 0.0) for number in range(4 * course.stage.steps)]
         assert loss_of(course) < before
     assert {"recall", "end", "begin", "keep", "plain", "beta"} <= set().union(*told)
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
