@@ -719,6 +719,12 @@ def test_ordinary_text_behind_sleeps_beside_the_original_with_as_little(tokenize
         assert len({row["tokens"] for row in (ours, single, sight, many, whole)}) == 1
     with pytest.raises(SystemExit):
         natural_text.main([*options, "--tokens", "20", "--window-size", "16"])
+    with pytest.raises(SystemExit):
+        natural_text.main([*options, "--tokens", str(2 * L - 1)])  # of the memory's own windows
+    with pytest.raises(SystemExit):
+        natural_text.main([*options, "--texts", "0"])
+    assert natural_text.main([*options, "--window-size", "0"]) == 1
+    assert "at least 1 token" in capsys.readouterr().err
     assert natural_text.main(["nowhere", "--memory", "nothing"]) == 1
 
 

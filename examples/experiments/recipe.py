@@ -277,9 +277,7 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
     settings = {section: copy.deepcopy(data[section]) for section in SECTIONS}
     variants = data.get("variants", {})
     if variant is not None:
-        if variant not in variants:
-            raise ValueError(f"preset {preset!r} has no variant {variant!r}; it has {', '.join(variants) or 'none'}")
-        for name in _ancestors(variants, variant):
+        for name in _ancestors(preset, variants, variant):
             for section, changes in variants[name].items():
                 if section not in ("description", "like"):
                     _section(settings, section).update(changes)
@@ -318,10 +316,12 @@ def load_recipe(preset: str, variant: str | None = None, overrides: Sequence[str
     )
 
 
-def _ancestors(variants: dict[str, dict], variant: str) -> list[str]:
+def _ancestors(preset: str, variants: dict[str, dict], variant: str) -> list[str]:
     """A variant behind those that it is like: the first is like no other."""
+    if variant not in variants:
+        raise ValueError(f"preset {preset!r} has no variant {variant!r}; it has {', '.join(variants) or 'none'}")
     other = variants[variant].get("like")
-    return [*(_ancestors(variants, other) if other else []), variant]
+    return [*(_ancestors(preset, variants, other) if other else []), variant]
 
 
 def build_task(settings: dict[str, Any]) -> Task:

@@ -136,9 +136,9 @@ def read(path: Path) -> Results:
     return Results(runs[0]["recipe"], runs[0]["depth_name"], pd.DataFrame(runs), pd.DataFrame(points))
 
 
-def pretty(variant: str, passes: int | None = None) -> str:
-    """A variant as it is written, with the N at which a model for any N is evaluated."""
-    return variant.replace("=", " = ") + (f", N = {passes}" if is_any(variant) and passes else "")
+def pretty(variant: str) -> str:
+    """A variant as it is written."""
+    return variant.replace("=", " = ")
 
 
 def cell(points: pd.DataFrame, seeds: int) -> str:
@@ -194,7 +194,7 @@ def style(variant: str, passes: int) -> dict:
     return look
 
 
-def panels_of(results: Results, points: pd.DataFrame, size: float) -> tuple[Figure, list]:
+def panels_of(points: pd.DataFrame, size: float) -> tuple[Figure, list]:
     """A figure, and (axes, points) of its panels: on the left a model per N with the controls, then each for any N."""
     parts = [("a model per N, and controls", ~points.variant.map(is_any))]
     parts += [
@@ -205,7 +205,6 @@ def panels_of(results: Results, points: pd.DataFrame, size: float) -> tuple[Figu
     for axes, (title, _) in zip(panels[0], parts):
         axes.set_title(title, fontsize=10)
     panels[0][0].set_ylabel("whole answer right (%)")
-    figure.suptitle(results.recipe)
     return figure, [(axes, part) for axes, (_, part) in zip(panels[0], parts)]
 
 
@@ -217,7 +216,8 @@ def label_of(variant: str, passes: int) -> str:
 def plot_accuracy(results: Results) -> Figure:
     """Accuracy by depth."""
     points, depths = results.points, sorted(results.points.depth.unique())
-    figure, panels = panels_of(results, points[points.own], 3.7)
+    figure, panels = panels_of(points[points.own], 3.7)
+    figure.suptitle(results.recipe)
     for axes, part in panels:
         for (variant, passes), group in part.groupby(["variant", "passes"], sort=False):
             look = style(variant, passes)
@@ -247,13 +247,13 @@ def plot_flops(results: Results) -> Figure:
     shown = results.points[results.points.own]
     base = results.runs.flops[results.runs.variant == "N=1"].mean()
     unit, suffix = (1, "") if math.isnan(base) else (base, " / N = 1")
+    title = results.recipe
     if len(shown):
         depth = telling_depth(shown)
         shown = shown[shown.depth == depth]
-    figure, panels = panels_of(results, shown, 2.7)
-    if len(shown):
-        told = f"at {results.depth_name} = {depth}, where variants (controls apart) differ most"
-        figure.suptitle(f"{results.recipe}\n{told}", fontsize=10)
+        title += f"\nat {results.depth_name} = {depth}, where variants (controls apart) differ most"
+    figure, panels = panels_of(shown, 2.7)
+    figure.suptitle(title, fontsize=10)
     limits = dict(xlim=(0, 1.06 * results.runs.flops.max() / unit), ylim=(-3, 103))
     for axes, part in panels:
         for (variant, passes), group in part.groupby(["variant", "passes"], sort=False):

@@ -159,8 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
             model.config.adopted_from = known.base_model = options.base_name
         if options.passes is not None:
             model.config.sleep_passes = options.passes
-        sizes = (options.units, options.key_rank, options.alone_units)
-        will_take = estimate(model, Chat(tokenizer), alone, through, *sizes)
+        will_take = estimate(
+            model, Chat(tokenizer), alone, through, options.units, options.key_rank, options.alone_units
+        )
         if will_take.cache > options.cache_gigabytes * 1e9:
             print(
                 f"note: lessons take about {will_take.cache / 1e9:.1f} GB, and the cache may hold "

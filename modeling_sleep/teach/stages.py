@@ -450,9 +450,8 @@ class ThroughLayers(Course):
         read = windows[number]
         more = rng.randint(0, max(0, self.stage.windows[1] - number))
         stories = [rng.choice(self.others).story for _ in range(more)]
-        told = [*map(rng.choice, stories), *windows[:number]]
-        before = window_tensors([told], self.embeddings, self.memory.v_proj.weight.dtype)
-        S, beta = written(self.memory, before)
+        reads = [*map(rng.choice, stories), *windows[:number]]
+        S, beta = written(self.memory, window_tensors([reads], self.embeddings, self.memory.v_proj.weight.dtype))
         beta = beta[:, -number:]
         begin = rng.randrange(max(1, len(read.ids) - TEXT_TOKENS))
         end = begin + TEXT_TOKENS
@@ -465,8 +464,8 @@ class ThroughLayers(Course):
         loss = F.cross_entropy(logits, wanted)
         with torch.no_grad():
             before = F.cross_entropy(self.logits(read.last_hidden_state[at].to(logits)), wanted)
-        costs = dict(text=loss.item() - before.item(), text_beta=beta.mean().item())
-        return 2 * (self.stage.text * loss + self.stage.sparse * beta.mean()), costs
+        told = dict(text=loss.item() - before.item(), text_beta=beta.mean().item())
+        return 2 * (self.stage.text * loss + self.stage.sparse * beta.mean()), told
 
 
 def among(lessons: list[Lesson], more: list[Lesson], share: float) -> list[Lesson]:

@@ -117,8 +117,8 @@ class StateCache:
         """
         place = self.place if self.key_layer is None else (self.key_layer, self.place)
         told = [self.fingerprint, str(self.autocast), place, self.overlap, self.pinned, story, asking]
-        told = json.dumps(told if through else [*told, "keys alone"])
-        path = self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
+        told += [] if through else ["keys alone"]
+        path = self.folder / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}.safetensors"
         tensors = load(path)
         if tensors is None:
             tensors = {}
@@ -155,13 +155,13 @@ class StateCache:
         if not self.keeps:  # windows do not know of one another: all at once
             told = [(("story", i), ids) for i, ids in enumerate(story)]
             asked = [((text, i), ids) for text, windows in enumerate(texts) for i, ids in enumerate(windows)]
-            for named, asks in ((told, False), (asked, through)):
+            for named in (told, asked):
                 for indices in batches([ids for _, ids in named]):
                     names, windows = zip(*(named[i] for i in indices))
-                    self._window(state, names, windows, asks, through, tensors)
+                    self._window(state, names, windows, through, tensors)
             return
         for i, ids in enumerate(story):
-            state = self._window(state, [("story", i)], [ids], False, through, tensors)
+            state = self._window(state, [("story", i)], [ids], through, tensors)
         for rows in batches(asking):
             before = state.select((0,) * len(rows), 1)
             for number in range(max(len(texts[row]) for row in rows)):
@@ -169,22 +169,22 @@ class StateCache:
                 before = before.select(tuple(map(rows.index, going_on)), len(rows))
                 rows = going_on
                 names, windows = [(row, number) for row in rows], [texts[row][number] for row in rows]
-                before = self._window(before, names, windows, through, through, tensors)
+                before = self._window(before, names, windows, through, tensors)
 
     def _window(
         self,
         state: SleepState,
         names: Sequence[tuple],
         windows: Sequence[list[int]],
-        asks: bool,
         through: bool,
         tensors: dict[str, torch.Tensor],
     ) -> SleepState:
         """
-        Read one window of each row, behind what `state` has kept; `through` all layers, where the next ones are to be.
+        Read one window of each row, behind what `state` has kept; `through` all layers, if these or the next ones ask.
         Returns what is kept of them in turn.
         """
         model, place = self.model.model, self.place
+        asks = through and names[0][0] != "story"
         embeds = model.embed_tokens(padded(windows).to(model.device))
         lengths = per_row([len(ids) for ids in windows])
         window = new_window(model.config, state, embeds, lengths, 1, {})
