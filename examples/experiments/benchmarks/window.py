@@ -44,7 +44,7 @@ def widths(bench: Bench) -> list[int]:
 def sum_of_builds(bench: Bench, other: Bench, kinds: dict[str, type], label: str) -> Rounds:
     """The rounds of `kinds` side by side, built several times, either first."""
     builds = []
-    for number in range(2 if bench.quick else 4):
+    for number in range(1 if bench.quick else 4):
         torch.compiler.reset()  # models share what is compiled, which is limited
         streams = {name: kinds[name](other, AHEAD_FROM) for name in (kinds if number % 2 else reversed(kinds))}
         builds.append(bench.in_turn({"both": partial(together, **streams)}, f"{label}, build {number}", min_rounds=3))

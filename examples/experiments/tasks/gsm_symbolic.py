@@ -27,7 +27,6 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 
-import reasoning_gym
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
@@ -160,6 +159,7 @@ class GsmSymbolic(Task):
 @functools.cache
 def _source() -> tuple[tuple[int, ...], dict]:
     """The templates in use, and the generator of each."""
+    import reasoning_gym  # here, as it takes a second that no other task needs
     from reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic import tasks_ok
 
     return tuple(tasks_ok), reasoning_gym.create_dataset("gsm_symbolic", seed=0, size=1).generators
