@@ -39,7 +39,7 @@ from modeling_sleep.hub_upload.card import read_results
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.recall_memory_sleep import RecallMemoryLayer, recall, write
 from modeling_sleep.teach import __main__ as command
-from modeling_sleep.teach import alone, lengths, natural_text, stages, states
+from modeling_sleep.teach import alone, evaluate, lengths, natural_text, stages, states
 from modeling_sleep.teach.card import section
 from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.estimate import SAMPLED, estimate, on_meta
@@ -700,6 +700,36 @@ def test_curves_are_measured_and_drawn(tokenizer, tmp_path):
     assert lengths.main(["nowhere", "--rows", str(rows)]) == 1
 
 
+def test_the_command_asks_of_a_taught_memory_and_of_the_original(tokenizer, tmp_path, capsys):
+    original = make_original("llama", tokenizer)
+    original.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = SleepForCausalLM.from_causal_lm(original, window_size=L, memory="recall", read_out=0.5)
+    model.save_pretrained(tmp_path / "memory", memory_only=True)
+    model.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    options = ["--questions", "2", "--rows", str(tmp_path / "rows.jsonl")]
+    whole, base, memory = (str(tmp_path / name) for name in ("whole", "base", "memory"))
+    readers = ["--readers", "whole", "zeroed", "--passes", "1", "2"]
+    for given in ([whole], [base, "--memory", memory]):
+        assert evaluate.main([*given, *options, *readers]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 4 * 2 * 3 and rows[:24] == rows[24:]
+    assert {row["reader"] for row in rows} == {f"{name}, N={n}" for name in ("whole", "zeroed") for n in (1, 2)}
+    assert "| zeroed, N=2 | eval |" in capsys.readouterr().out
+    assert evaluate.main([base, *options, "--window-size", str(L), "--readers", "last", "nearest"]) == 0
+    for refused, said in (
+        (["--readers", "zeroed"], "`zeroed` is for models that sleep"),
+        (["--passes", "2"], "--passes is for models that sleep"),
+        (["--questions", "0"], "at least one question"),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate.main([base, *options, *refused])
+        assert said in capsys.readouterr().err
+    assert evaluate.main(["nowhere", *options]) == evaluate.main([base, "--memory", "nothing", *options]) == 1
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
 def test_ordinary_text_behind_sleeps_beside_the_original_with_as_little(tokenizer, tmp_path, capsys):
     original = make_original("llama", tokenizer)
     original.save_pretrained(tmp_path / "base")
@@ -726,6 +756,9 @@ def test_ordinary_text_behind_sleeps_beside_the_original_with_as_little(tokenize
     assert natural_text.main([*options, "--window-size", "0"]) == 1
     assert "at least 1 token" in capsys.readouterr().err
     assert natural_text.main(["nowhere", "--memory", "nothing"]) == 1
+    with pytest.raises(SystemExit):
+        natural_text.main(options[:1])
+    assert "its taught memory by --memory" in capsys.readouterr().err
 
 
 def few(model, tokenizer, folder, **options):

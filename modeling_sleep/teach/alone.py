@@ -14,7 +14,6 @@ fewer written tokens help. What has not the nearest key is a matter of queries a
 of longer teaching.
 """
 
-import argparse
 import random
 import sys
 import tempfile
@@ -23,14 +22,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from ..heads_sleep import SleepForCausalLM
-from ..help_formatter import HelpFormatter
 from ..recall_memory_sleep import recall
 from .chat import Chat
+from .command import command, load, refuses
 from .evaluate import share
 from .lessons import Asked, Lesson, lessons, story_of, story_tensors, told_tokens
 from .reading import gates_of, queries_at, written
@@ -89,14 +86,10 @@ def same(chat: Chat, token: int, other: int | torch.Tensor) -> bool:
     return first == second
 
 
+@refuses
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_sleep.teach.alone",
-        description=__doc__.split("\n\n")[0],
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("model", help="folder or name on the Hub: a model with one recall memory")
+    parser = command("alone", __doc__)
     parser.add_argument("--splits", nargs="+", choices=("train", "known", "eval"), default=("known", "eval"))
     parser.add_argument("--lessons", type=int, default=60, help="of about seven facts, of each split")
     parser.add_argument(
@@ -107,13 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=7, help="of lessons; those of training have the seed of teaching")
     options = parser.parse_args(arguments)
-    try:
-        model = SleepForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-        chat = Chat(AutoTokenizer.from_pretrained(options.model))
-        check(model, chat.tokenizer)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    model, chat = load(options)
+    check(model, chat.tokenizer)
     if options.passes is not None:
         model.config.sleep_passes = options.passes
     with tempfile.TemporaryDirectory() as folder:

@@ -13,24 +13,25 @@ What is notable:
 - counts come with Wilson's interval of 95 %
 """
 
-import argparse
 import copy
 import dataclasses
 import itertools
 import json
 import math
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from scipy.stats import binomtest
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from ..outputs_sleep import CACHE
 from .chat import Chat
+from .command import command, load, refuses
 from .everyday import MEASURED
 from .facts import BEGINNINGS, PATTERNS, Question, Unit, mentions, unit
 
@@ -107,6 +108,18 @@ def alone(unit: Unit, question: Question) -> list[int]:
 def last(tokens: int) -> Callable[[Unit, Question], list[int]]:
     """The end of the story alone, as a sliding window would hold it."""
     return lambda unit, question: list(itertools.chain(*unit.story))[-tokens:]
+
+
+def zeroing(model: PreTrainedModel) -> Callable[[Cache], None]:
+    """What a model that sleeps forgets: it sleeps over what a cache still holds, then S is emptied."""
+
+    def forget(cache: Cache) -> None:
+        model.sleep(cache)
+        for layer in cache.layers:
+            if (state := getattr(layer, "state", None)) is not None and hasattr(state, "recurrent_state"):
+                layer.store(state._replace(recurrent_state=torch.zeros_like(state.recurrent_state)), None)
+
+    return forget
 
 
 def nearest(chat: Chat, count: int = 1) -> Callable[[Unit, Question], list[int]]:
@@ -289,18 +302,19 @@ def share(right: int, count: int) -> str:
     return f"{right} of {count} = {100 * right / count:.0f} % ({100 * low:.0f}-{100 * high:.0f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Answers questions about facts behind sleeps, and writes rows of JSON."
-    )
-    parser.add_argument("model", help="a folder or the name of a model on the Hub")
+@refuses
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Returns its exit code."""
+    parser = command("evaluate", "Answers questions about facts behind sleeps, and writes rows of JSON.")
     parser.add_argument("--split", choices=PATTERNS, default="eval")
     parser.add_argument("--questions", type=int, default=100)
-    parser.add_argument("--window-size", type=int, default=64)
+    parser.add_argument("--window-size", type=int, metavar="L", help="of stories; default: the model's, or 64")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amid", type=float, default=0.0, help="share of questions behind other text of their window")
     parser.add_argument("--cut", action="store_true", help="windows end anywhere, also in facts and questions")
-    parser.add_argument("--readers", nargs="+", choices=("whole", "alone", "last", "nearest"), default=["whole"])
+    parser.add_argument(
+        "--readers", nargs="+", choices=("whole", "zeroed", "alone", "last", "nearest"), default=["whole"]
+    )
     parser.add_argument("--last", type=int, default=9, help="tokens of the story that the reader `last` still holds")
     parser.add_argument("--nearest", type=int, default=1, help="sentences that the reader `nearest` is given")
     parser.add_argument(
@@ -311,27 +325,37 @@ def main() -> None:
         help="of a model that sleeps: answers with each, as readers `N=...`",
     )
     parser.add_argument("--rows", type=Path, required=True, help="file to which the rows are added")
-    args = parser.parse_args()
-    chat = Chat(AutoTokenizer.from_pretrained(args.model))
-    model = AutoModelForCausalLM.from_pretrained(args.model).eval()
-    if args.passes and model.config.model_type != "sleep":
-        parser.error(f"--passes is for models that sleep, and {args.model} is a {model.config.model_type}.")
-    asked = evaluation_units(
-        args.split, args.seed, chat, args.window_size, args.questions, amid=args.amid, cut=args.cut
-    )
-    befores = {"whole": {}, "alone": {"before": alone}, "last": {"before": last(args.last)}}
-    befores["nearest"] = {"before": nearest(chat, args.nearest)}
+    options = parser.parse_args(arguments)
+    if options.questions < 1:
+        parser.error(f"there must be at least one question, got --questions {options.questions}")
+    model, chat = load(options, AutoModelForCausalLM)
+    sleeps = model.config.model_type == "sleep"
+    if not sleeps:
+        for given, name in ((options.passes, "--passes is"), ("zeroed" in options.readers, "The reader `zeroed` is")):
+            if given:
+                parser.error(f"{name} for models that sleep, and {options.model} is a {model.config.model_type}.")
+    size = options.window_size or (model.config.window_size if sleeps else 64)
+    drawn = {"amid": options.amid, "cut": options.cut}
+    asked = evaluation_units(options.split, options.seed, chat, size, options.questions, **drawn)
+    kinds = {
+        "whole": {},
+        "zeroed": {"forget": zeroing(model)},
+        "alone": {"before": alone},
+        "last": {"before": last(options.last)},
+        "nearest": {"before": nearest(chat, options.nearest)},
+    }
     rows = []
-    with args.rows.open("a") as file:
-        for name, passes in itertools.product(args.readers, args.passes or [None]):
+    with options.rows.open("a", encoding="utf-8") as file:
+        for name, passes in itertools.product(options.readers, options.passes or [None]):
             if passes is not None:
                 model.config.sleep_passes = passes
             label = name if passes is None else f"{name}, N={passes}"
-            for row in answers(Reader(label, model, chat, **befores[name]), asked):
+            for row in answers(Reader(label, model, chat, **kinds[name]), asked):
                 rows.append(row)
                 print(json.dumps(row), file=file, flush=True)
     print(table(rows))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,7 +8,6 @@ window before the memory does not depend on other windows. So it is read once, a
 text is read as if nothing stood before it.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -20,15 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from tqdm import tqdm
-from transformers import AutoTokenizer
 from transformers.cache_utils import Cache
 
 from ..heads_sleep import SleepForCausalLM
-from ..help_formatter import HelpFormatter
 from ..outputs_sleep import CACHE
 from .chat import Chat
+from .command import command, load, refuses
 from .evaluate import Reader, answers, evaluation_units, share
 from .facts import Unit, unit
 from .filler import stream
@@ -165,14 +162,10 @@ def plot(rows: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
+@refuses
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_sleep.teach.lengths",
-        description=__doc__.split("\n\n")[0],
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("model", help="folder or name on the Hub: a model whose recall memory was taught")
+    parser = command("lengths", __doc__)
     parser.add_argument(
         "--rows", type=Path, required=True, help="file of JSON lines; what is there is not asked again"
     )
@@ -183,12 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--facts", type=int, nargs="*", default=FACTS, help="told")
     parser.add_argument("--passes", type=int, nargs="+", default=(1, 2, 4), metavar="N")
     options = parser.parse_args(arguments)
-    try:
-        model = SleepForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-        chat = Chat(AutoTokenizer.from_pretrained(options.model))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    model, chat = load(options)
     rows = []
     if options.rows.exists():
         rows = [json.loads(line) for line in options.rows.read_text(encoding="utf-8").splitlines()]

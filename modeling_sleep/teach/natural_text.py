@@ -7,14 +7,12 @@ original: each window by itself, with the last tokens before it that stay after 
 of all that stays, S included, and with all of the text.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,8 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ..adapter_sleep import MemoryAdapter
 from ..adopt_sleep import default_overlap
 from ..heads_sleep import SleepForCausalLM
-from ..help_formatter import HelpFormatter
 from .chat import Chat
+from .command import command, refuses
 from .evaluate import Reader, tokens_of
 from .filler import sentences
 
@@ -110,15 +108,10 @@ def compare(model: SleepForCausalLM, original, chat: Chat, texts: Sequence[Seque
         yield row | {"reader": name, "before": kept}
 
 
+@refuses
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_sleep.teach.natural_text",
-        description=__doc__.split("\n\n")[0],
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("model", help="folder or name on the Hub of a pretrained model")
-    parser.add_argument("--memory", required=True, help="folder or name on the Hub of a taught memory for it")
+    parser = command("natural_text", __doc__)
     parser.add_argument("--window-size", type=int, nargs="+", metavar="L", help="default: the memory's")
     parser.add_argument(
         "--window-overlap", type=int, metavar="W", help="keys that stay; default: half of L, or the memory's"
@@ -128,32 +121,30 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=1024, help="of each")
     parser.add_argument("--rows", type=Path, help="file to which rows of JSON are added")
     options = parser.parse_args(arguments)
+    if options.memory is None:
+        parser.error("the original is read beside it: give a pretrained model, and its taught memory by --memory")
     if options.texts < 1:
         parser.error(f"there must be at least one text to read, got --texts {options.texts}")
-    try:
-        sizes = options.window_size or [MemoryAdapter.from_pretrained(options.memory).config["window_size"]]
-        if options.tokens < 2 * max(sizes):
-            parser.error(f"texts of {options.tokens} tokens have no two windows of {max(sizes)}: give more --tokens")
-        chat = Chat(AutoTokenizer.from_pretrained(options.model))
-        original = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
-        texts = [natural_text(chat, "eval", options.tokens, index) for index in range(options.texts)]
-        print("| L | reader | tokens before a window | perplexity |\n|---:|---|---:|---:|")
-        for size in sizes:
-            given = {"window_size": size, "window_overlap": options.window_overlap, "sleep_passes": options.passes}
-            if options.window_size and options.window_overlap is None:
-                given["window_overlap"] = default_overlap(original.config, size)
-            given = {name: number for name, number in given.items() if number is not None}
-            model = SleepForCausalLM.from_causal_lm(original, memory=options.memory, **given).eval()
-            for row in tqdm(compare(model, original, chat, texts), "reading", 5, leave=False, dynamic_ncols=True):
-                row |= {"window_size": model.config.window_size, "passes": model.config.sleep_passes}
-                before = "all" if row["before"] is None else row["before"]
-                tqdm.write(f"| {row['window_size']} | {row['reader']} | {before} | {row['later']:.2f} |")
-                if options.rows:
-                    with options.rows.open("a", encoding="utf-8") as file:
-                        print(json.dumps(row), file=file)
-    except (OSError, ValueError, HfHubHTTPError, StrictDataclassError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    sizes = options.window_size or [MemoryAdapter.from_pretrained(options.memory).config["window_size"]]
+    if options.tokens < 2 * max(sizes):
+        parser.error(f"texts of {options.tokens} tokens have no two windows of {max(sizes)}: give more --tokens")
+    chat = Chat(AutoTokenizer.from_pretrained(options.model))
+    original = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    texts = [natural_text(chat, "eval", options.tokens, index) for index in range(options.texts)]
+    print("| L | reader | tokens before a window | perplexity |\n|---:|---|---:|---:|")
+    for size in sizes:
+        given = {"window_size": size, "window_overlap": options.window_overlap, "sleep_passes": options.passes}
+        if options.window_size and options.window_overlap is None:
+            given["window_overlap"] = default_overlap(original.config, size)
+        given = {name: number for name, number in given.items() if number is not None}
+        model = SleepForCausalLM.from_causal_lm(original, memory=options.memory, **given).eval()
+        for row in tqdm(compare(model, original, chat, texts), "reading", 5, leave=False, dynamic_ncols=True):
+            row |= {"window_size": model.config.window_size, "passes": model.config.sleep_passes}
+            before = "all" if row["before"] is None else row["before"]
+            tqdm.write(f"| {row['window_size']} | {row['reader']} | {before} | {row['later']:.2f} |")
+            if options.rows:
+                with options.rows.open("a", encoding="utf-8") as file:
+                    print(json.dumps(row), file=file)
     return 0
 
 

@@ -3,20 +3,18 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
-from transformers.cache_utils import Cache
 from transformers.utils import logging
 
 from ..calibrate_sleep import calibrate_memory, open_read_out, weight_of
 from ..heads_sleep import SleepForCausalLM
 from ..recall_memory_sleep import RecallMemoryLayer
 from .chat import Chat
-from .evaluate import Reader, answers, evaluation_units, everyday, table
+from .evaluate import Reader, answers, evaluation_units, everyday, table, zeroing
 from .everyday import everyday_reads
 from .facts import BEGINNINGS
 from .key_rank import cut_keys, set_rank
@@ -358,15 +356,3 @@ def measure(model: SleepForCausalLM, chat: Chat, seed: int, questions: int, outp
             perplexity(Reader("each window by itself", model, chat), natural, window_size, kept=0),
         ],
     }
-
-
-def zeroing(model: SleepForCausalLM) -> Callable[[Cache], None]:
-    """Sleeps over what a cache still holds, then empties S."""
-
-    def forget(cache: Cache) -> None:
-        model.sleep(cache)
-        for layer in cache.layers:
-            if (state := getattr(layer, "state", None)) is not None and hasattr(state, "recurrent_state"):
-                layer.store(state._replace(recurrent_state=torch.zeros_like(state.recurrent_state)), None)
-
-    return forget
