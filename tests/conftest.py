@@ -1,5 +1,6 @@
 """What holds for every test: offline, one seed, one thread per parallel worker, hypothesis without surprises."""
 
+import gc
 import os
 
 
@@ -54,6 +55,12 @@ TRANSFORMERS_MARKERS = (
 def pytest_configure(config):
     for marker in TRANSFORMERS_MARKERS:
         config.addinivalue_line("markers", f"{marker}: see tests/test_transformers_suite.py")
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: not to be looked at by every collection is worth a fifth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header():
