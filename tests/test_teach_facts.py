@@ -18,7 +18,7 @@ from modeling_sleep import SleepConfig, SleepForCausalLM
 from modeling_sleep.teach import evaluate, names, natural_text
 from modeling_sleep.teach.chat import Chat
 from modeling_sleep.teach.facts import AMID, BEGINNINGS, PATTERNS, draw_fact, question_of, unit, units, value_slot
-from modeling_sleep.teach.filler import SOURCES, sentences
+from modeling_sleep.teach.filler import MODULES, SOURCES, sentences
 from modeling_sleep.teach.lengths import over_facts
 from modeling_sleep.teach.patterns import EVAL, JOINED, SLOT, TRAIN, kind_of, parse
 
@@ -93,6 +93,15 @@ def test_made_values_of_the_splits_differ(kind):
     rng = random.Random(0)
     trained, own = ({names.draw(kind, rng, split) for _ in range(2000)} for split in ("train", "eval"))
     assert trained.isdisjoint(own)
+
+
+def test_filler_needs_no_tk():
+    """Many installations of Python are without, Debian's for one."""
+    program = (
+        "import sys, importlib\nsys.modules['tkinter'] = None\nfor name in sys.argv[1:]: importlib.import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *MODULES.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -29,13 +29,14 @@ from .names import words
 SOURCES = ("manual", "docstrings", "licences", "prose", "talk")
 SENTENCE = re.compile(r"(?!Copyright|All rights)[A-Z][^*|=<>_\\]{20,240}[.]")
 SENTENCE_END = re.compile(r"(?<=[.?!])\s+(?=[A-Z])|\n\s*\n")
+# None that needs Tk, which many installations of Python are without.
 MODULES = """
     argparse ast asyncio base64 bisect calendar codecs collections configparser contextlib copy csv dataclasses
     datetime decimal difflib dis email fileinput fnmatch fractions ftplib functools gettext glob gzip hashlib heapq
     html http.client imaplib inspect io ipaddress itertools json locale logging mailbox mimetypes multiprocessing
     numbers operator optparse os pathlib pdb pickle platform poplib pprint queue random re sched secrets selectors
     shelve shlex shutil smtplib socket sqlite3 ssl statistics string subprocess tarfile tempfile textwrap threading
-    timeit tokenize trace traceback turtle types typing unittest urllib.request uuid wave weakref xml.dom zipfile
+    timeit tokenize trace traceback types typing unittest urllib.request uuid wave weakref xml.dom zipfile
 """
 PACKAGES = "torch numpy transformers tokenizers safetensors huggingface_hub packaging regex tqdm PyYAML filelock"
 FRAMES = """The {a} was {b} that morning, and nobody in the {c} said a word about it.
