@@ -212,6 +212,7 @@ def test_ragged(asked):
     assert [row.target for name, row in rows.items() if "over even" in name] == [ragged.TARGET] * 6
     assert sum("packed over padded" in name for name in rows) == 4
     (memory_of_two,) = (row for name, row in rows.items() if "peak memory of a step with N = 2" in name)
+    assert memory_of_two.details["one"] != memory_of_two.details["other"]
     assert memory_of_two.ratio == 0.5
     assert [(step.passes, step.packed) for step in asked] == [(1, True), (1, False), (2, True), (2, False)]
 
@@ -372,7 +373,7 @@ def test_peak_memory_rises_with_what_is_allocated():
 def test_memory_of_a_step_is_measured_in_a_process_of_its_own():
     step = memory.Step(passes=2, lengths=(20, 33), packed=True, overrides=(("skip_logits", True),))
     found = memory.peak_memory(step, QUICK)
-    assert found["tensors"] > 0
+    assert found["tensors"] > 0 and found == memory.peak_memory(step, QUICK)
     assert found["peak"] is None or found["peak"] >= found["before"]
 
 

@@ -700,12 +700,18 @@ def test_curves_are_measured_and_drawn(tokenizer, tmp_path):
     assert lengths.main(["nowhere", "--rows", str(rows)]) == 1
 
 
-def test_the_command_asks_of_a_taught_memory_and_of_the_original(tokenizer, tmp_path, capsys):
+def save_base_and_memory(tokenizer, folder):
+    """A pretrained model in `folder/base`, and a memory for it in `folder/memory`; returns the two as one."""
     original = make_original("llama", tokenizer)
-    original.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    original.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
     model = SleepForCausalLM.from_causal_lm(original, window_size=L, memory="recall", read_out=0.5)
-    model.save_pretrained(tmp_path / "memory", memory_only=True)
+    model.save_pretrained(folder / "memory", memory_only=True)
+    return model
+
+
+def test_the_command_asks_of_a_taught_memory_and_of_the_original(tokenizer, tmp_path, capsys):
+    model = save_base_and_memory(tokenizer, tmp_path)
     model.save_pretrained(tmp_path / "whole")
     tokenizer.save_pretrained(tmp_path / "whole")
     options = ["--questions", "2", "--rows", str(tmp_path / "rows.jsonl")]
@@ -731,11 +737,7 @@ def test_the_command_asks_of_a_taught_memory_and_of_the_original(tokenizer, tmp_
 
 
 def test_ordinary_text_behind_sleeps_beside_the_original_with_as_little(tokenizer, tmp_path, capsys):
-    original = make_original("llama", tokenizer)
-    original.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    model = SleepForCausalLM.from_causal_lm(original, window_size=L, memory="recall", read_out=0.5)
-    model.save_pretrained(tmp_path / "memory", memory_only=True)
+    save_base_and_memory(tokenizer, tmp_path)
     rows = tmp_path / "rows.jsonl"
     options = [str(tmp_path / "base"), "--memory", str(tmp_path / "memory"), "--rows", str(rows), "--texts", "2"]
     assert natural_text.main([*options, "--tokens", str(3 * L), "--window-size", "16", str(L)]) == 0

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..heads_sleep import SleepForCausalLM
@@ -22,8 +22,8 @@ from ..help_formatter import HelpFormatter
 from .chat import Chat
 
 
-# Of folders and files, of what is asked for, of the Hub, of a configuration.
-OF_THE_USER = (OSError, ValueError, HfHubHTTPError, StrictDataclassError)
+# Of files and of the Hub, of what is asked for, of a configuration.
+OF_THE_USER = (OSError, ValueError, StrictDataclassError)
 
 
 def refuses(main: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
