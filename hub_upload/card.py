@@ -7,15 +7,15 @@ already.
 
 import json
 import re
-import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 
+from modeling_sleep.markdown_table import markdown_table
 from modeling_sleep.teach.card import section
 
 from .contents import AUTO_CLASS_OF, CARD, read_json
@@ -24,8 +24,6 @@ from .contents import AUTO_CLASS_OF, CARD, read_json
 TEMPLATE = Path(__file__).with_name("card_template.md")
 # What the code of a card loads; `push` puts the repository's name there.
 PLACE = "path/to/this/folder"
-# The terms of a model, which go along with its weights.
-TERMS = ("LICENSE*", "NOTICE*")
 PIPELINES = {
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForSequenceClassification": "text-classification",
@@ -120,48 +118,6 @@ def read_metadata(card: Path) -> ModelCardData:
         raise ValueError(f"The metadata of {card} cannot be read: {error}. Mend it, or remove the file.") from None
 
 
-def metadata_of_base(model: str, revision: str | None = None) -> ModelCardData:
-    """
-    What binds whoever gives sleep to a pretrained model: its licence, and which model on the Hub it is.
-
-    Parameters
-    ----------
-    model : str
-        A folder, or a name on the Hub.
-    revision : str, optional
-        Of the model on the Hub.
-
-    Returns
-    -------
-    ModelCardData
-        As far as it is known. The base model of a folder is the one that its `config.json` says it was loaded from, or
-        else the one that its card names: an ancestor, if not the model itself.
-    """
-    folder, named = Path(model), model
-    if folder.is_dir():
-        origin = read_json(folder / "config.json").get("_name_or_path") if (folder / "config.json").exists() else None
-        known, named = read_metadata(folder / CARD), on_the_hub(origin) if "/" in (origin or "") else None
-    else:
-        try:
-            known = read_metadata(Path(hf_hub_download(model, CARD, revision=revision)))
-        except (OSError, ValueError):  # no card, or no Hub
-            known = ModelCardData()
-    link = known.license_link
-    if link and "://" not in link and named == model:  # a file beside the card
-        link = f"https://huggingface.co/{model}/blob/{revision or 'main'}/{link}"
-    base_model = named or on_the_hub(known.base_model)
-    return ModelCardData(
-        license=known.license, license_name=known.license_name, license_link=link, base_model=base_model
-    )
-
-
-def copy_terms(model: str, folder: Path) -> None:
-    """Copy licence and notice of a model that is a folder."""
-    for path in (path for pattern in TERMS for path in Path(model).glob(pattern) if path.is_file()):
-        if not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
-
-
 def has_untrained_memory(folder: Path, memory_layers: list[int]) -> bool:
     """Whether nothing is read of what a sleep writes: all output projections of inserted memories are still zero."""
     found = False
@@ -215,11 +171,3 @@ def table(counts: list[dict], depth_name: str, trained: Sequence[int] = ()) -> s
         label = f"{n}, never trained" if trained and n not in trained else n
         rows.append([label, *(f"{100 * share[n, depth]:.1f} %" for depth in depths)])
     return markdown_table(head, rows, align="r" * len(head))
-
-
-def markdown_table(head: Sequence, rows: Iterable[Sequence], align: str = "") -> str:
-    """Cells in Markdown; `align` has an `l` or `r` per column, by default `l` for the first and `r` for the others."""
-    sides = align or "l" + "r" * (len(head) - 1)
-    rule = "".join("---|" if side == "l" else "---:|" for side in sides)
-    head, *rows = (f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows))
-    return "\n".join([head, f"|{rule}", *rows])

@@ -16,9 +16,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 
 from .adopt_sleep import MEMORIES
+from .base_terms import copy_terms, metadata_of_base
 from .heads_sleep import SleepForCausalLM
 from .help_formatter import HelpFormatter
-from .hub_upload.card import copy_terms, metadata_of_base, write_card
+from .hub_upload.card import write_card
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

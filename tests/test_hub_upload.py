@@ -28,11 +28,13 @@ from modeling_sleep import (
     SleepForSequenceClassification,
     SleepForTokenClassification,
     SleepModel,
+    base_terms,
     from_causal_lm,
 )
+from modeling_sleep.base_terms import metadata_of_base
 from modeling_sleep.hub_upload import clean_room
 from modeling_sleep.hub_upload.__main__ import main
-from modeling_sleep.hub_upload.card import PLACE, metadata_of_base, model_card
+from modeling_sleep.hub_upload.card import PLACE, model_card
 from modeling_sleep.hub_upload.contents import AUTO_MAP, code_files
 from modeling_sleep.hub_upload.export import export
 from modeling_sleep.hub_upload.verify import check_files, difference, verify
@@ -414,11 +416,9 @@ def test_the_base_of_a_folder_is_where_it_was_loaded_from(base, tmp_path):
 
 
 def test_the_terms_of_a_model_on_the_hub(base, tmp_path, monkeypatch):
-    from modeling_sleep.hub_upload import card
-
     known = metadata_of_base("anna/base")  # offline: its name is all that is known
     assert (known.base_model, known.license) == ("anna/base", None)
-    monkeypatch.setattr(card, "hf_hub_download", lambda repo, name, revision: base / name)
+    monkeypatch.setattr(base_terms, "hf_hub_download", lambda repo, name, revision: base / name)
     known = metadata_of_base("anna/base")
     assert (known.base_model, known.license_name) == ("anna/base", "dawn")
     assert known.license_link == "https://huggingface.co/anna/base/blob/main/LICENSE"

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from modeling_sleep import Sleep, SleepForCausalLM
-from modeling_sleep.hub_upload.card import markdown_table
+from modeling_sleep.markdown_table import markdown_table
 
 from .evaluation import predict_answers
 from .flops import flops_per_example

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from modeling_sleep.hub_upload.card import markdown_table
+from modeling_sleep.markdown_table import markdown_table
 
 from . import figures
 from .report import ReportError, cell, pretty, rank

@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from modeling_sleep.configuration_sleep import MAX_SLEEP_PASSES
-from modeling_sleep.hub_upload.card import markdown_table
+from modeling_sleep.markdown_table import markdown_table
 
 from . import figures
 

@@ -18,10 +18,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ..adopt_sleep import ATTENTION_SINK, adopted_config
+from ..base_terms import copy_terms, metadata_of_base
 from ..configuration_sleep import SleepConfig
 from ..heads_sleep import SleepForCausalLM
 from ..help_formatter import HelpFormatter
-from ..hub_upload.card import copy_terms, metadata_of_base, write_card
+from ..hub_upload.card import write_card
 from .card import write_memory_card
 from .chat import Chat
 from .estimate import Estimate, estimate, on_meta

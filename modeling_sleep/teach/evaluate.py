@@ -29,6 +29,7 @@ from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 
+from ..markdown_table import markdown_table
 from ..outputs_sleep import CACHE
 from .chat import Chat
 from .command import command, load, refuses
@@ -287,11 +288,10 @@ def table(rows: Iterable[dict], by: Sequence[str] = ("reader", "split"), across:
     for row in rows:
         cells[tuple(row[key] for key in by), row[across]].append(row["right"])
     lines, columns = (list(dict.fromkeys(part)) for part in zip(*cells))
-    text = [f"| {' | '.join((*by, *map(str, columns)))} |", "|---" * (len(by) + len(columns)) + "|"]
+    counts = []
     for line in lines:
-        counts = (share(sum(cells[line, column]), len(cells[line, column])) for column in columns)
-        text.append(f"| {' | '.join((*map(str, line), *counts))} |")
-    return "\n".join(text)
+        counts.append([*line, *(share(sum(cells[line, column]), len(cells[line, column])) for column in columns)])
+    return markdown_table([*by, *columns], counts, align="l" * (len(by) + len(columns)))
 
 
 def share(right: int, count: int) -> str:

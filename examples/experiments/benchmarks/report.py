@@ -2,7 +2,7 @@
 
 from matplotlib.ticker import LogLocator
 
-from modeling_sleep.hub_upload.card import markdown_table
+from modeling_sleep.markdown_table import markdown_table
 
 from .. import figures
 from .bench import Row, named, short
