@@ -37,7 +37,7 @@ try:
     type(config).from_preset("tiny")
 except ValueError as error:
     assert "presets come with the package `modeling_sleep`, not with a saved model" in str(error), error
-results = {kind: room["outputs"](model, ids, 3) for kind, model in models.items()}
+results = {kind: outputs(model, ids, 3) for kind, model in models.items()}
 save_file({f"{k}: {n}": t for k, outs in results.items() for n, t in outs.items()}, out / "outputs.safetensors")
 shutil.copy(folder / "ids.safetensors", out)
 """
