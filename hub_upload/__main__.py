@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import get_token
-from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
@@ -27,18 +26,6 @@ EXIT_CODES = (
 )
 
 
-def repo_name(name: str) -> str:
-    """Refuse a name that the Hub would, before anything else is done."""
-    try:
-        validate_repo_id(name)
-        if "/" in name:
-            return name
-        reason = f"{name!r} does not say whose it is."
-    except HFValidationError as error:
-        reason = str(error)
-    raise argparse.ArgumentTypeError(f"{reason} A name looks like USER/NAME, without https://.")
-
-
 def run_export(args) -> int:
     print(f"loading {args.folder}")
     for note in export(args.folder, args.out, overwrite=args.overwrite, license=args.license):
@@ -52,8 +39,12 @@ def run_verify(args) -> int:
 
 
 def run_push(args) -> int:
+    # What can be known at once, as the checks may take a while.
+    validate_repo_id(args.repo)
+    if "/" not in args.repo:
+        raise ValueError(f"{args.repo!r} does not say whose it is. A name looks like USER/NAME.")
     if not args.dry_run and get_token() is None:
-        raise HubError(f"No token was found. {LOG_IN}.")  # the checks may take a while
+        raise HubError(f"No token was found. {LOG_IN}.")
     if not verify(args.out):
         print("nothing is sent", file=sys.stderr)
         return FAILED
@@ -76,18 +67,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, metavar="FOLDER", help="what save_pretrained or a Trainer wrote")
     command.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet, or empty")
     command.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
-    command.add_argument(
-        "--license",
-        metavar="ID",
-        help="as the Hub names it (apache-2.0, ...); default: what FOLDER's card says, or none",
-    )
+    licence = "as the Hub names it (apache-2.0, ...); default: what FOLDER's card says, or none"
+    command.add_argument("--license", metavar="ID", help=licence)
 
     command = add("verify", run_verify, "check an exported folder, in a process without this package too")
     command.add_argument("out", type=Path, metavar="OUT", help="what export wrote")
 
     command = add("push", run_push, "verify a folder and send it to the Hub")
     command.add_argument("out", type=Path, metavar="OUT", help="what export wrote; its card is given the name REPO")
-    command.add_argument("repo", type=repo_name, metavar="REPO", help="USER/NAME; it is made if it is not there")
+    command.add_argument("repo", metavar="REPO", help="USER/NAME; it is made if it is not there")
     command.add_argument("--private", action="store_true", help="make it private; refused if it is there and public")
     command.add_argument("--revision", metavar="BRANCH", help="made from main if it is not there (default: main)")
     command.add_argument("--dry-run", action="store_true", help="print what would go up, and write nothing")
@@ -105,12 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command does what is left to do", file=sys.stderr)
         return STOPPED
-    except HubError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return REFUSED
+        return FAILED if isinstance(error, HubError) else REFUSED
     finally:
         logging.set_verbosity(verbosity)
 

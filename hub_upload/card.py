@@ -8,6 +8,7 @@ already.
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -21,7 +22,6 @@ from modeling_sleep.teach.card import section
 from .contents import AUTO_CLASS_OF, CARD, read_json
 
 
-TEMPLATE = Path(__file__).with_name("card_template.md")
 # What the code of a card loads; `push` puts the repository's name there.
 PLACE = "path/to/this/folder"
 PIPELINES = {
@@ -32,25 +32,14 @@ PIPELINES = {
 }
 
 
-def write_card(folder: Path, known: ModelCardData | None = None, license: str | None = None) -> list[str]:
+def write_card(folder: Path, known: ModelCardData | None = None) -> list[str]:
     """
-    Put the card of a saved model beside it.
+    Put the card of a saved model beside it, and return what is missing, a sentence each.
 
-    Parameters
-    ----------
-    folder : Path
-        With `config.json`, and `results.json` and plots of it if the model was evaluated.
-    known : ModelCardData, optional
-        What another card of the model says of licence, base model, data sets, languages and tags. It is kept.
-    license : str, optional
-        As the Hub names it; goes before that of `known`.
-
-    Returns
-    -------
-    list[str]
-        What is missing, a sentence each.
+    It shows `results.json` and the plots of a folder that has them. What another card of the model says of licence,
+    base model, data sets, languages and tags is `known`, and kept.
     """
-    card = model_card(folder, known, license)
+    card = model_card(folder, known)
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")  # on Windows too
     data = ModelCard(card).data
     if data.license is not None:
@@ -62,7 +51,7 @@ def write_card(folder: Path, known: ModelCardData | None = None, license: str | 
     ]
 
 
-def model_card(folder: Path, known: ModelCardData | None = None, license: str | None = None) -> str:
+def model_card(folder: Path, known: ModelCardData | None = None) -> str:
     """Render the card. See [`write_card`] for the arguments."""
     config, results = read_json(folder / "config.json"), read_results(folder)
     known = known or ModelCardData()
@@ -74,9 +63,9 @@ def model_card(folder: Path, known: ModelCardData | None = None, license: str | 
     tags = ["sleep", "fast-weights", *([results["task"]["name"]] if "task" in results else []), *(known.tags or [])]
     data = ModelCardData(
         library_name="transformers",
-        license=license or known.license,
-        license_name=None if license else known.license_name,
-        license_link=None if license else known.license_link,
+        license=known.license,
+        license_name=known.license_name,
+        license_link=known.license_link,
         language=known.language,
         datasets=results.get("datasets") or known.datasets,
         base_model=on_the_hub(results.get("base_model") or config.get("adopted_from") or known.base_model),
@@ -87,7 +76,7 @@ def model_card(folder: Path, known: ModelCardData | None = None, license: str | 
     )
     card = ModelCard.from_template(
         data,
-        template_path=str(TEMPLATE),
+        template_path=str(Path(__file__).with_name("card_template.md")),
         name=name,
         config=config,
         results=results,
@@ -120,27 +109,21 @@ def read_metadata(card: Path) -> ModelCardData:
 
 def has_untrained_memory(folder: Path, memory_layers: list[int]) -> bool:
     """Whether nothing is read of what a sleep writes: all output projections of inserted memories are still zero."""
-    found = False
+    projection = re.compile(rf"\blayers\.({'|'.join(map(str, memory_layers))})\.(\w+\.)?o_proj\.weight$")
+    written = []
     for path in folder.glob("model*.safetensors"):
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                place = re.search(r"\blayers\.(\d+)\.(?:\w+\.)?o_proj\.weight$", name)
-                if place and int(place[1]) in memory_layers:
-                    if file.get_tensor(name).any():
-                        return False
-                    found = True
-    return found
+            written += [file.get_tensor(name).any() for name in filter(projection.search, file.keys())]
+    return bool(written) and not any(written)
 
 
 def on_the_hub(models: str | list[str] | None) -> list[str] | str | None:
     """Those that a stranger can look up. Trainers also write folders here, at which the Hub refuses the card."""
     kept = []
     for model in [models] if isinstance(models, str) else models or []:
-        try:
+        with suppress(HFValidationError):
             validate_repo_id(model)
-        except HFValidationError:
-            continue
-        kept += [] if Path(model).exists() else [model]
+            kept += [] if Path(model).exists() else [model]
     return kept[0] if len(kept) == 1 else kept or None
 
 

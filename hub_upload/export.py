@@ -17,33 +17,16 @@ from .contents import AUTO_CLASS_OF, CARD, CODE_FIELD, DOCUMENTS, TOKENIZER, bel
 
 def export(source: Path, out: Path, *, overwrite: bool = False, license: str | None = None) -> list[str]:
     """
-    Write a folder that can go out.
+    Write a folder that can go out, and return what was done that might surprise, a sentence each.
 
-    Parameters
-    ----------
-    source : Path
-        What `save_pretrained` or a `Trainer` wrote.
-    out : Path
-        Not there yet, or empty.
-    overwrite : bool
-        Whether an earlier export may be replaced.
-    license : str, optional
-        Of the model, as the Hub names it. Default: what the source's card says, or else none.
-
-    Returns
-    -------
-    list[str]
-        What was done that might surprise, a sentence each.
-
-    Raises
-    ------
-    ValueError
-        If the source holds no model that sleeps, or the target something else.
+    The options are the command's. A `ValueError` says that the source holds no model that sleeps, or the target
+    something else than an export.
     """
-    source, out = Path(source), Path(out)
     cls = check_source(source)
     check_target(source, out, overwrite)
     known, files = read_metadata(source / CARD), list_files(source)
+    if license:
+        known.license, known.license_name, known.license_link = license, None, None
     model = load_whole(cls, source)
 
     left_out = dict.fromkeys(name.partition("/")[0] for name in files if not belongs(name))
@@ -65,7 +48,7 @@ def export(source: Path, out: Path, *, overwrite: bool = False, license: str | N
             shutil.copyfile(path, out / name)
     for path in out.glob("*.safetensors"):
         path.chmod(0o644)  # they are written for their owner alone
-    notes += write_card(out, known, license)
+    notes += write_card(out, known)
     if (source / CARD).exists() and (source / CARD).read_bytes() != (out / CARD).read_bytes():
         notes.append(f"{CARD} is rendered anew; of the old one, the metadata is kept, and the text is not")
     return notes

@@ -10,32 +10,29 @@ Notable:
 import glob
 import hashlib
 import re
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, errors
 
+import modeling_sleep
+
 from .card import PLACE
-from .contents import CARD, CODE_FIELD, STALE, TOKENIZER, list_files, read_json
+from .contents import CARD, STALE, TOKENIZER, list_files
 
 
-STAMP = re.compile(r"\n*<!-- pushed by modeling_sleep\.hub_upload; sha256 of what is above: ([0-9a-f]{64}) -->\n*\Z")
+STAMP = re.compile(r"\n*<!-- pushed by modeling_sleep\.hub_upload; sha256 of what is above: [0-9a-f]{64} -->\n*\Z")
 LOADED = re.compile(r'(?<=from_pretrained\(")[^"\n]+(?=", trust_remote_code=True\))')
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN"
-OF_THE_HUB = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ConnectionError, RuntimeError)
-# By the status of the Hub's answer, what its client does not say by itself.
+AGAIN = "The Hub could not be reached, or broke off. Run the command again: what has arrived is not sent twice."
+# By the status of the Hub's answer, as its own words come without advice.
 ADVICE = {
     401: f"The Hub does not know this token. {LOG_IN} anew.",
-    403: "This token may not write there. Make one with the role `write` at https://huggingface.co/settings/tokens, "
-    "or choose a repository of your own.",
+    403: "This token may not write there. https://huggingface.co/settings/tokens makes one that may in your own name.",
     412: "Somebody else has committed to the repository meanwhile. Run the command again.",
 }
-REFUSED = "The Hub refused."
-AGAIN = (
-    "The Hub could not be reached, or broke off. Run the command again: files that have arrived are not sent twice."
-)
+OF_THE_HUB = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ConnectionError, RuntimeError)
 
 
 class HubError(ConnectionError):
@@ -51,10 +48,10 @@ def explain_hub_errors():
         # Connections that fail raise the HTTP client's own errors; which client that is, depends on the Hub's version.
         if not isinstance(error, OF_THE_HUB) and not type(error).__module__.startswith("http"):
             raise
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = getattr(getattr(error, "response", None), "status_code", 500)
+        advice = AGAIN if status >= 500 else ADVICE.get(status, "The Hub refused.")
         reason = getattr(error, "server_message", None) or str(error).strip().partition("\n")[0]
         # Without what stands behind the `?` of an address: with its signature, anybody may write there.
-        advice = ADVICE.get(status, AGAIN if status is None or status >= 500 else REFUSED)
         raise HubError(f"{advice} ({re.sub(r'[?][^ )]+', '', reason)})") from error
 
 
@@ -67,7 +64,7 @@ def stamp(card: str) -> str:
 
 def is_as_pushed(card: str) -> bool:
     """Whether nobody has edited it since a push."""
-    return STAMP.search(card) is not None and stamp(card) == card
+    return stamp(card) == card
 
 
 @explain_hub_errors()
@@ -80,73 +77,56 @@ def push(
     dry_run: bool = False,
     message: str | None = None,
     force_card: bool = False,
-    token: str | None = None,
-    say: Callable[[str], None] = print,
 ) -> None:
     """
-    Send a folder that was verified. Its card is given the repository's name.
+    Send a folder that was verified. Its card is given the repository's name; the options are the command's.
 
-    Parameters
-    ----------
-    folder, repo : Path, str
-        What `export` wrote; `user/name`, which is made if it is not there.
-    private : bool
-        Whether a repository that is made is private. If not, it is what the account's or organisation's settings say.
-    revision, message, token : str, optional
-        A branch, made from main if it is not there; of the commit; by default that of `HF_TOKEN` or `hf auth login`.
-    dry_run : bool
-        Say what would be done, and write nothing.
-    force_card : bool
-        Overwrite a card that was edited on the Hub.
-
-    Raises
-    ------
-    HubError
-        If the Hub refused or could not be reached.
-    ValueError
-        If the repository is there and public, but should be private.
+    A [`HubError`] says that the Hub refused or could not be reached, a `ValueError` that private was asked of a public
+    repository.
     """
-    api, folder, files = HfApi(token=token), Path(folder), list_files(Path(folder))
+    api, files = HfApi(), list_files(folder)
     info = look_up(api, repo, revision)
-    if private and info is not None and not info.private:
+    if private and info and not info.private:
         raise ValueError(
             f"{repo} is there already, and everybody can see it: --private is for repositories that are made. Make it "
             "private in its settings on the Hub, or choose another name."
         )
-    theirs = {file.rfilename for file in info.siblings} if info is not None else set()
-    keep_card = CARD in theirs and not force_card and not is_as_pushed(remote_card(api, repo, info.sha))
+    theirs = {file.rfilename for file in info.siblings} if info else set()
+    keep_card = False
+    if CARD in theirs and not force_card:  # its own line ends, as changed ones are an edit
+        card = Path(api.hf_hub_download(repo, CARD, revision=info.sha)).read_bytes()
+        keep_card = not is_as_pushed(card.decode(errors="replace"))
     stale = sorted(name for name in theirs - files.keys() if STALE.fullmatch(name) or TOKENIZER.fullmatch(name))
-    say(f"{repo}, {revision or 'main'} ({f'commit {info.sha[:8]}' if info is not None else 'no such repository yet'})")
+    print(f"{repo}, {revision or 'main'} ({f'commit {info.sha[:8]}' if info else 'no such repository yet'})")
     for name, path in files.items():
         if name != CARD or not keep_card:
-            say(f"{'there' if name in theirs else 'new':8}{name:<36}{path.stat().st_size:>14,} bytes")
+            print(f"{'there' if name in theirs else 'new':8}{name:<36}{path.stat().st_size:>14,} bytes")
     for name in stale:
-        say(f"{'deleted':8}{name}")
+        print(f"{'deleted':8}{name}")
     if keep_card:
-        say(f"kept    {CARD} was edited on the Hub, or not made by this tool; --force-card overwrites it")
+        print(f"kept    {CARD} was edited on the Hub, or not made by this tool; --force-card overwrites it")
     if dry_run:
-        say("dry run: this would go up; nothing was written")
+        print("dry run: this would go up; nothing was written")
         return
 
-    if info is None:
-        api.create_repo(repo, private=private or None)  # None: what an organisation has as its default
+    if not info:
+        api.create_repo(repo, private=private or None)  # None: as the account's or organisation's settings
+        info = api.model_info(repo)
     if revision not in (None, "main"):
         api.create_branch(repo, branch=revision, exist_ok=True)
-    parent = info.sha if info is not None else api.model_info(repo, revision=revision).sha
     card = (folder / CARD).read_text(encoding="utf-8")
     card = LOADED.sub(repo, card) if is_as_pushed(card) else card.replace(PLACE, repo)  # a pushed one has a name
     (folder / CARD).write_text(stamp(card), encoding="utf-8", newline="\n")
-    version = read_json(folder / "config.json").get(CODE_FIELD, "")
     commit = api.upload_folder(
         repo_id=repo,
         folder_path=folder,
         revision=revision,
-        commit_message=message or f"Upload with modeling_sleep {version}".rstrip(),
+        commit_message=message or f"Upload with modeling_sleep {modeling_sleep.__version__}",
         ignore_patterns=[CARD] if keep_card else None,
         delete_patterns=[glob.escape(name) for name in stale] or None,
-        parent_commit=parent,  # refused if somebody, editing the card perhaps, was faster
+        parent_commit=info.sha,  # refused if somebody, editing the card perhaps, was faster
     )
-    say("all of it is there already" if commit.oid == parent else f"pushed: {commit.commit_url}")
+    print("all of it is there already" if commit.oid == info.sha else f"pushed: {commit.commit_url}")
 
 
 def look_up(api: HfApi, repo: str, revision: str | None):
@@ -157,8 +137,3 @@ def look_up(api: HfApi, repo: str, revision: str | None):
         return api.model_info(repo)
     except errors.RepositoryNotFoundError:
         return None
-
-
-def remote_card(api: HfApi, repo: str, commit: str) -> str:
-    """In its own line ends, as changed ones are an edit."""
-    return Path(api.hf_hub_download(repo, CARD, revision=commit)).read_bytes().decode("utf-8", errors="replace")

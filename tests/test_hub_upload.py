@@ -364,7 +364,9 @@ def test_of_another_card_what_strangers_can_use_is_kept(copy, monkeypatch):
     data = ModelCard(model_card(copy, known)).data
     assert data.base_model == "anna/base" and data.tags == ["sleep", "fast-weights", "rule110", "trl"]
     assert (data.license, data.license_name) == ("other", "mine")
-    data = ModelCard(model_card(copy, known, license="mit")).data
+    (copy / "README.md").write_text(f"---\n{known.to_yaml()}\n---\n")
+    export(copy, copy.parent / "mit", license="mit")
+    data = ModelCard.load(copy.parent / "mit" / "README.md").data
     assert (data.license, data.license_name) == ("mit", None)
 
 

@@ -1,10 +1,13 @@
 """Push, against a Hub on this machine (hub_server.py) and with the Hub's own client as it is."""
 
+import io
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import huggingface_hub
 import pytest
@@ -67,9 +70,9 @@ def folder(exported, tmp_path):
 
 def push(folder, repo, token="anna-writes", **options):
     """What the command does behind the checks; returns what it says."""
-    said = []
-    push_module.push(folder, repo, token=token, say=said.append, **options)
-    return "\n".join(said)
+    with mock.patch.dict("os.environ", HF_TOKEN=token), redirect_stdout(io.StringIO()) as said:
+        push_module.push(folder, repo, **options)
+    return said.getvalue()
 
 
 def states(said):
@@ -200,18 +203,21 @@ def test_a_stamp_holds_as_long_as_nothing_changes():
         assert not is_as_pushed(edited)
 
 
-def test_a_card_edited_while_we_push_is_not_lost(hub, folder):
+def test_a_card_edited_while_we_push_is_not_lost(hub, folder, monkeypatch):
     push(folder, "anna/race")
     change_weights(folder)
     edits = []
 
-    def say(line):
-        if not edits:  # after we have looked, before we commit
-            edits.append(hub.edit("anna/race", {"README.md": b"---\nlicense: mit\n---\nEdited meanwhile.\n"}))
+    def look_up(*arguments):
+        found = push_module_look_up(*arguments)
+        edits.append(hub.edit("anna/race", {"README.md": b"---\nlicense: mit\n---\nEdited meanwhile.\n"}))
+        return found
 
+    push_module_look_up = push_module.look_up
+    monkeypatch.setattr(push_module, "look_up", look_up)
     with pytest.raises(HubError, match="committed to the repository meanwhile"):
-        push_module.push(folder, "anna/race", token="anna-writes", say=say)
-    assert hub.head("anna/race") == edits[0]
+        push(folder, "anna/race")
+    assert [hub.head("anna/race")] == edits
 
 
 # What goes wrong.
@@ -240,10 +246,9 @@ def test_what_can_be_known_at_once_is_said_before_the_checks(hub, exported, caps
     assert main(["push", str(exported), "anna/first"]) == 1
     said, error = capsys.readouterr()
     assert "No token was found. Log in" in error and not said
-    for name in (f"{hub.endpoint}/anna/first", "anna/for/bidden", "first"):
-        with pytest.raises(SystemExit) as end:
-            main(["push", str(exported), name])
-        assert end.value.code == 2 and "A name looks like USER/NAME" in capsys.readouterr().err
+    for name, error in ((f"{hub.endpoint}/anna/first", "namespace/repo_name"), ("first", "looks like USER/NAME")):
+        assert main(["push", str(exported), name]) == 2
+        assert error in capsys.readouterr().err
     assert len(hub.requests) == seen
 
 
