@@ -34,9 +34,11 @@ def section(results: dict) -> str:
     settings, steps = results["settings"], results["steps"]
     overlap = settings.get("window_overlap", 0)  # results of earlier releases do not say it
     stay = f", of which the last {overlap} stay" if overlap else ""
+    more = settings.get("alone_units")
+    more = f" and {more:,} for the memory by itself" if more else ""
     lines = [
         f"Its recall memory was taught with `modeling_sleep.teach` (seed {settings['seed']}, "
-        f"{settings['units']} stories, {steps.get('alone', 0)} + {steps.get('through', 0)} steps, windows of "
+        f"{settings['units']} stories{more}, {steps.get('alone', 0)} + {steps.get('through', 0)} steps, windows of "
         f"{settings['window_size']} tokens{stay}). All other weights are the original's.",
     ]
     if "recall" in results:
