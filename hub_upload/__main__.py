@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import get_token
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
@@ -40,9 +41,12 @@ def run_verify(args) -> int:
 
 def run_push(args) -> int:
     # What can be known at once, as the checks may take a while.
-    validate_repo_id(args.repo)
-    if "/" not in args.repo:
-        raise ValueError(f"{args.repo!r} does not say whose it is. A name looks like USER/NAME.")
+    try:
+        validate_repo_id(args.repo)
+        if "/" not in args.repo:
+            raise HFValidationError(f"{args.repo!r} does not say whose it is.")
+    except HFValidationError as error:
+        raise ValueError(f"{error} A name looks like USER/NAME, without https://.") from None
     if not args.dry_run and get_token() is None:
         raise HubError(f"No token was found. {LOG_IN}.")
     if not verify(args.out):

@@ -35,11 +35,10 @@ def run(program: str, *arguments, **environment: str) -> None:
             text=True,
             errors="replace",
         )
-    if done.returncode < 0:  # the system's signal, mostly
-        signal = -done.returncode
-        raise RuntimeError(f"the process was killed (signal {signal}). If memory ran out, use a larger machine")
     if done.returncode:
-        raise RuntimeError((done.stderr.strip() or "it said nothing").splitlines()[-1])
+        killed = f"the process was killed (signal {-done.returncode}). If memory ran out, use a larger machine"
+        last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
+        raise RuntimeError(last if done.returncode > 0 else killed)
 
 
 def outputs_of_folder(folder: str | Path, **kwargs) -> dict[str, torch.Tensor]:

@@ -29,7 +29,7 @@ AGAIN = "The Hub could not be reached, or broke off. Run the command again: what
 # By the status of the Hub's answer, as its own words come without advice.
 ADVICE = {
     401: f"The Hub does not know this token. {LOG_IN} anew.",
-    403: "This token may not write there. https://huggingface.co/settings/tokens makes one that may in your own name.",
+    403: "This token may not write there. Make one with the role `write` at https://huggingface.co/settings/tokens.",
     412: "Somebody else has committed to the repository meanwhile. Run the command again.",
 }
 OF_THE_HUB = (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, ConnectionError, RuntimeError)

@@ -288,10 +288,8 @@ def table(rows: Iterable[dict], by: Sequence[str] = ("reader", "split"), across:
     for row in rows:
         cells[tuple(row[key] for key in by), row[across]].append(row["right"])
     lines, columns = (list(dict.fromkeys(part)) for part in zip(*cells))
-    counts = []
-    for line in lines:
-        counts.append([*line, *(share(sum(cells[line, column]), len(cells[line, column])) for column in columns)])
-    return markdown_table([*by, *columns], counts, align="l" * (len(by) + len(columns)))
+    counted = [[*line, *(share(sum(cells[line, c]), len(cells[line, c])) for c in columns)] for line in lines]
+    return markdown_table([*by, *columns], counted, align="l" * (len(by) + len(columns)))
 
 
 def share(right: int, count: int) -> str:
