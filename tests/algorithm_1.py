@@ -1,8 +1,8 @@
 """Algorithm 1 of arXiv 2605.26099, transcribed naively: the reference that the package is tested against.
 
-It uses the package's weights and nothing else of it. Plain loops over windows, passes, layers, heads and tokens; no
-cache, no masks, no batch, no chunks. It knows the whole text beforehand, as the paper's training does. A row of any
-batch, however padded or packed, is to get what its text gets here.
+It uses the package's weights and nothing else of it. Plain loops over windows, passes, layers, heads and tokens, but
+for what every token computes by itself; no cache, no masks, no batch, no chunks. It knows the whole text beforehand,
+as the paper's training does. A row of any batch, however padded or packed, is to get what its text gets here.
 """
 
 import math
@@ -18,12 +18,12 @@ def silu(x):
     return x / (1 + (-x).exp())
 
 
-def rotate(x, position, theta):
-    """`x` is (head_dim,): component i turns with component i + head_dim / 2."""
-    half = x.shape[0] // 2
-    angles = torch.tensor([position * theta ** (-2 * i / x.shape[0]) for i in range(half)], dtype=x.dtype)
-    a, b = x[:half], x[half:]
-    return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()])
+def rotate(x, positions, theta):
+    """`x` is (tokens, head_dim): component i of each turns with component i + head_dim / 2."""
+    half = x.shape[1] // 2
+    angles = torch.tensor([[t * theta ** (-i / half) for i in range(half)] for t in positions], dtype=x.dtype)
+    a, b = x[:, :half], x[:, half:]
+    return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], dim=1)
 
 
 def attention(layer, config, h, kept):
@@ -44,8 +44,7 @@ def attention(layer, config, h, kept):
         q, k, v = (x[:, i * dim :][:, :dim] for x, i in ((query, head), (all_keys, group), (all_values, group)))
         if config.qk_norm:
             q, k = rms_norm(q, mixer.q_norm), rms_norm(k, mixer.k_norm)
-        q = torch.stack([rotate(x, t, theta) for t, x in enumerate(q)])
-        k = torch.stack([rotate(x, t, theta) for t, x in zip(positions, k, strict=True)])
+        q, k = rotate(q, range(h.shape[0]), theta), rotate(k, positions, theta)
         rows = []
         for t in range(h.shape[0]):
             seen = len(kept_positions) + t + 1
@@ -72,29 +71,26 @@ def gated_delta_net(layer, config, h, S, written):
         convolved.append(silu(sum(terms)))
     mixed = torch.stack(convolved)
     query, key, value = mixed.split(mixer.split_sizes, dim=-1)
-    gate = silu(mixer.g_proj(h))
-    dt, b = mixer.a_proj(h), mixer.b_proj(h)
+    query, key = (x.unflatten(-1, (-1, key_dim)).repeat_interleave(group, dim=1) for x in (query, key))
+    query, key = (x / (x.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt() for x in (query, key))
+    value, gate = (x.unflatten(-1, (-1, value_dim)) for x in (value, silu(mixer.g_proj(h))))
+    alpha = (-mixer.A_log.exp() * (1 + (mixer.a_proj(h) + mixer.dt_bias).exp()).log()).exp()[..., None, None]
+    beta = 1 / (1 + (-mixer.b_proj(h)).exp())[..., None, None]
+    if config.linear_allow_neg_eigval:
+        beta = 2 * beta
+    if written is not None:
+        beta = beta * written[: h.shape[0], None, None, None]
+    key, value = key[..., None], value[..., None]  # columns
+    forget = alpha * (torch.eye(key_dim, dtype=h.dtype) - beta * key * key.mT)  # of each token and head, a matrix
+    write = beta * value * key.mT
 
-    S, tokens = list(S), []
+    S, outputs = list(S), []
     for t in range(h.shape[0]):
-        outputs = []
         for head in range(config.linear_num_value_heads):
-            q = query[t, (head // group) * key_dim :][:key_dim]
-            k = key[t, (head // group) * key_dim :][:key_dim]
-            v = value[t, head * value_dim :][:value_dim]
-            q, k = q / (q @ q + 1e-6).sqrt(), k / (k @ k + 1e-6).sqrt()
-            alpha = (-mixer.A_log[head].exp() * (1 + (dt[t, head] + mixer.dt_bias[head]).exp()).log()).exp()
-            beta = 1 / (1 + (-b[t, head]).exp())
-            if config.linear_allow_neg_eigval:
-                beta = 2 * beta
-            if written is not None and not written[t]:
-                beta = 0
-            identity = torch.eye(key_dim, dtype=h.dtype)
-            S[head] = alpha * S[head] @ (identity - beta * torch.outer(k, k)) + beta * torch.outer(v, k)
-            o = S[head] @ q / math.sqrt(key_dim)
-            outputs.append(rms_norm(o, mixer.o_norm) * gate[t, head * value_dim :][:value_dim])
-        tokens.append(torch.cat(outputs))
-    return mixer.o_proj(torch.stack(tokens)), S
+            S[head] = S[head] @ forget[t, head] + write[t, head]
+            outputs.append(S[head] @ query[t, head] / math.sqrt(key_dim))
+    outputs = torch.stack(outputs).unflatten(0, (h.shape[0], -1))
+    return mixer.o_proj((rms_norm(outputs, mixer.o_norm) * gate).flatten(1)), S
 
 
 def blocks(model, h, S, kept, layers, written=None):
