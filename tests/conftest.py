@@ -4,6 +4,8 @@ import gc
 import os
 
 
+gc.disable()  # until all is imported, see pytest_collection_finish
+
 # Before the first import of torch or transformers: both read their environment at import, and processes started by
 # a test inherit it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,6 +22,17 @@ import transformers  # noqa: E402
 
 if XDIST_WORKER:
     torch.set_num_threads(1)
+
+
+def seed_none(seed: int):
+    """For devices of which there are none."""
+
+
+# `torch.manual_seed` remembers the seed for devices that may yet be found, each time with a traceback. In a test that
+# takes about a millisecond, and tests seed ten thousands of times.
+for devices in (torch.cuda, torch.xpu, torch.mtia):
+    if not devices.is_available():
+        devices.manual_seed_all = seed_none
 
 # HYPOTHESIS_PROFILE=thorough looks for new counter-examples; "ci" tries the same few examples every time.
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True)
@@ -61,6 +74,7 @@ def pytest_collection_finish():
     """What is imported by now stays: not to be looked at by every collection is worth a fifth of the time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header():
