@@ -5,8 +5,10 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
@@ -796,6 +799,42 @@ def test_it_goes_on_where_it_was_stopped(tokenizer, tmp_path, monkeypatch):
         memories.append(model.model.layers[model.config.memory_layers[0]].state_dict())
     for name, parameter in memories[0].items():
         torch.testing.assert_close(memories[1][name], parameter, atol=1e-5, rtol=1e-5)
+
+
+def test_two_processes_learn_what_one_does_from_the_stories_of_both(tokenizer, tmp_path, monkeypatch, capsys):
+    make_original("llama", tokenizer).save_pretrained(tmp_path / "pretrained")
+    tokenizer.save_pretrained(tmp_path / "pretrained")
+    options = [str(tmp_path / "pretrained"), "--device", "cpu", "--window-size", str(L), "--windows", "2", "4"]
+    options += ["--units", "5", "--alone-units", "3", "--steps", "3", "3", "--questions", "0", "--memory-only"]
+    options += ["--cache", str(tmp_path / "states"), "--output"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = subprocess.run(
+        [*torchrun, "modeling_sleep.teach", *options, str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("of the first of 2 processes; see README.md there") == 1
+    assert "learning through: 100%" in done.stderr
+
+    losses = {course: course.losses for course in (Alone, ThroughLayers)}
+
+    def losses_of_both(self, number, rng):
+        state = rng.getstate()
+        for rank in range(2):
+            rng.setstate(state)
+            monkeypatch.setattr(stages, "part_ways", lambda rng, rank=rank: rng.seed(f"{rng.random()}/{rank}"))
+            yield from ((loss / 2, facts) for loss, facts in losses[type(self)](self, number, rng))
+
+    monkeypatch.setattr(stages, "number_of_processes", lambda: 2)
+    for course in losses:
+        monkeypatch.setattr(course, "losses", losses_of_both)
+    assert command.main([*options, str(tmp_path / "one")]) == 0
+    one, two = (load_file(tmp_path / name / "memory_model.safetensors") for name in ("one", "two"))
+    for name, parameter in one.items():
+        torch.testing.assert_close(two[name], parameter, atol=1e-5, rtol=1e-5)
 
 
 def test_the_first_stage_learns_from_more_lessons(tokenizer, tmp_path, monkeypatch):

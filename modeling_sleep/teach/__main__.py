@@ -4,6 +4,10 @@
 
 takes a model that sleeps, or any that `from_causal_lm` can give a recall memory, and writes one that answers from what
 it read before a sleep: weights, code, tokenizer, results and a card. Called again after an interruption, it goes on.
+
+    torchrun --nproc-per-node 2 -m modeling_sleep.teach ...
+
+shares the work among processes, on GPUs or cores.
 """
 
 import argparse
@@ -13,9 +17,10 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from huggingface_hub import cached_assets_path
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, set_seed
 
 from ..adopt_sleep import ATTENTION_SINK, adopted_config
 from ..base_terms import copy_terms, metadata_of_base
@@ -26,6 +31,7 @@ from ..hub_upload.card import write_card
 from .card import write_memory_card
 from .chat import Chat
 from .estimate import Estimate, estimate, on_meta
+from .processes import number_of_processes, rank
 from .stages import ALONE, THROUGH, Stage
 from .teaching import teach
 
@@ -43,7 +49,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--base-name", help="on the Hub, of a model in a folder: for the card")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--minutes", type=float, default=None, help="of learning; default: all steps")
-    parser.add_argument("--seed", type=int, default=0, help="of lessons and steps")
+    parser.add_argument("--seed", type=int, default=0, help="of a new memory, of lessons and of steps")
     parser.add_argument("--units", type=int, default=1000, help="stories to learn from, of about seven facts each")
     parser.add_argument(
         "--alone-units",
@@ -141,6 +147,12 @@ def estimated(options: argparse.Namespace, alone: Stage, through: Stage) -> Esti
     return estimate(on_meta(config), chat, alone, through, options.units, options.key_rank, options.alone_units)
 
 
+def device_of(options: argparse.Namespace) -> str | torch.device:
+    """Where this process teaches. Several have a device each, and meet here."""
+    state = PartialState(cpu=options.device == "cpu")
+    return state.device if state.num_processes > 1 else options.device
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns its exit code."""
     options = parse_arguments(arguments)
@@ -154,7 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(estimated(options, alone, through))
             return 0
         known = metadata_of_base(options.model)
-        model = load_model(options).to(options.device)
+        set_seed(options.seed)  # of a new memory's poolings
+        model = load_model(options).to(device_of(options))
         tokenizer = AutoTokenizer.from_pretrained(options.model)
         if options.base_name:
             model.config.adopted_from = known.base_model = options.base_name
@@ -163,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
         will_take = estimate(
             model, Chat(tokenizer), alone, through, options.units, options.key_rank, options.alone_units
         )
-        if will_take.cache > options.cache_gigabytes * 1e9:
+        if will_take.cache > options.cache_gigabytes * 1e9 and rank() == 0:
             print(
                 f"note: lessons take about {will_take.cache / 1e9:.1f} GB, and the cache may hold "
                 f"{options.cache_gigabytes:g}: what does not stay is read again by each run. `--cache-gigabytes` "
@@ -189,6 +202,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, FloatingPointError, StrictDataclassError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    processes, is_first = number_of_processes(), rank() == 0
+    PartialState().destroy_process_group()
+    if not is_first:
+        return 0
     model.save_pretrained(options.output, memory_only=options.memory_only)
     copy_terms(options.model, options.output)
     if options.memory_only:
@@ -198,8 +215,9 @@ def main(arguments: list[str] | None = None) -> int:
         tokenizer.save_pretrained(options.output)
         notes = write_card(options.output, known)
     minutes = (time.process_time() - began) / 60
+    of_the_first = f" of the first of {processes} processes" if processes > 1 else ""
     print(
-        f"{options.output}: taught in {minutes:.1f} core minutes; see README.md there.",
+        f"{options.output}: taught in {minutes:.1f} core minutes{of_the_first}; see README.md there.",
         *(f"note: {note}" for note in notes),
         sep="\n",
     )

@@ -24,6 +24,7 @@ from ..heads_sleep import SleepForCausalLM
 from ..recall_memory_sleep import RecallMemoryLayer, recall
 from .everyday import Plain
 from .lessons import Asked, Exchanges, Lesson, Sought, story_of, story_tensors, swap, told_tokens, window_tensors
+from .processes import average_gradients, number_of_processes, part_ways
 from .reading import (
     WrittenKeys,
     answer_begins,
@@ -48,7 +49,8 @@ class Stage:
     ----------
     steps : int
     stories : int
-        Lessons of a step, each with a story of `windows` windows, drawn between the two numbers.
+        Lessons of a step, each with a story of `windows` windows, drawn between the two numbers. Several processes
+        share them, and each has at least one.
     windows : tuple[int, int]
     questions : int
         Of each story, at most.
@@ -196,6 +198,7 @@ class Course:
             loss.backward()
             told |= facts
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        average_gradients(parameters)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
         is_finite = bool(nn.utils.clip_grad_norm_(parameters, 1.0).isfinite())
@@ -219,7 +222,9 @@ class Course:
     def stories(self, rng: random.Random) -> Told:
         """Lessons, and what is written of their stories."""
         windows = rng.randint(*self.stage.windows)
-        chosen = rng.sample(self.lessons, min(self.stage.stories, len(self.lessons)))
+        part_ways(rng)  # with stories of one length, so that no process waits for another
+        number = math.ceil(self.stage.stories / number_of_processes())
+        chosen = rng.sample(self.lessons, min(number, len(self.lessons)))
         chosen = [swap(x, rng, self.exchanges, self.stage.swaps, self.stage.unspaced) for x in chosen]
         windows = max(windows, *(len(x.story) for x in chosen))
         stories = [story_of(x, self.others, windows, rng) for x in chosen]

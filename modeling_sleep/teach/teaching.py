@@ -18,9 +18,10 @@ from .evaluate import Reader, answers, evaluation_units, everyday, table, zeroin
 from .everyday import everyday_reads
 from .facts import BEGINNINGS
 from .key_rank import cut_keys, set_rank
-from .lessons import exchanges, lessons, texts
+from .lessons import Lesson, exchanges, lessons, texts
 from .natural_text import natural_text, perplexity
 from .picture import draw_memory
+from .processes import from_first, number_of_processes, part_of, rank, share_parameters, wait_for_all
 from .stages import ALONE, THROUGH, Alone, Course, Stage, ThroughLayers
 from .states import StateCache, fingerprint
 
@@ -58,7 +59,8 @@ def teach(
     key_rank: int | None = None,
 ) -> dict:
     """
-    Teach the recall memory of `model`, in place, to answer from what it read before a sleep.
+    Teach the recall memory of `model`, in place, to answer from what it read before a sleep. Where there is a process
+    group, its processes share the stories of every step, and all have the same memory afterwards.
 
     Parameters
     ----------
@@ -93,7 +95,8 @@ def teach(
     Returns
     -------
     dict
-        The results, which are also in `output/results.json`. A picture of the memory is beside it.
+        The results, which are also in `output/results.json`. A picture of the memory is beside it. Of several
+        processes only the first measures; the others return nothing.
 
     Raises
     ------
@@ -129,7 +132,10 @@ def teach(
         store = StateCache(model, Path(cache) if cache else output / "states", cache_limit, autocast)
         progress = Progress(output / "teaching.pt", settings, memory)
         learn(store, chat, progress, seed, units, alone_units, natural_texts, alone, through, minutes, key_rank)
+        if rank() > 0:
+            return {}
         results = {"settings": settings, "seconds": progress.seconds, "steps": progress.steps}
+        results |= {"processes": number_of_processes()}
         if questions:
             results |= measure(model, chat, seed, questions, output)
             results |= draw_memory(model, chat, seed, output)
@@ -157,12 +163,24 @@ def learn(
     model, place, window_size = store.model, store.place, store.model.config.window_size
     memory, embeddings = model.model.layers[place], model.model.embed_tokens.weight
     how = {"amid": AMID, "cut": CUT if store.overlap else 0.0}
-    reading = lessons(store, "train", seed, chat, window_size, units, **how)
-    learned = list(tqdm(reading, "reading lessons", units, dynamic_ncols=True))
-    reading = lessons(store, "train", seed, chat, window_size, alone_units, first=units, through=False, **how)
-    of_alone = list(tqdm(reading, "reading more", alone_units, dynamic_ncols=True)) if alone_units else []
+
+    def read(what: str, count: int, first: int = 0, through: bool = True) -> list[Lesson]:
+        """Lessons. Of several processes each reads a part, and then finds those of the others on the disk."""
+        own, found = part_of(count), []
+        for part in (own, range(own.start), range(own.stop, count)):
+            some = dict(count=len(part), first=first + part.start, through=through)
+            reading = lessons(store, "train", seed, chat, window_size, **some, **how)
+            bar = dict(dynamic_ncols=True, disable=rank() > 0 or not part)
+            found.append(list(tqdm(reading, what, len(part), **bar)))
+            if part is own:
+                wait_for_all()
+        own_part, before, behind = found
+        return before + own_part + behind
+
+    learned = read("reading lessons", units)
+    of_alone = read("reading more", alone_units, first=units, through=False) if alone_units else []
     reading = texts(store, "train", seed, chat, window_size, natural_texts)
-    natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True))
+    natural = list(tqdm(reading, "reading texts", natural_texts, dynamic_ncols=True, disable=rank() > 0))
     plain = everyday_reads(store, learned, chat) if through.everyday else []
     others = exchanges(chat, SWAPPED, seed)
     if not progress.begun:
@@ -269,7 +287,9 @@ class Progress:
             self.optimizer, self.begun = saved["optimizer"], True
 
     def save(self, course: Course | None) -> None:
-        """Nobody ever sees half a file."""
+        """Nobody ever sees half a file. Of several processes the first one saves."""
+        if rank() > 0:
+            return
         partial = self.path.with_suffix(".tmp")
         torch.save(
             {
@@ -290,10 +310,12 @@ class Progress:
         first, spent = self.steps.get(name, 0), self.seconds.get(name, 0.0)
         if first and self.optimizer is not None:
             course.resume(self.optimizer)
+        share_parameters([p for group in course.groups() for p in group["params"]])
         began, recent, steps = time.perf_counter(), [], course.stage.steps
-        with tqdm(total=steps, initial=first, desc=f"learning {name}", dynamic_ncols=True) as bar:
+        bar = tqdm(total=steps, initial=first, desc=f"learning {name}", dynamic_ncols=True, disable=rank() > 0)
+        with bar:
             for number in range(first, steps):
-                elapsed = spent + time.perf_counter() - began
+                elapsed = spent + from_first(time.perf_counter() - began, course.embeddings.device)
                 progress = number / steps if seconds is None else max(number / steps, elapsed / seconds)
                 if progress >= 1:
                     break
