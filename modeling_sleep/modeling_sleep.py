@@ -197,6 +197,8 @@ class SleepModel(InStepMixin, SleepPreTrainedModel):
         past_key_values = one_cache(past_key_values, cache)
         sleep = check_sleep_passes(sleep_passes, self.config)
         inputs_embeds = self._embed(input_ids, inputs_embeds)
+        if self.injection is not None and self.training:  # DDP wants a gradient of all, also where no pass is asleep
+            inputs_embeds = inputs_embeds + 0 * self.injection.weight
         batch, length = inputs_embeds.shape[:2]
         if use_cache is None:  # an exported program returns tensors
             use_cache = self.config.use_cache and not (self.gradient_checkpointing and self.training)

@@ -63,6 +63,19 @@ def test_it_is_of_passes_asleep_and_off_unless_asked_for():
     assert torch.equal(ours[:, :8], theirs[:, :8]) and not torch.allclose(ours[:, 8:], theirs[:, 8:])
 
 
+@pytest.mark.parametrize("length, passes", [(20, 1), (6, 3)])
+def test_its_weight_has_a_gradient_in_steps_without_a_pass_asleep(length, passes):
+    """DDP ends with an error where a parameter has none, as Accelerate and `torchrun` set it up."""
+    model, ids = make_model(window_size=8, input_injection=True).train(), make_ids(2, length)
+    plain = make_model(window_size=8).train()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    output = model(ids, labels=ids, sleep_passes=passes)
+    assert torch.equal(output.logits, plain(ids, sleep_passes=passes).logits)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert not model.model.injection.weight.grad.any()
+
+
 def test_features_are_fed_at_the_length_of_the_embeddings():
     injection = make_model(input_injection=True, dtype=torch.float32).model.injection
     with torch.no_grad():
