@@ -186,9 +186,18 @@ class RecallMemoryLayer(nn.Module):
         if state_only:
             return None, state
         if state.recurrent_state is None:
-            return hidden_states, state
+            return self._unread(hidden_states), state
         query = self.query(self.context(x, state, window.positions))
         return hidden_states + self.read_out(y, recall(query, state.recurrent_state)), state
+
+    def _unread(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """
+        The same. In training all parameters have a gradient, 0: DDP ends with an error where one has none, and so does
+        `backward` where all else is frozen.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return hidden_states
+        return hidden_states + sum(0 * parameter.sum().to(hidden_states.dtype) for parameter in self.parameters())
 
     def begin(self, state: RecallState | None, window: Window) -> RecallState | None:
         """What another pass over the window begins with: the pass before has been written."""

@@ -404,6 +404,19 @@ def test_gradient_checkpointing_gives_the_same_gradients(kept):
         torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-9)
 
 
+def test_a_text_of_one_window_gives_the_memory_gradients_of_zero():
+    """Where all else is frozen a step has nothing to go back through otherwise, and DDP ends with an error."""
+    model = make_model().train()
+    model.requires_grad_(False)
+    memory = model.model.layers[2].requires_grad_(True)
+    ids = torch.randint(40, (2, L - 1))
+    output = model(ids, labels=ids)
+    assert torch.equal(output.logits, model.eval()(ids).logits)
+    output.loss.backward()
+    for name, parameter in memory.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), name
+
+
 @torch.no_grad()
 def test_save_and_load(tmp_path):
     model = make_model()
