@@ -97,17 +97,6 @@ def test_an_example_is_the_same_on_any_machine():
     assert decode(example["question_ids"]) == ("w12 <answer> v0 w17 <answer> v5 w15 <answer> v2")
 
 
-@every_task
-def test_an_example_depends_on_split_seed_and_index_alone(task):
-    for split in SPLITS:
-        together = task.examples(range(30), seed=5, split=split)
-        assert together == [task.examples([i], seed=5, split=split)[0] for i in range(30)]
-        assert len({tuple(example["context_ids"]) for example in together}) == 30
-        other = task.examples(range(30), seed=6, split=split)
-        assert not any(example in other for example in together)
-    assert not any(e in task.examples(range(30), split="eval") for e in task.examples(range(30), split="train"))
-
-
 def test_who_follows_fewer_hops_than_are_asked_for_guesses():
     """The floors that docs/LONGER_SLEEP.md gives, with a margin."""
 

@@ -8,7 +8,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 from examples.experiments.tasks.recall import ANSWER_ID, ASK_ID, KEY_ID, PAD_ID, Recall
 from examples.experiments.tasks.task import SPLITS
@@ -88,19 +87,6 @@ def test_examples_are_the_same_on_any_machine():
     assert tokenizer.decode(example["question_ids"]) == "<ask> k11 <answer> v3 <ask> k1 <answer> v7"
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@every_task
-def test_an_example_depends_on_split_seed_and_index_alone(task, split):
-    together = task.examples(range(50), seed=5, split=split)
-    assert together == [task.examples([i], seed=5, split=split)[0] for i in np.arange(50)]
-    assert together[::-1] == task.examples(range(49, -1, -1), seed=5, split=split)
-    contexts = {tuple(example["context_ids"]) for example in together}
-    assert len(contexts) == 50
-    other_split = SPLITS[1 - SPLITS.index(split)]
-    for other in ({"seed": 6, "split": split}, {"seed": 5, "split": other_split}):
-        assert not contexts & {tuple(example["context_ids"]) for example in task.examples(range(50), **other)}
-
-
 def test_the_depth_changes_neither_the_facts_nor_the_questions():
     for example, deep in zip(MINI.examples(range(200)), MINI.examples(range(200), depth=9)):
         values, deep_values = ({k: v[0] for k, v in read(MINI, e)[0].items()} for e in (example, deep))
@@ -163,18 +149,11 @@ def test_the_floor_of_guessing_is_what_the_docstring_says():
 
 
 @every_task
-def test_tokenizer_round_trip(task, tmp_path):
-    tokenizer = task.tokenizer()
+def test_where_tokens_begin(task):
+    tokenizer = tokenizer_of(task)
     assert len(tokenizer) == 3 + task.keys + task.values + task.fillers
-    ids = [example["context_ids"] + example["question_ids"] for example in task.examples(range(20))]
-    tokenizer.save_pretrained(tmp_path)
-    for candidate in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
-        assert candidate(candidate.batch_decode(ids))["input_ids"] == ids
-        assert candidate.pad_token_id == PAD_ID and candidate.padding_side == "left"
-        special = ["<pad>", "<ask>", "<answer>", "k0"]
-        assert candidate.convert_ids_to_tokens([PAD_ID, ASK_ID, ANSWER_ID, KEY_ID]) == special
-        with pytest.raises(Exception, match="UNK"):
-            candidate(f"k{task.keys}")
+    ids = [PAD_ID, ASK_ID, ANSWER_ID, KEY_ID]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["<pad>", "<ask>", "<answer>", "k0"]
 
 
 @pytest.mark.parametrize(
