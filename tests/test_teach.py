@@ -552,28 +552,27 @@ def test_what_is_found_alone_is_told_and_why_the_rest_is_not(tokenizer, chat, tm
     model = make_model(tokenizer).eval()
     memory = model.model.layers[model.config.memory_layers[0]]
     learned = the_lessons(model, chat, tmp_path, count=8)
-    asked = sum(len(list(alone.first_tokens(x))) for x in learned)
+    asked = sum(len(list(alone.first_tokens(chat, x))) for x in learned)
     with torch.no_grad():
         memory.b_proj.bias.fill_(20.0)
         rows = alone.search(model, chat, learned, 2)
         assert len(rows) == asked > 0 and all(row["written"] for row in rows)
         assert alone.search(model, chat, [], 2) == []
 
-        def in_its_words(lesson, first_tokens=alone.first_tokens):
-            for question, _, token in first_tokens(lesson):
-                window, at = lesson.places(question.question)[0]
-                yield dataclasses.replace(question, read=lesson.story[window]), at - 1, token
+        def in_its_words(chat, lesson, first_tokens=alone.first_tokens):
+            for question, _, token, (window, at) in first_tokens(chat, lesson):
+                yield dataclasses.replace(question, read=lesson.story[window]), at - 1, token, (window, at)
 
         with monkeypatch.context() as patch:
-            again = next(in_its_words(learned[0]))
-            patch.setattr(alone, "first_tokens", lambda _: [again])
+            again = next(in_its_words(chat, learned[0]))
+            patch.setattr(alone, "first_tokens", lambda *_: [again])
             (row,) = alone.search(model, chat, learned[:1], 1)
             assert row["nearest"] and row["written"]
         monkeypatch.setattr(alone, "first_tokens", in_its_words)
         rows = alone.search(model, chat, learned, 2)
         nearest = sum(row["nearest"] for row in rows)
         assert nearest > 0.7 * len(rows) and all(row["written"] for row in rows)
-        tokens = [token for lesson in learned for _, _, token in alone.first_tokens(lesson)]
+        tokens = [token for lesson in learned for _, _, token, _ in alone.first_tokens(chat, lesson)]
         memory.b_proj.bias.fill_(-20.0)
         assert not any(row["nearest"] or row["written"] for row in alone.search(model, chat, learned, 2))
 

@@ -2,7 +2,7 @@
 
     python -m modeling_sleep.teach.alone FOLDER --lessons 60 --windows 8
 
-Of each value that is asked for it tells whether the first token
+Of each value that is asked for it tells whether the first token that is more than a space
 - is found: of all tokens' codes, the value's is most like what S gives
 - stands out: the same, without the mean of what S gives to all these questions. Behind stage 2 this mean is large: it
   says to the layers behind that there is something to tell, and they know it from the value, while codes do not
@@ -53,10 +53,9 @@ def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windo
         known, _, beta = (x.flatten(0, 2) for x in gates_of(memory, tensors))
         is_written = beta > 0
         keys = F.normalize(memory.key(known[is_written]), dim=-1)
-        for asked, column, token in first_tokens(lesson):
+        for asked, column, token, (window, at) in first_tokens(chat, lesson):
             query, _ = queries_at(memory, [asked.read], [[column]])
             nearest = told[is_written][(keys @ query.flatten()).argmax()] if len(keys) else None
-            window, at = lesson.places(asked.question)[0]
             given.append((token, recall(query, S).flatten()))
             rows.append(
                 {
@@ -72,12 +71,19 @@ def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windo
     return rows
 
 
-def first_tokens(learned: Lesson) -> Iterator[tuple[Asked, int, int]]:
-    """Questions of a lesson, the column of the window that predicts the first token of their value, and this token."""
+def first_tokens(chat: Chat, learned: Lesson) -> Iterator[tuple[Asked, int, int, tuple[int, int]]]:
+    """
+    Questions of a lesson, the column of the window that predicts the first token of their value that is more than a
+    space, this token, and (window, place) where it was told.
+    """
     for asked in learned.asked:
-        values = [sought for sought in asked.sought() if sought.kind == "value"]
-        if values and not asked.before and learned.places(asked.question):
-            yield asked, values[0].column, values[0].token
+        values, places = (
+            [sought for sought in asked.sought() if sought.kind == "value"],
+            learned.places(asked.question),
+        )
+        if values and not asked.before and places:
+            first = chat.is_space(values[0].token)
+            yield asked, values[first].column, values[first].token, places[first]
 
 
 def same(chat: Chat, token: int, other: int | torch.Tensor) -> bool:

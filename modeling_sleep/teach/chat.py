@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+SPACES = ("Ġ", "▁", " ")  # tokens that are a space, as tokenizers write them
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """
@@ -20,7 +23,7 @@ class Answer:
     given : int
         So many of them are given to the model; the rest it must find.
     value : (int, int)
-        Which of them are the value.
+        Which of them are the value, as it was told.
     """
 
     text: str
@@ -76,12 +79,29 @@ class Chat:
         known = eos if isinstance(eos, list) else [] if eos is None else [eos]
         return list({self.ids(self.end)[0], *known})
 
-    def answer(self, text: str, span: tuple[int, int], given: bool) -> Answer:
-        """The tokens of an answer whose value stands from one character to another."""
+    def answer(self, text: str, span: tuple[int, int], given: bool, is_spaced: bool = True) -> Answer:
+        """
+        The tokens of an answer whose value stands from one character to another. A space that is a token of its own
+        belongs to the value if it was told so (`is_spaced`), and is to be found in any case.
+        """
         lead = gap(self.to_assistant)
         ids, offsets = self.encode(lead + text + (self.end.rstrip() or "\n"), self.to_assistant)
-        value = tokens_at(offsets, span[0] + len(lead), span[1] + len(lead))
-        return Answer(text, ids, value[0] if given else 0, value)
+        first, end = self.value_at(ids, offsets, span[0] + len(lead), span[1] + len(lead))
+        return Answer(text, ids, first if given else 0, (first + (not is_spaced and self.is_space(ids[first])), end))
+
+    def is_space(self, token: int) -> bool:
+        return self.tokenizer.convert_ids_to_tokens(token) in SPACES
+
+    def value_at(
+        self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], begin: int, end: int
+    ) -> tuple[int, int]:
+        """
+        The tokens that have some of the characters from `begin` to `end`, and the space before them where it is a
+        token of its own, as it is before a number: what finds "95" must find its space first.
+        """
+        touched = [i for i, (first, last) in enumerate(offsets) if first < end and last > begin]
+        first = touched[0]
+        return first - (first > 0 and self.is_space(ids[first - 1])), touched[-1] + 1
 
     def spoken(self, text: str) -> str:
         """What the assistant says, its turn not ended."""
@@ -95,9 +115,3 @@ class Chat:
 def gap(ended: str) -> str:
     """What stands between a text that ended so and the next word."""
     return " " if ended and not ended[-1].isspace() else ""
-
-
-def tokens_at(offsets: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:
-    """The tokens that have some of the characters from `begin` to `end`."""
-    touched = [i for i, (first, last) in enumerate(offsets) if first < end and last > begin]
-    return touched[0], touched[-1] + 1

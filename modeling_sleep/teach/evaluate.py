@@ -195,9 +195,9 @@ def answers(reader: Reader, units: Iterable[Unit], beginnings: Sequence[str] = B
 
 
 def finds(reader: Reader, question: Question, beginning: str, cache: Cache | None) -> bool:
-    """Whether the model, given the beginning of the answer, would write every token of the value."""
+    """Whether the model, given the beginning of the answer, would write every token up to the end of the value."""
     answer = question.answers[beginning]
-    first, end = answer.value
+    first, end = answer.given, answer.value[1]
     logits = reader.logits(question.prompt + answer.ids[:end], cache)
     return logits[len(question.prompt) + first - 1 : -1].argmax(-1).tolist() == answer.ids[first:end]
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .chat import Answer, Chat, gap, tokens_at
+from .chat import Answer, Chat, gap
 from .filler import SOURCES, stream
 from .names import TRAITS, draw, rivals
 from .patterns import EVAL, JOINED, SLOT, TRAIN, Pattern, kind_of
@@ -100,7 +100,8 @@ class Question:
     window : int
         The window that told the fact last.
     told : (int, int)
-        Where in it the tokens of the value stand, counted on where they go on in the next window.
+        Where in it the tokens of the value stand, counted on where they go on in the next window. A space before it
+        that is a token of its own is one of them.
     windows : int
         That are full when the answer begins.
     candidates : tuple of str
@@ -431,19 +432,22 @@ def ask(
 ) -> list[Question]:
     """The questions for a fact, as far as they and their answers fit into a window."""
     window, offsets, place = story.places[id(fact), id(fact.tellings[-1])]
+    ids = story.windows[window][place : place + len(offsets)]
     questions = []
     for question, answer in fact.asked:
         slot = value_slot(answer)
+        begin, end = chat.value_at(ids, offsets, *fact.tellings[-1].spans[slot])
+        is_spaced = chat.is_space(ids[begin])
         value, kind = fact.slots[slot], value_kind(slot, fact.slots)
         text = question_of(question, fact.slots)
         sentence, spans = render(answer.replace("[", "").replace("]", ""), fact.slots)
         general = f"{GENERAL} {value}.", (len(GENERAL) + 1, len(GENERAL) + 1 + len(value))
         answers = {
-            "question": chat.answer(sentence, spans[slot], True),
-            "general": chat.answer(*general, True),
+            "question": chat.answer(sentence, spans[slot], True, is_spaced),
+            "general": chat.answer(*general, True, is_spaced),
             # One beginning that fits every question. Taught to turn the question's words into an answer's, a model
             # begins wordings never met with words that no value fits ("Chris is a", behind which no "lentils" can be).
-            "own": chat.answer(*general, False),
+            "own": chat.answer(*general, False, is_spaced),
         }
         turn = chat.asks + gap(chat.asks) + text + chat.to_assistant
         reply = chat.spoken(rng.choice(NOTED)) + chat.following(text)
@@ -452,7 +456,6 @@ def ask(
         prompt = next((ids for ids in prompts if len(ids) + longest <= window_size), None)
         if prompt is None:
             continue
-        begin, end = tokens_at(offsets, *fact.tellings[-1].spans[slot])
         near = [fact.before[slot]] if fact.before else []
         near += [
             word

@@ -89,7 +89,7 @@ class Stage:
 
 ALONE = Stage(steps=600, stories=8, windows=(2, 8), questions=99, learning_rate=4e-3, sparse=1.0)
 THROUGH = Stage(
-    steps=600, stories=4, windows=(2, 32), questions=7, rest=0.15, unspaced=0.15, ends=1.0, sparse=6.0, natural=0.5
+    steps=600, stories=4, windows=(2, 32), questions=7, rest=0.15, unspaced=0.15, ends=2.0, sparse=6.0, natural=0.5
 )
 MOST_SKIPPED = 10  # steps, one behind the other
 SCALE = 2.5  # logarithm of what codes are multiplied by at first
