@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 TOKENS = 8_192  # to be read, at least
 AT_ONCE = 2_048
 SAMPLED_EMBEDDINGS = 32_768
+POOLINGS = 2  # that queries and keys see from the beginning; more of them hardly differ yet
 SMOOTHING = 0.02  # of the mean variance, so that what hardly varies is not blown up to noise
 VALUE_SMOOTHING = 1.0  # of the mean square of embeddings, most of which is what all of them share
 
@@ -147,7 +148,8 @@ def calibrate_memory(
         moments = new if moments is None else tuple(a + b for a, b in zip(moments, new, strict=True))
     number, total, squares = moments
     mean = total / number
-    whitening(memory, mean, squares / number - mean.unsqueeze(-1) * mean.unsqueeze(-2))
+    covariance = squares / number - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+    whitening(memory, mean[: 2 + POOLINGS], covariance[: 2 + POOLINGS])
 
     if memory.v_proj.out_features > embeddings.shape[-1]:
         raise ValueError(
@@ -217,7 +219,9 @@ def whitening(memory: RecallMemoryLayer, mean: torch.Tensor, covariance: torch.T
         bias[row : row + size] = -(part @ mean[i]).to(bias)
         row += size
     for projection in (memory.q_proj, memory.k_proj):
-        sees_inputs(projection).weight[:, : weight.shape[1]] = weight  # what keys see in hindsight is left to teaching
+        sees_inputs(projection).weight[:, : weight.shape[1]] = (
+            weight  # more poolings, and hindsight, are left to teaching
+        )
         if isinstance(projection, LowRankLinear):  # components alike in all directions, as they are without `up`
             mixed = torch.randn(projection.out_features, rows, generator=torch.Generator().manual_seed(0))
             projection.up.weight.copy_(torch.linalg.qr(mixed).Q)

@@ -65,8 +65,8 @@ from .window_sleep import Window, select
 
 # exp(-exp(-11)) for each token: S has half-lives of 41,500 tokens.
 INITIAL_A_LOG = -11.0
-# Slopes of the learned poolings at first, geometrically spread: they reach back 20 tokens and 5.
-INITIAL_SLOPES = (0.05, 0.2)
+# Slopes of the learned poolings at first, in turn: they reach back 20 tokens, 5, 10, 2.
+INITIAL_SLOPES = (0.05, 0.2, 0.1, 0.4)
 
 
 class RecallState(NamedTuple):
@@ -162,8 +162,8 @@ class RecallMemoryLayer(nn.Module):
         init.constant_(self.b_proj.bias, math.log((1 + self.threshold) / (1 - self.threshold)))
 
     def _init_pooling(self, q_proj: nn.Linear, k_proj: nn.Linear, log_slope: torch.Tensor) -> None:
-        first, last = map(math.log, INITIAL_SLOPES)
-        init.copy_(log_slope, torch.linspace(first, last, len(log_slope)))
+        slopes = [INITIAL_SLOPES[i % len(INITIAL_SLOPES)] for i in range(len(log_slope))]
+        init.copy_(log_slope, torch.tensor(slopes).log())
         init.normal_(k_proj.weight, std=k_proj.in_features**-0.5)
         init.zeros_(q_proj.weight)
 

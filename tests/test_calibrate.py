@@ -55,3 +55,22 @@ def test_keys_of_low_rank():
     variance = torch.linalg.eigvalsh(given.T.cov())
     assert (variance > 1e-5).sum() == 6 and 0.1 < variance[-5:].median() < 3
     torch.testing.assert_close(memory.q_proj.up.weight.T @ memory.q_proj.up.weight, torch.eye(6))
+
+
+def test_more_poolings_are_left_to_teaching():
+    """They hardly differ yet, so that queries and keys begin as they do with two."""
+    torch.manual_seed(0)
+    two = SleepForCausalLM(make_config(recall_poolings=2, recall_hindsight=2)).eval()
+    four = SleepForCausalLM(make_config(recall_poolings=4, recall_hindsight=4)).eval()
+    memories = [model.model.layers[2] for model in (two, four)]
+    given = {name: x for name, x in two.state_dict().items() if not name.startswith("model.layers.2.")}
+    four.load_state_dict(given, strict=False)
+    windows = torch.randint(40, (64, 6))
+    for model in (two, four):
+        calibrate(model.model, windows)
+    for name in ("q_proj", "k_proj"):
+        few, many = (getattr(memory, name) for memory in memories)
+        size = memories[0].q_proj.in_features
+        torch.testing.assert_close(many.weight[:, :size], few.weight[:, :size])
+        torch.testing.assert_close(many.bias, few.bias)
+        assert few.weight[:, :size].any() and not many.weight[:, size:].any() and not few.weight[:, size:].any()

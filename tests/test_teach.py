@@ -927,7 +927,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     assert model.model.layers[model.config.memory_layers[0]].o_proj.weight.abs().max() > 0
 
     small = ["--memory-only", "--output", str(tmp_path / "small"), "--minutes", "1", "--steps", "1", "2"]
-    small += ["--window-overlap", "16", "--windows", "2", "4", "--key-layer", "0"]
+    small += ["--window-overlap", "16", "--windows", "2", "4", "--key-layer", "0", "--poolings", "3"]
     assert command.main([str(tmp_path / "pretrained"), *options, *small]) == 0
     assert json.loads((tmp_path / "small" / "results.json").read_text())["steps"] == {"alone": 1, "through": 2}
     card = ModelCard.load(tmp_path / "small" / "README.md")
@@ -937,6 +937,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     again = SleepForCausalLM.from_causal_lm(str(tmp_path / "pretrained"), memory=str(tmp_path / "small"))
     assert again.config.sleep_passes == 2 and again.config.recall_key_rank == again.config.recall_key_dim // 4
     assert (again.config.window_overlap, again.config.pinned_tokens, again.config.recall_key_layer) == (16, 1, 0)
+    assert (again.config.recall_poolings, again.config.recall_hindsight) == (3, 3)
 
     # A taught model is taught on.
     options = ["--output", str(tmp_path / "on"), "--units", "2", "--questions", "0", "--steps", "0", "1"]
@@ -948,6 +949,8 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     assert config.recall_key_rank == model.config.recall_key_rank < model.config.recall_key_dim
     assert command.main([str(out), *options, "--key-layer", "1"]) == 1
     assert "has one that says which it is (1): leave it out" in capsys.readouterr().err
+    assert command.main([str(out), *options, "--poolings", "3"]) == 1
+    assert "`--poolings` is of a new memory, and" in capsys.readouterr().err
     assert command.main([str(out), *options, "--key-rank", "1"]) == 1
     assert "`key_rank` is 1, and the maps of this memory are of rank" in capsys.readouterr().err
     SleepForCausalLM.from_pretrained(out, pinned_tokens=3).save_pretrained(tmp_path / "pinned")

@@ -84,6 +84,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="I",
         help="whose input keys are made of; default: at a quarter of the depth",
     )
+    parser.add_argument(
+        "--poolings",
+        type=int,
+        default=None,
+        metavar="P",
+        help="of a new memory: learned means of what came before a token, and as many of what comes after; default: 2",
+    )
     parser.add_argument("--questions", type=int, default=60, help="of each kind, to measure with")
     parser.add_argument("--window-size", type=int, default=256, metavar="L", help="of a pretrained model")
     parser.add_argument(
@@ -116,13 +123,19 @@ def config_of(options: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str, 
     sleeps = config.model_type == SleepConfig.model_type
     if options.window_overlap and sleeps:
         kept.setdefault("pinned_tokens", max(config.pinned_tokens, ATTENTION_SINK))
-    if options.key_layer is not None:
-        if sleeps:
+    for option, field, given in (
+        ("--key-layer", "recall_key_layer", options.key_layer),
+        ("--poolings", "recall_poolings", options.poolings),
+    ):
+        if given is not None and sleeps:
             raise ValueError(
-                f"`--key-layer` is of a new memory, and {options.model} has one that says which it is "
-                f"({config.recall_key_layer}): leave it out, or teach the pretrained model."
+                f"`{option}` is of a new memory, and {options.model} has one that says which it is "
+                f"({getattr(config, field)}): leave it out, or teach the pretrained model."
             )
-        kept["recall_key_layer"] = options.key_layer
+        if given is not None:
+            kept[field] = given
+    if options.poolings is not None:
+        kept["recall_hindsight"] = options.poolings
     return config, kept
 
 
