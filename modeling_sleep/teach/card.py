@@ -36,10 +36,12 @@ def section(results: dict) -> str:
     stay = f", of which the last {overlap} stay" if overlap else ""
     more = settings.get("alone_units")
     more = f" and {more:,} for the memory by itself" if more else ""
+    processes = results.get("processes", 1)
+    shared = f", shared by {processes} processes" if processes > 1 else ""
     lines = [
         f"Its recall memory was taught with `modeling_sleep.teach` (seed {settings['seed']}, "
-        f"{settings['units']} stories{more}, {steps.get('alone', 0)} + {steps.get('through', 0)} steps, windows of "
-        f"{settings['window_size']} tokens{stay}). All other weights are the original's.",
+        f"{settings['units']} stories{more}, {steps.get('alone', 0)} + {steps.get('through', 0)} steps{shared}, "
+        f"windows of {settings['window_size']} tokens{stay}). All other weights are the original's.",
     ]
     if "recall" in results:
         first, second = results["perplexity"]
