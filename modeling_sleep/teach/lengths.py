@@ -154,7 +154,10 @@ def plot(rows: list[dict], path: Path) -> None:
                 here = [row for row in of_curve if (row["count"], row["passes"]) == (count, n)]
                 shares.append(100 * sum(row["right"] for row in here) / sum(row["asked"] for row in here))
             axis.plot(counts, shares, style, label=f"N = {n}" if axis is axes[0] else None)
-        axis.set(xscale="log", xlabel=label, ylim=(0, 100))
+        told = sorted({row["count"] for row in of_curve})
+        axis.set(xscale="log", xlabel=label, ylim=(0, 100), xticks=told)
+        axis.set_xticklabels([f"{count:,}" for count in told])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("right answers, %")
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
