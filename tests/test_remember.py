@@ -92,4 +92,4 @@ def test_the_memory_that_ships_is_small_and_named(request):
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     card = (remember.MEMORY / "README.md").read_text()
     assert "license: apache-2.0" in card and "| memory | eval |" in card
-    assert sum(path.stat().st_size for path in remember.MEMORY.iterdir()) < 7e6  # 3.3 million parameters in half
+    assert sum(path.stat().st_size for path in remember.MEMORY.iterdir()) < 1e7  # 4.7 million parameters in half

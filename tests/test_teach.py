@@ -989,10 +989,10 @@ def test_the_card_of_the_shipped_memory_has_its_picture():
 def test_results_of_earlier_releases_make_a_card():
     results = read_results(Path(__file__).parents[1] / "examples" / "checkpoints" / "smollm2-memory")
     assert "of which the last 32 stay" in section(results)
-    assert "600 stories and 12,000 for the memory by itself, 1500" in section(results)
+    assert "600 stories and 8,000 for the memory by itself, 2200" in section(results)
     assert "steps, shared by 2 processes, windows" in section(results | {"processes": 2})
     del results["settings"]["window_overlap"], results["settings"]["alone_units"]
-    assert "windows of 64 tokens)" in section(results) and "600 stories, 1500" in section(results)
+    assert "windows of 64 tokens)" in section(results) and "600 stories, 2200" in section(results)
 
 
 def test_a_lesson_begins_answers_as_it_is_told(tokenizer, chat, tmp_path):
