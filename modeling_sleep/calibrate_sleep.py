@@ -31,7 +31,7 @@ logger = logging.get_logger(__name__)
 TOKENS = 8_192  # to be read, at least
 AT_ONCE = 2_048
 SAMPLED_EMBEDDINGS = 32_768
-POOLINGS = 2  # that queries and keys see from the beginning; more of them hardly differ yet
+BLOCKS = 4  # of c that queries and keys see from the beginning: x, the mean, two poolings; more hardly differ yet
 SMOOTHING = 0.02  # of the mean variance, so that what hardly varies is not blown up to noise
 VALUE_SMOOTHING = 1.0  # of the mean square of embeddings, most of which is what all of them share
 
@@ -143,13 +143,12 @@ def calibrate_memory(
         x = memory.feature_norm(batch)
         state = RecallState(features=x, pool_keys=memory.pool_k_proj(x))
         context = memory.context(x, state, torch.arange(x.shape[1], device=x.device).unsqueeze(0))
-        blocks = context.double().flatten(0, 1).unflatten(-1, (-1, x.shape[-1])).transpose(0, 1)  # (blocks, tokens, d)
+        blocks = context.flatten(0, 1).unflatten(-1, (-1, x.shape[-1])).transpose(0, 1)[:BLOCKS].double()
         new = blocks.shape[1], blocks.sum(1), blocks.mT @ blocks
         moments = new if moments is None else tuple(a + b for a, b in zip(moments, new, strict=True))
     number, total, squares = moments
     mean = total / number
-    covariance = squares / number - mean.unsqueeze(-1) * mean.unsqueeze(-2)
-    whitening(memory, mean[: 2 + POOLINGS], covariance[: 2 + POOLINGS])
+    whitening(memory, mean, squares / number - mean.unsqueeze(-1) * mean.unsqueeze(-2))
 
     if memory.v_proj.out_features > embeddings.shape[-1]:
         raise ValueError(
@@ -218,10 +217,8 @@ def whitening(memory: RecallMemoryLayer, mean: torch.Tensor, covariance: torch.T
         weight[row : row + size, columns] = part.to(weight)
         bias[row : row + size] = -(part @ mean[i]).to(bias)
         row += size
-    for projection in (memory.q_proj, memory.k_proj):
-        sees_inputs(projection).weight[:, : weight.shape[1]] = (
-            weight  # more poolings, and hindsight, are left to teaching
-        )
+    for projection in (memory.q_proj, memory.k_proj):  # what keys see in hindsight is left to teaching
+        sees_inputs(projection).weight[:, : weight.shape[1]] = weight
         if isinstance(projection, LowRankLinear):  # components alike in all directions, as they are without `up`
             mixed = torch.randn(projection.out_features, rows, generator=torch.Generator().manual_seed(0))
             projection.up.weight.copy_(torch.linalg.qr(mixed).Q)

@@ -123,19 +123,17 @@ def config_of(options: argparse.Namespace) -> tuple[PreTrainedConfig, dict[str, 
     sleeps = config.model_type == SleepConfig.model_type
     if options.window_overlap and sleeps:
         kept.setdefault("pinned_tokens", max(config.pinned_tokens, ATTENTION_SINK))
-    for option, field, given in (
-        ("--key-layer", "recall_key_layer", options.key_layer),
-        ("--poolings", "recall_poolings", options.poolings),
+    for option, given, fields in (
+        ("--key-layer", options.key_layer, ("recall_key_layer",)),
+        ("--poolings", options.poolings, ("recall_poolings", "recall_hindsight")),
     ):
         if given is not None and sleeps:
             raise ValueError(
                 f"`{option}` is of a new memory, and {options.model} has one that says which it is "
-                f"({getattr(config, field)}): leave it out, or teach the pretrained model."
+                f"({getattr(config, fields[0])}): leave it out, or teach the pretrained model."
             )
         if given is not None:
-            kept[field] = given
-    if options.poolings is not None:
-        kept["recall_hindsight"] = options.poolings
+            kept |= dict.fromkeys(fields, given)
     return config, kept
 
 

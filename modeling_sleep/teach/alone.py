@@ -77,13 +77,12 @@ def first_tokens(chat: Chat, learned: Lesson) -> Iterator[tuple[Asked, int, int,
     space, this token, and (window, place) where it was told.
     """
     for asked in learned.asked:
-        values, places = (
-            [sought for sought in asked.sought() if sought.kind == "value"],
-            learned.places(asked.question),
-        )
+        values = [sought for sought in asked.sought() if sought.kind == "value"]
+        places = learned.places(asked.question)
         if values and not asked.before and places:
-            first = chat.is_space(values[0].token)
-            yield asked, values[first].column, values[first].token, places[first]
+            first = chat.behind_space([sought.token for sought in values], 0)
+            if first < len(values):  # a window may end behind the space
+                yield asked, values[first].column, values[first].token, places[first]
 
 
 def same(chat: Chat, token: int, other: int | torch.Tensor) -> bool:

@@ -87,10 +87,15 @@ class Chat:
         lead = gap(self.to_assistant)
         ids, offsets = self.encode(lead + text + (self.end.rstrip() or "\n"), self.to_assistant)
         first, end = self.value_at(ids, offsets, span[0] + len(lead), span[1] + len(lead))
-        return Answer(text, ids, first if given else 0, (first + (not is_spaced and self.is_space(ids[first])), end))
+        value = first if is_spaced else self.behind_space(ids, first), end
+        return Answer(text, ids, first if given else 0, value)
 
     def is_space(self, token: int) -> bool:
         return self.tokenizer.convert_ids_to_tokens(token) in SPACES
+
+    def behind_space(self, ids: Sequence[int], first: int) -> int:
+        """The same place, or the next one if a space stands there."""
+        return first + self.is_space(ids[first])
 
     def value_at(
         self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], begin: int, end: int

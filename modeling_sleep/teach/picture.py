@@ -39,7 +39,7 @@ def draw_memory(model, chat: Chat, seed: int, folder: Path) -> dict:
     story = unit("known", seed, 0, chat, model.config.window_size, windows=WINDOWS, facts=FACTS)
     asked = sorted(story.questions, key=lambda question: question.window)[:QUESTIONS]
     answers = [question.answers["general"] for question in asked]
-    firsts = [answer.value[0] + chat.is_space(answer.ids[answer.value[0]]) for answer in answers]
+    firsts = [chat.behind_space(answer.ids, answer.value[0]) for answer in answers]
     begun = [question.prompt + answer.ids[:first] for question, answer, first in zip(asked, answers, firsts)]
     device, told = model.device, [question.window for question in asked]
     result = trace(
