@@ -24,7 +24,7 @@ FLA := .venv-fla
 SUITE := .transformers_tests
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo chat smollm2 suite suite-if-online test slow yardsticks test-oldest test-fla style check bench gpu evidence evidence-quick clean
+.PHONY: help env demo chat smollm2 suite suite-if-online test programs slow yardsticks test-oldest test-fla style check bench gpu evidence evidence-quick clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -75,6 +75,9 @@ suite-if-online: env
 test: suite-if-online ## run the tests, transformers' own too
 	$(BIN)/$(PYTEST)
 
+programs: suite-if-online ## run the tests that start programs: examples, several processes, clean rooms
+	$(BIN)/$(PYTEST) -m "programs and not slow"
+
 slow: suite-if-online ## run the tests that take minutes
 	$(BIN)/$(PYTEST) -m slow
 
@@ -87,7 +90,7 @@ yardsticks: env ## run the tests that need lm-evaluation-harness
 test-oldest: env $(OVERLAY)/.stamp ## run the tests with the oldest supported transformers
 	@PYTHONPATH=$(CURDIR)/$(OVERLAY) $(BIN)/python -c 'import transformers as t; print("[env] imports", t.__file__); \
 		assert t.__version__ == "$(OLDEST)", f"transformers {t.__version__} instead of $(OLDEST)"'
-	PYTHONPATH=$(CURDIR)/$(OVERLAY) $(BIN)/$(PYTEST) $(OLDEST_TESTS)
+	PYTHONPATH=$(CURDIR)/$(OVERLAY) $(BIN)/$(PYTEST) -m "not slow" $(OLDEST_TESTS)
 
 $(OVERLAY)/.stamp: pyproject.toml | $(VENV)/.stamp
 	@echo "[env] transformers==$(OLDEST), laid over $(VENV)"

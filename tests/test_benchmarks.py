@@ -370,6 +370,7 @@ def test_peak_memory_rises_with_what_is_allocated():
     assert memory.resident_bytes("VmHWM") >= before + 0.9 * held.nbytes
 
 
+@pytest.mark.programs
 def test_memory_of_a_step_is_measured_in_a_process_of_its_own():
     step = memory.Step(passes=2, lengths=(20, 33), packed=True, overrides=(("skip_logits", True),))
     found = memory.peak_memory(step, QUICK)

@@ -230,6 +230,7 @@ def run_chat(folder, tmp_path, monkeypatch, capsys):
     return run_chat
 
 
+@pytest.mark.programs
 def test_two_chats_never_see_each_other(run_chat, folder, tokenizer, tmp_path):
     """
     By name, in turns, each turn after a restart, and the last in two processes at once: what each remembers is, to the

@@ -84,6 +84,7 @@ def found(tmp_path_factory):
     return found
 
 
+@pytest.mark.programs
 @needs_whole_gradients
 @pytest.mark.parametrize("layers, tolerance", [("", 1e-6), (" of a family", 1e-5)], ids=["ours", "of a family"])
 @pytest.mark.parametrize("parallelism", ["tensor", "data"])
@@ -97,6 +98,7 @@ def test_two_processes_equal_one(parallelism, layers, tolerance, found):
             assert result[f"gradients, checkpointing {checkpointing}"] < tolerance
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("program", ["ddp", pytest.param("fsdp2", marks=needs_whole_gradients)])
 def test_texts_of_different_lengths_do_not_hang_and_change_nobodys_loss(program, found):
     for result in found[program]:
@@ -107,6 +109,7 @@ def test_texts_of_different_lengths_do_not_hang_and_change_nobodys_loss(program,
             assert "must be the same in all processes" in result["error"] and "got 2 to 3" in result["error"]
 
 
+@pytest.mark.programs
 @needs_whole_gradients
 def test_a_sharded_checkpoint_comes_back(found):
     for result in found["checkpoint"]:
@@ -114,6 +117,7 @@ def test_a_sharded_checkpoint_comes_back(found):
         assert result["files"] == 2
 
 
+@pytest.mark.programs
 @pytest.mark.skipif(
     version.parse(transformers.__version__) < version.parse("5.18"),
     reason="older releases cannot load an optimizer's state in several processes on CPUs",
@@ -181,6 +185,7 @@ def one_process(tmp_path_factory):
     return launch([sys.executable, str(script)], tmp_path_factory.mktemp("one"))[1]
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("preset", ["ddp.yaml", "fsdp2.yaml"])
 def test_the_loop_trains_alike_in_two_processes(preset, one_process, tmp_path):
     script = [MODEL_BEFORE_GROUP, "examples.train_accelerate"]

@@ -113,6 +113,7 @@ def test_what_a_page_links_to_is_there(page):
     assert not missing
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("block", BLOCKS, ids=range(1, len(BLOCKS) + 1))
 def test_the_code_of_the_readme_runs(block, tmp_path):
     """Each block by itself, in a process of its own, where the README says it is to be run, but leaving no traces."""
@@ -157,6 +158,7 @@ def test_text_of_ones_own_has_nothing_to_resume(tmp_path, capsys):
     assert "--resume: there is no checkpoint in" in capsys.readouterr().err
 
 
+@pytest.mark.programs
 def test_text_of_ones_own_with_trainer(tmp_path, capsys):
     """As a command, and what goes on from it in this process."""
     text = tmp_path / "text.txt"
@@ -231,6 +233,7 @@ def kinds_and_numbers(words: list[str]) -> tuple:
     return tuple(sorted(("given", s[2]) if s[4] == "given" else (s[3], s[4]) for s in sentences))
 
 
+@pytest.mark.programs
 def test_demo_runs_from_start_to_end(tmp_path):
     command = [sys.executable, REPOSITORY / "examples" / "demo.py", "--output", tmp_path / "demo", "--seed", "3"]
     run = subprocess.run(

@@ -312,6 +312,7 @@ def test_saved_and_loaded_it_is_the_same(family, tmp_path):
     assert SleepForCausalLM.from_pretrained(tmp_path).lm_head.weight.shape[0] == 32000
 
 
+@pytest.mark.programs
 def test_loads_as_remote_code_where_the_package_is_not_installed(tmp_path):
     model = make_model("qwen3_next", sleep_passes=2, pad_token_id=0)
     torch.manual_seed(1)

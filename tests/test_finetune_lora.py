@@ -15,6 +15,7 @@ from modeling_sleep import SleepForCausalLM
 SCRIPT = Path(__file__).parents[1] / "examples" / "finetune_lora.py"
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("flags, added", [([], 51_328), (["--memory-only"], 12_416)])
 def test_an_adapter_is_trained_saved_and_merged(flags, added, tmp_path):
     command = [sys.executable, SCRIPT, "--output", tmp_path / "adapter", "--steps", "2", "--examples", "20", *flags]

@@ -204,7 +204,7 @@ def test_the_compiler_is_told_the_truth(install):
 
 
 def test_compiled_tokens_break_no_graph(install):
-    config = SleepConfig.from_preset("tiny", num_hidden_layers=4, window_size=8)
+    config = SleepConfig.from_preset("tiny", num_hidden_layers=2, window_size=8)
     model, ids = SleepForCausalLM(config).bfloat16().eval(), torch.randint(1, config.vocab_size, (1, 19))
     options = dict(min_new_tokens=20, max_new_tokens=20, do_sample=False, sleep_passes=2)
     options |= dict(return_dict_in_generate=True, output_scores=True)

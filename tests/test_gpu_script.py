@@ -13,6 +13,7 @@ def lines(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.programs
 def test_two_steps_and_where_they_were_left(tmp_path, capsys):
     command = ["--tiny", "--device", "cpu", "--output", str(tmp_path), "--only", "sleep", "rule110 N=1"]
     main([*command, "--steps", "1"])
@@ -78,6 +79,7 @@ def test_slices_take_turns_over_many_commands(tmp_path):
     assert next(in_order(steps, log)) == "tests"
 
 
+@pytest.mark.programs
 def test_the_tests_marked_cuda_are_counted(tmp_path):
     result = gpu.STEPS["tests"](Run(tmp_path, "cpu", tiny=True))
     assert result == {"passed": 3, "failed": {}, "skipped": {}}

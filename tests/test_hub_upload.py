@@ -446,6 +446,7 @@ def test_a_memory_that_was_never_trained_is_said_on_the_card(base, tmp_path):
 # The checks.
 
 
+@pytest.mark.programs
 def test_an_exported_checkpoint_passes_in_a_process_without_the_package(exported, capsys):
     assert main(["verify", str(exported)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -456,6 +457,7 @@ def test_an_exported_checkpoint_passes_in_a_process_without_the_package(exported
     assert lines[4].startswith("...     loading it by AutoModelForCausalLM")  # before it takes long
 
 
+@pytest.mark.programs
 def test_a_classifier_passes_too(tmp_path, capsys):
     small_model(SleepForSequenceClassification, num_labels=3).save_pretrained(tmp_path / "run")
     export(tmp_path / "run", tmp_path / "out")

@@ -88,6 +88,7 @@ def change_weights(folder):
 # A push.
 
 
+@pytest.mark.programs
 def test_a_push_is_verified_and_one_commit(hub, folder, monkeypatch, capsys):
     monkeypatch.setenv("HF_TOKEN", "anna-writes")
     command = ["push", str(folder), "anna/first", "--message", "Good morning"]
@@ -107,6 +108,7 @@ def test_a_push_is_verified_and_one_commit(hub, folder, monkeypatch, capsys):
     assert len(hub.repositories["anna/first"].commits) == 2
 
 
+@pytest.mark.programs
 def test_the_four_commands_of_the_page(hub, tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[1] / "docs" / "HUB.md").read_text(encoding="utf-8")
     commands = re.findall(r"^    python -m modeling_sleep.hub_upload (.+?)(?: +#.*)?$", page, re.M)
@@ -284,6 +286,7 @@ def test_the_reason_is_said_and_signatures_are_not():
             raise ours
 
 
+@pytest.mark.programs
 def test_what_was_downloaded_is_verified_and_can_go_to_another_name(hub, folder, tmp_path, capsys):
     """As `hf download --local-dir` leaves it, with its own notes in the folder."""
     push(folder, "anna/fetched")
@@ -320,6 +323,7 @@ save_file(logits, sys.argv[2])
 """
 
 
+@pytest.mark.programs
 def test_a_stranger_needs_the_name_alone(hub, folder, tmp_path):
     """From the Hub, unlike from a folder, transformers asks of every file whether all that it imports is there."""
 

@@ -269,6 +269,7 @@ output.past_key_values.save(path, model)
 """
 
 
+@pytest.mark.programs
 def test_a_memory_goes_on_where_only_the_saved_code_is(tmp_path):
     model, new = make_model(), make_ids(1, 4, seed=2)
     model.save_pretrained(tmp_path / "model")
@@ -445,6 +446,7 @@ KILLED = """
 """
 
 
+@pytest.mark.programs
 def test_killed_in_the_middle_of_a_save_the_old_file_is_whole(model, tmp_path):
     old, paths = model.read(make_ids(1, 12), progress=False), {}
     for call in ("fsync", "replace"):

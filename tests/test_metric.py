@@ -107,6 +107,7 @@ def test_bad_input_is_refused_and_forgotten(metric):
     assert by_depth(metric.compute(predictions=[[1]], references=[[1]], depths=[1])) == {1: (1, 1)}
 
 
+@pytest.mark.programs
 def test_loads_in_a_fresh_process_without_a_network(tmp_path):
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     process = subprocess.run(

@@ -44,6 +44,7 @@ def test_wheel_installs_one_top_level_package(files):
     )
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("installation", ["wheel", "editable"])
 def test_only_modeling_sleep_can_be_imported(wheel, installation, tmp_path):
     """In a process of its own, away from the repository, whose folders the working directory would let in."""

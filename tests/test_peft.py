@@ -559,6 +559,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.programs
 def test_an_adapter_works_on_remote_code(tmp_path):
     make().save_pretrained(tmp_path / "base")
     save_file({"ids": make_ids()}, tmp_path / "ids.safetensors")

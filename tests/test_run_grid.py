@@ -108,6 +108,7 @@ def test_a_dry_run_runs_nothing(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.programs
 def test_a_grid_is_interrupted_and_resumed(tmp_path, capsys):
     command = ["rule110-mini", "--variants", "N=1", "N=2", "--seeds", "0", "--output", str(tmp_path / "runs")]
     command += ["--results", str(tmp_path), "--set", *SMALL]
@@ -158,6 +159,7 @@ def test_runs_take_the_gpus_in_turns(tmp_path, monkeypatch):
     assert seen() == ["None"] * 3
 
 
+@pytest.mark.programs
 def test_a_grid_that_is_terminated_takes_its_runs_with_it(tmp_path):
     command = [sys.executable, "-m", run_grid.__name__, "rule110-mini", "--variants", "N=1", "--seeds", "0"]
     command += ["--output", str(tmp_path), "--set", *SMALL, "training.max_steps=100000", "--", "--cpu"]

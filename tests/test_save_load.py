@@ -129,6 +129,7 @@ def generations(saved, tmp_path_factory):
 # Without the package.
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("generation", [0, 1], ids=["loaded", "saved and loaded again"])
 def test_the_folder_is_the_model_where_the_package_is_not_installed(saved, generations, generation):
     expected, found = saved[1], generations[1][generation]

@@ -491,7 +491,7 @@ def test_both_stages_learn(tokenizer, chat, tmp_path, family, overlap, key_layer
         Alone(FEW_ALONE, model, place, learned, Exchanges({}, {}), 0),
         ThroughLayers(FEW_THROUGH, model, place, learned, Exchanges({}, {}), 0, texts=natural, plain=plain),
     ):
-        before, told = loss_of(course), [course.step(number, 0.0) for number in range(4 * course.stage.steps)]
+        before, told = loss_of(course), [course.step(number, 0.0) for number in range(3 * course.stage.steps)]
         assert loss_of(course) < before
     assert {"recall", "end", "begin", "keep", "plain", "beta"} <= set().union(*told)
     assert all(torch.equal(p, base[name]) for name, p in model.named_parameters() if name in base)
@@ -800,6 +800,7 @@ def test_it_goes_on_where_it_was_stopped(tokenizer, tmp_path, monkeypatch):
         torch.testing.assert_close(memories[1][name], parameter, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.programs
 def test_two_processes_learn_what_one_does_from_the_stories_of_both(tokenizer, tmp_path, monkeypatch, capsys):
     make_original("llama", tokenizer).save_pretrained(tmp_path / "pretrained")
     tokenizer.save_pretrained(tmp_path / "pretrained")
@@ -903,6 +904,7 @@ def test_the_command_teaches_a_pretrained_model(tokenizer, tmp_path, monkeypatch
     (tmp_path / "pretrained" / "README.md").write_text("---\nlicense: mit\nbase_model: anna/ancestor\n---\n")
     (tmp_path / "pretrained" / "LICENSE").write_text("As you like it.")
     monkeypatch.setattr("modeling_sleep.teach.teaching.TEXTS_MEASURED", 1)
+    monkeypatch.setattr("modeling_sleep.teach.estimate.SAMPLED", 4)
     out = tmp_path / "taught"
     options = ["--output", str(out), "--window-size", str(L), "--units", "4", "--questions", "2", "--minutes", "0.02"]
     options += ["--cache", str(tmp_path / "states"), "--passes", "2", "--device", "cpu"]

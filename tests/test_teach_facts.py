@@ -254,6 +254,7 @@ def test_the_last_word_counts(chat, monkeypatch):
     assert changed > 0.7 * len(asked)  # the others are told by the assistant, once
 
 
+@pytest.mark.programs
 def test_the_same_index_is_the_same_unit_in_another_process(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     command = [sys.executable, "-m", "modeling_sleep.teach.facts", "--tokenizer", str(tmp_path)]

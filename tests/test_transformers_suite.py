@@ -192,6 +192,7 @@ class SeveralWindowsTest(ModelSuite, unittest.TestCase):
                     torch.testing.assert_close(parameter.grad, expected[name], rtol=0, atol=0, msg=name)
 
 
+@pytest.mark.programs
 class SeveralWindowsDistributedTest(DistributedSuite, unittest.TestCase):
     """These tests read 64 tokens, three windows, and generate up to 34, two windows."""
 

@@ -457,6 +457,7 @@ def different_words(completions, **kwargs):
 # The example
 
 
+@pytest.mark.programs
 def test_the_example_trains_answers_and_reloads(tmp_path):
     command = [sys.executable, REPOSITORY / "examples" / "finetune_trl.py", "--output", tmp_path / "model"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}

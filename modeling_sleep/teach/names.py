@@ -377,10 +377,11 @@ TRAITS = {
 MIDDLES = (*"bdgklmnrstvz", "br", "gr", "kr", "tr")  # of invented words
 
 
-def listed(kind: str, split: str) -> list[str]:
+@functools.cache
+def listed(kind: str, split: str) -> tuple[str, ...]:
     """The words of a kind that belong to a split."""
     words = LISTS[kind].split("|")[split == "eval"]
-    return [word.strip() for word in words.split(",")] if "," in words else words.split()
+    return tuple(word.strip() for word in words.split(",")) if "," in words else tuple(words.split())
 
 
 @functools.cache
