@@ -552,27 +552,31 @@ def test_what_is_found_alone_is_told_and_why_the_rest_is_not(tokenizer, chat, tm
     model = make_model(tokenizer).eval()
     memory = model.model.layers[model.config.memory_layers[0]]
     learned = the_lessons(model, chat, tmp_path, count=8)
-    asked = sum(len(list(alone.first_tokens(chat, x))) for x in learned)
+    asked = [(x, *y) for x in learned for y in alone.value_tokens(chat, x)]
+    assert all(lesson.story[window].ids[at] == token for lesson, _, nth, _, token, (window, at) in asked if nth)
     with torch.no_grad():
         memory.b_proj.bias.fill_(20.0)
         rows = alone.search(model, chat, learned, 2)
-        assert len(rows) == asked > 0 and all(row["written"] for row in rows)
+        assert len(rows) == len(asked) and all(row["written"] for row in rows)
+        assert [row["token"] for row in rows] == [nth for _, _, nth, *_ in asked]
+        assert {0, 1, 2} <= {row["token"] for row in rows}
+        assert not any(row["nearest"] and row["beside"] for row in rows) and any(row["beside"] for row in rows)
         assert alone.search(model, chat, [], 2) == []
 
-        def in_its_words(chat, lesson, first_tokens=alone.first_tokens):
-            for question, _, token, (window, at) in first_tokens(chat, lesson):
-                yield dataclasses.replace(question, read=lesson.story[window]), at - 1, token, (window, at)
+        def in_its_words(chat, lesson, value_tokens=alone.value_tokens):
+            for question, nth, _, token, (window, at) in value_tokens(chat, lesson):
+                yield dataclasses.replace(question, read=lesson.story[window]), nth, at - 1, token, (window, at)
 
         with monkeypatch.context() as patch:
             again = next(in_its_words(chat, learned[0]))
-            patch.setattr(alone, "first_tokens", lambda *_: [again])
+            patch.setattr(alone, "value_tokens", lambda *_: [again])
             (row,) = alone.search(model, chat, learned[:1], 1)
             assert row["nearest"] and row["written"]
-        monkeypatch.setattr(alone, "first_tokens", in_its_words)
+        monkeypatch.setattr(alone, "value_tokens", in_its_words)
         rows = alone.search(model, chat, learned, 2)
         nearest = sum(row["nearest"] for row in rows)
         assert nearest > 0.7 * len(rows) and all(row["written"] for row in rows)
-        tokens = [token for lesson in learned for _, _, token, _ in alone.first_tokens(chat, lesson)]
+        tokens = [token for lesson in learned for _, _, _, token, _ in alone.value_tokens(chat, lesson)]
         memory.b_proj.bias.fill_(-20.0)
         assert not any(row["nearest"] or row["written"] for row in alone.search(model, chat, learned, 2))
 
@@ -591,8 +595,8 @@ def test_the_command_tells_what_is_found_alone(tokenizer, tmp_path, capsys):
     tokenizer.save_pretrained(tmp_path / "model")
     assert alone.main([str(tmp_path / "model"), "--lessons", "3", "--windows", "2", "--passes", "1"]) == 0
     told = capsys.readouterr().out
-    names = ("found", "stands out", "nearest", "written")
-    assert all(f"{split}, {name}: " in told for split in ("known", "eval") for name in names)
+    names = [f"{which}{name}: " for which in ("", "later tokens, ") for name in alone.TOLD]
+    assert all(f"{split}, {name}" in told for split in ("known", "eval") for name in names)
     assert alone.main([str(tmp_path / "nowhere")]) == 1
     assert "error: " in capsys.readouterr().err
 

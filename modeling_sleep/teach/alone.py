@@ -7,7 +7,9 @@ Of each value that is asked for it tells whether the first token that is more th
 - stands out: the same, without the mean of what S gives to all these questions. Behind stage 2 this mean is large: it
   says to the layers behind that there is something to tell, and they know it from the value, while codes do not
 - has the nearest key: of all keys that were written, the value's is most like the query
-- was written at all.
+- has it beside: the nearest key is another's, of a token near the value. The fact was found, and not what it says
+- was written at all;
+and the same of the tokens behind it, which are asked for when those before them were said.
 
 What does not stand out although its key is the nearest was mixed with other values in S: a larger `recall_key_dim` or
 fewer written tokens help. What has not the nearest key is a matter of queries and keys: of what they are made of, and
@@ -35,11 +37,15 @@ from .states import StateCache
 from .teaching import AMID, check
 
 
+BESIDE = 16  # tokens, about a sentence
+TOLD = ("found", "stands out", "nearest", "beside", "written")
+
+
 @torch.no_grad()
 def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windows: int) -> list[dict]:
     """
-    Rows of lessons, each told among windows of the others: the question, and whether its value's first token is
-    `found`, `stands out`, has the `nearest` key, and was `written`.
+    Rows of lessons, each told among windows of the others: the question, the number of a token of its value, and
+    whether this is `found`, `stands out`, has the `nearest` key or has it `beside`, and was `written`.
     """
     rows, given = [], []
     memory, embeddings = model.model.layers[check(model, chat.tokenizer)], model.model.embed_tokens.weight
@@ -53,36 +59,44 @@ def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windo
         known, _, beta = (x.flatten(0, 2) for x in gates_of(memory, tensors))
         is_written = beta > 0
         keys = F.normalize(memory.key(known[is_written]), dim=-1)
-        for asked, column, token, (window, at) in first_tokens(chat, lesson):
+        for asked, nth, column, token, (window, at) in value_tokens(chat, lesson):
             query, _ = queries_at(memory, [asked.read], [[column]])
-            nearest = told[is_written][(keys @ query.flatten()).argmax()] if len(keys) else None
-            given.append((token, recall(query, S).flatten()))
+            own = window_of[window] * len(lesson.story[0].ids) + at
+            nearest = is_written.nonzero().flatten()[(keys @ query.flatten()).argmax()] if len(keys) else None
+            is_nearest = nearest is not None and same(chat, token, told[nearest])
+            given.append((nth > 0, token, recall(query, S).flatten()))
             rows.append(
                 {
                     "question": asked.question.text,
-                    "nearest": nearest is not None and same(chat, token, nearest),
-                    "written": bool(is_written[window_of[window] * len(lesson.story[0].ids) + at]),
+                    "token": nth,
+                    "nearest": is_nearest,
+                    "beside": nearest is not None and not is_nearest and abs(int(nearest) - own) <= BESIDE,
+                    "written": bool(is_written[own]),
                 }
             )
-    mean = torch.stack([what for _, what in given]).mean(0) if given else None
-    for row, (token, what) in zip(rows, given, strict=True):
-        row["found"] = same(chat, token, (codes @ what).argmax())
-        row["stands out"] = same(chat, token, (codes @ (what - mean)).argmax())
+    for is_later in (False, True):
+        some = [(row, *rest) for row, (later, *rest) in zip(rows, given, strict=True) if later == is_later]
+        mean = torch.stack([what for _, _, what in some]).mean(0) if some else None
+        for row, token, what in some:
+            row["found"] = same(chat, token, (codes @ what).argmax())
+            row["stands out"] = same(chat, token, (codes @ (what - mean)).argmax())
     return rows
 
 
-def first_tokens(chat: Chat, learned: Lesson) -> Iterator[tuple[Asked, int, int, tuple[int, int]]]:
+def value_tokens(chat: Chat, learned: Lesson) -> Iterator[tuple[Asked, int, int, int, tuple[int, int]]]:
     """
-    Questions of a lesson, the column of the window that predicts the first token of their value that is more than a
-    space, this token, and (window, place) where it was told.
+    Questions of a lesson; the number of each token of their value, from the first one that is more than a space; the
+    column of the window that predicts it; the token; and (window, place) where it was told.
     """
     for asked in learned.asked:
         values = [sought for sought in asked.sought() if sought.kind == "value"]
         places = learned.places(asked.question)
         if values and not asked.before and places:
             first = chat.behind_space([sought.token for sought in values], 0)
-            if first < len(values):  # a window may end behind the space
-                yield asked, values[first].column, values[first].token, places[first]
+            for nth, (sought, (window, at)) in enumerate(zip(values[first:], places[first:])):
+                if nth and learned.story[window].ids[at] != sought.token:
+                    break  # it was told in other tokens
+                yield asked, nth, sought.column, sought.token, (window, at)
 
 
 def same(chat: Chat, token: int, other: int | torch.Tensor) -> bool:
@@ -115,8 +129,10 @@ def main(arguments: list[str] | None = None) -> int:
             reading = lessons(cache, split, options.seed, chat, model.config.window_size, options.lessons, amid=AMID)
             learned = list(tqdm(reading, f"reading, {split}", options.lessons, dynamic_ncols=True))
             rows = search(model, chat, learned, options.windows)
-            for name in ("found", "stands out", "nearest", "written"):
-                print(f"{split}, {name}: {share(sum(row[name] for row in rows), len(rows))}")
+            firsts, later = ([row for row in rows if (row["token"] > 0) == is_later] for is_later in (False, True))
+            for what, some in (("", firsts), ("later tokens, ", later)):
+                for name in TOLD if some else ():
+                    print(f"{split}, {what}{name}: {share(sum(row[name] for row in some), len(some))}")
     return 0
 
 
