@@ -80,7 +80,7 @@ def test_the_whole_model_is_one_graph_through_a_sleep():
     model, ids = build(num_layers=2)
     model.eval()
     expected = model(ids).logits
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     cache, logits, graphs = DynamicCache(config=model.config), [], []
     for token in ids.split(1, dim=1):
         logits.append(compiled(token, past_key_values=cache).logits)

@@ -58,13 +58,14 @@ def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windo
         S, _ = written(memory, tensors, model.config.sleep_passes)
         known, _, beta = (x.flatten(0, 2) for x in gates_of(memory, tensors))
         is_written = beta > 0
+        place_of = is_written.nonzero().flatten()
         keys = F.normalize(memory.key(known[is_written]), dim=-1)
         for asked, nth, column, token, (window, at) in value_tokens(chat, lesson):
             query, _ = queries_at(memory, [asked.read], [[column]])
             own = window_of[window] * len(lesson.story[0].ids) + at
-            nearest = is_written.nonzero().flatten()[(keys @ query.flatten()).argmax()] if len(keys) else None
+            nearest = place_of[(keys @ query.flatten()).argmax()] if len(keys) else None
             is_nearest = nearest is not None and same(chat, token, told[nearest])
-            given.append((nth > 0, token, recall(query, S).flatten()))
+            given.append((token, recall(query, S).flatten()))
             rows.append(
                 {
                     "question": asked.question.text,
@@ -75,7 +76,7 @@ def search(model: SleepForCausalLM, chat: Chat, learned: Sequence[Lesson], windo
                 }
             )
     for is_later in (False, True):
-        some = [(row, *rest) for row, (later, *rest) in zip(rows, given, strict=True) if later == is_later]
+        some = [(row, *what) for row, what in zip(rows, given, strict=True) if (row["token"] > 0) == is_later]
         mean = torch.stack([what for _, _, what in some]).mean(0) if some else None
         for row, token, what in some:
             row["found"] = same(chat, token, (codes @ what).argmax())
