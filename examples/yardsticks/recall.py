@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import transformers
 from packaging.version import Version
+from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -80,6 +81,18 @@ def batches(task: str, segments: list[Segment], batch_size: int, seed: int) -> l
     return found
 
 
+def asked(model, batch: dict, device: torch.device, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Logits where something is asked, and what is wanted there: (asked, vocabulary), (asked,).
+
+    Elsewhere the head is not computed: of a small model with a large vocabulary it would be most of the work.
+    """
+    ids, labels = (batch[name].to(device) for name in ("input_ids", "labels"))
+    hidden_states = model.base_model(input_ids=ids, use_cache=False, **options)[0]
+    wanted = labels[:, 1:]
+    return model.lm_head(hidden_states[:, :-1][wanted != -100]), wanted[wanted != -100]
+
+
 def train(model, data: list[dict], epochs: int, learning_rate: float, seed: int, **options) -> float:
     """Train on all batches, in another order each epoch. Returns the mean loss of the last epoch."""
     generator, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
@@ -91,8 +104,7 @@ def train(model, data: list[dict], epochs: int, learning_rate: float, seed: int,
         for _ in range(epochs):
             total = 0.0
             for place in torch.randperm(len(data), generator=generator).tolist():
-                ids, labels = (data[place][name].to(device) for name in ("input_ids", "labels"))
-                loss = model(input_ids=ids, labels=labels, use_cache=False, **options).loss
+                loss = cross_entropy(*asked(model, data[place], device, **options))
                 loss.backward()
                 clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
@@ -108,15 +120,14 @@ def train(model, data: list[dict], epochs: int, learning_rate: float, seed: int,
 def accuracy(model, data: list[dict], **options) -> dict[int, float]:
     """By the number of pairs, the share of answers that are right."""
     device = next(model.parameters()).device
-    right, asked = {}, {}
+    right, count = {}, {}
     model.eval()
     for batch in data:
-        ids, labels = (batch[name].to(device) for name in ("input_ids", "labels"))
-        said = model(input_ids=ids, use_cache=False, **options).logits[:, :-1].argmax(-1)
-        counts, pairs = labels[:, 1:] != -100, batch["pairs"]
-        right[pairs] = right.get(pairs, 0) + (said == labels[:, 1:])[counts].sum().item()
-        asked[pairs] = asked.get(pairs, 0) + counts.sum().item()
-    return {pairs: right[pairs] / asked[pairs] for pairs in right}
+        logits, wanted = asked(model, batch, device, **options)
+        pairs = batch["pairs"]
+        right[pairs] = right.get(pairs, 0) + (logits.argmax(-1) == wanted).sum().item()
+        count[pairs] = count.get(pairs, 0) + len(wanted)
+    return {pairs: right[pairs] / count[pairs] for pairs in right}
 
 
 @torch.no_grad()
