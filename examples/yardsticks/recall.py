@@ -40,12 +40,24 @@ from .rows import Rows
 
 MODELS = ("sleep", "attention", "sliding", "qwen3_next", "olmo_hybrid", "mamba2")
 HEADS = 2
-KEY = ("task", "model", "passes", "window_size", "width", "learning_rate", "epochs", "scale", "batch_size", "seed")
+KEY = (
+    "task",
+    "model",
+    "passes",
+    "window_size",
+    "width",
+    "learning_rate",
+    "epochs",
+    "scale",
+    "batch_size",
+    "vocabulary",
+    "seed",
+)
 
 
-def build(name: str, width: int, window_size: int, longest: int) -> torch.nn.Module:
+def build(name: str, width: int, window_size: int, longest: int, vocabulary: int) -> torch.nn.Module:
     """A fresh model of two layers."""
-    common = dict(vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=2, pad_token_id=None)
+    common = dict(vocab_size=vocabulary, hidden_size=width, num_hidden_layers=2, pad_token_id=None)
     common |= dict(bos_token_id=None, eos_token_id=None)
     stack = common | dict(num_attention_heads=HEADS, num_key_value_heads=HEADS, intermediate_size=width)
     hybrid = dict(layer_types=["full_attention", "linear_attention"])
@@ -70,12 +82,14 @@ def build(name: str, width: int, window_size: int, longest: int) -> torch.nn.Mod
     return transformers.Mamba2ForCausalLM(config)
 
 
-def batches(task: str, segments: list[Segment], batch_size: int, seed: int) -> list[dict[str, torch.Tensor]]:
+def batches(
+    task: str, segments: list[Segment], batch_size: int, vocabulary: int, seed: int
+) -> list[dict[str, torch.Tensor]]:
     """All examples in batches, each of one length."""
     generator = torch.Generator().manual_seed(seed)
     found = []
     for segment in segments:
-        examples = draw(task, segment.pairs, segment.length, segment.examples, generator)
+        examples = draw(task, segment.pairs, segment.length, segment.examples, generator, vocabulary)
         rows = zip(*(tensor.split(batch_size) for tensor in examples.values()))
         found += [dict(zip(examples, row)) | {"pairs": segment.pairs} for row in rows]
     return found
@@ -153,7 +167,7 @@ def runs(args) -> Iterator[dict]:
                             "yardstick": "recall", "task": args.task, "model": name, "passes": passes,
                             "window_size": args.window_size if name in ("sleep", "sliding") else None,
                             "width": width, "learning_rate": learning_rate, "epochs": args.epochs,
-                            "scale": args.scale, "batch_size": args.batch_size, "seed": seed,
+                            "scale": args.scale, "batch_size": args.batch_size, "vocabulary": args.vocabulary, "seed": seed,
                         }  # fmt: skip
 
 
@@ -187,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="of zoology's numbers of examples")
     parser.add_argument("--most-pairs", type=int, default=256, help="leave out what has more")
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="tokens; fewer are learned sooner")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rows", type=Path, required=True, help="file to which the rows are added")
     args = parser.parse_args(argv)
@@ -199,10 +214,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         if data is None:
             trained = segments(args.task, TRAIN, args.scale, args.most_pairs)
-            data = batches(args.task, trained, args.batch_size, seed=0)
-            tests = batches(args.task, tested, max(1, args.batch_size // 8), seed=10)
+            data = batches(args.task, trained, args.batch_size, args.vocabulary, seed=0)
+            tests = batches(args.task, tested, max(1, args.batch_size // 8), args.vocabulary, seed=10)
         torch.manual_seed(row["seed"])
-        model = build(row["model"], row["width"], args.window_size, longest).to(args.device)
+        model = build(row["model"], row["width"], args.window_size, longest, args.vocabulary).to(args.device)
         options = {} if row["passes"] is None else {"sleep_passes": row["passes"]}
         began = time.perf_counter()
         loss = train(model, data, args.epochs, row["learning_rate"], row["seed"], **options)

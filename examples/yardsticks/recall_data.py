@@ -35,7 +35,9 @@ TRAIN = [Segment(4, 64, 100_000), Segment(8, 128, 20_000), *(Segment(n, 256, 20_
 TEST = [Segment(n, max(64, 4 * n), 1_000) for n in (4, 8, 16, 32, 64, 128, 256)]
 
 
-def draw(kind: str, pairs: int, length: int, examples: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def draw(
+    kind: str, pairs: int, length: int, examples: int, generator: torch.Generator, vocabulary: int = VOCABULARY
+) -> dict[str, torch.Tensor]:
     """
     Examples of one kind.
 
@@ -56,13 +58,13 @@ def draw(kind: str, pairs: int, length: int, examples: int, generator: torch.Gen
         side = math.isqrt(pairs)
         if side * side != pairs:
             raise ValueError(f"`compositional` asks for all pairs of two sets of keys: a square number, not {pairs}.")
-        third = VOCABULARY // 3
+        third = vocabulary // 3
         first, second = (distinct(examples, side, begin, third - 1, generator) for begin in (1, third))
         keys = torch.stack([first.repeat_interleave(side, 1), second.repeat(1, side)], dim=-1)  # (examples, pairs, 2)
         keys = keys.gather(1, order(examples, pairs, generator).unsqueeze(-1).expand(-1, -1, 2))
-        values = distinct(examples, pairs, 2 * third, VOCABULARY - 2 * third, generator)
+        values = distinct(examples, pairs, 2 * third, vocabulary - 2 * third, generator)
     else:
-        half = VOCABULARY // 2
+        half = vocabulary // 2
         keys = distinct(examples, pairs, 1, half - 1, generator).unsqueeze(-1)  # (examples, pairs, 1)
         values = distinct(examples, pairs, half, half, generator)
     told = torch.cat([keys, values.unsqueeze(-1)], dim=-1)
@@ -82,7 +84,7 @@ def draw(kind: str, pairs: int, length: int, examples: int, generator: torch.Gen
         raise ValueError(f"{pairs} pairs and their questions need {begin + stride * pairs} tokens, not {length}.")
     weights = torch.arange(1, room + 1, dtype=torch.float64) ** (POWER - 1)
     gaps = torch.multinomial(weights.expand(examples, -1), pairs, generator=generator)
-    input_ids = torch.randint(VOCABULARY, (examples, length), generator=generator)
+    input_ids = torch.randint(vocabulary, (examples, length), generator=generator)
     input_ids[:, :begin] = told
     labels = torch.full_like(input_ids, -100)
     for place in range(width):
