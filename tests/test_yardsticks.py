@@ -194,11 +194,13 @@ def test_recall_that_does_not_fit_is_refused():
         draw("compositional", 8, 64, 2, generator)
     with pytest.raises(ValueError, match="there are mqar"):
         draw("unknown", 8, 64, 2, generator)
+    with pytest.raises(ValueError, match="a larger vocabulary or fewer pairs"):
+        draw("mqar", 8, 64, 2, generator, vocabulary=16)
 
 
 def test_every_model_is_trained_on_recall_and_measured(tmp_path, capsys):
     command = "mqar --widths 16 --learning-rates 1e-2 --epochs 1 --scale 0.0004 --most-pairs 8 --batch-size 8 "
-    command += f"--passes 1 3 --rows {tmp_path / 'rows.jsonl'} --device cpu --models "
+    command += f"--vocabulary 64 --passes 1 3 --rows {tmp_path / 'rows.jsonl'} --device cpu --models "
     assert recall.main((command + "sleep attention").split()) == 0
     models = list(recall.MODELS)
     if Version(transformers.__version__) < Version("5.17"):

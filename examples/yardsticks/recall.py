@@ -167,7 +167,8 @@ def runs(args) -> Iterator[dict]:
                             "yardstick": "recall", "task": args.task, "model": name, "passes": passes,
                             "window_size": args.window_size if name in ("sleep", "sliding") else None,
                             "width": width, "learning_rate": learning_rate, "epochs": args.epochs,
-                            "scale": args.scale, "batch_size": args.batch_size, "vocabulary": args.vocabulary, "seed": seed,
+                            "scale": args.scale, "batch_size": args.batch_size, "vocabulary": args.vocabulary,
+                            "seed": seed,
                         }  # fmt: skip
 
 

@@ -100,4 +100,8 @@ def order(examples: int, count: int, generator: torch.Generator) -> torch.Tensor
 
 def distinct(examples: int, count: int, begin: int, size: int, generator: torch.Generator) -> torch.Tensor:
     """Tokens from `begin` on, of `size` many, no two of an example the same: (examples, count)."""
+    if count > size:
+        raise ValueError(
+            f"{count} different tokens are asked for, of {size}: take a larger vocabulary or fewer pairs."
+        )
     return begin + torch.rand(examples, size, generator=generator).topk(count, dim=1).indices
