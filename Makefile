@@ -75,7 +75,7 @@ suite-if-online: env
 test: suite-if-online ## run the tests, transformers' own too
 	$(BIN)/$(PYTEST)
 
-programs: suite-if-online ## run the tests that start programs: examples, several processes, clean rooms
+programs: suite-if-online ## run the tests that start programs: examples, several processes, clean rooms, compiled models
 	$(BIN)/$(PYTEST) -m "programs and not slow"
 
 slow: suite-if-online ## run the tests that take minutes

@@ -158,6 +158,7 @@ def test_crossover(ratios, expected):
     assert found == (None if expected is None else pytest.approx(expected))
 
 
+@pytest.mark.programs
 def test_window():
     result = window.measure(QUICK)
     rows = checked(window, result)
@@ -278,6 +279,7 @@ def test_rule():
     assert all(flops["forward and backward", n] > 2 * flops["forward", n] for n in (64, 256))
 
 
+@pytest.mark.programs
 def test_compiled():
     result = compiled.measure(QUICK)
     checked(compiled, result)

@@ -28,6 +28,7 @@ def build(num_layers: int = 4) -> tuple[SleepForCausalLM, torch.Tensor]:
     return model, torch.randint(1, model.config.vocab_size, (2, 40))
 
 
+@pytest.mark.programs
 def test_the_whole_model_is_one_graph():
     model, ids = build(num_layers=2)
     ids = ids[:, :16]
@@ -74,6 +75,7 @@ def test_generation_through_compiled_layers_stops_compiling():
     assert graphs[1] == graphs[2] <= 16
 
 
+@pytest.mark.programs
 @torch.no_grad()
 def test_the_whole_model_is_one_graph_through_a_sleep():
     """Token by token, too: a number of sleeps or of tokens seen is no reason to compile anew."""
@@ -141,6 +143,7 @@ def test_compiled_generation_of_a_padded_batch(chunk):
     torch.testing.assert_close(found.hidden_states, expected.hidden_states)
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize(
     "num_layers, overrides",
     [(4, dict(loop_span=(1, 3))), (2, dict(memory_layers=[1])), (2, dict(num_key_value_heads=1))],
@@ -154,6 +157,7 @@ def test_compiled_generation_of_other_stacks(num_layers, overrides):
     torch.testing.assert_close(found.scores, expected.scores)
 
 
+@pytest.mark.programs
 def test_generation_stays_compiled_in_a_process_with_other_batches():
     """Torch gives up after 8 graphs, or raises in full graphs."""
     model, ids = build(num_layers=2)
@@ -177,6 +181,7 @@ def test_generation_stays_compiled_in_a_process_with_other_batches():
     assert 8 < counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.programs
 def test_a_copy_generates_with_its_own_weights():
     original, ids = build(num_layers=2)
     options = dict(min_new_tokens=10, max_new_tokens=10, do_sample=False)

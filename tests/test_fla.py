@@ -203,6 +203,7 @@ def test_the_compiler_is_told_the_truth(install):
             )
 
 
+@pytest.mark.programs
 def test_compiled_tokens_break_no_graph(install):
     config = SleepConfig.from_preset("tiny", num_hidden_layers=2, window_size=8)
     model, ids = SleepForCausalLM(config).bfloat16().eval(), torch.randint(1, config.vocab_size, (1, 19))

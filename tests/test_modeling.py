@@ -388,6 +388,7 @@ def test_dynamic_cache_from_the_config_is_ours_and_bounded():
     assert len(sizes) <= 2, sizes  # the first window has nothing to rewind the coda to
 
 
+@pytest.mark.programs  # flex attention is compiled, by a C++ compiler
 def test_flex_attention_gives_the_same():
     model, ids = make_model(torch.float32, head_dim=16, sleep_passes=2).eval(), make_ids(2, 2 * L + 1)
     mask = torch.ones_like(ids)

@@ -138,6 +138,7 @@ def test_the_folder_is_the_model_where_the_package_is_not_installed(saved, gener
         torch.testing.assert_close(found[name], expected[name], atol=1e-9, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.programs
 @pytest.mark.parametrize("generation", [0, 1, 2], ids=["saved", "saved again", "and again"])
 @pytest.mark.parametrize("kind", FILES)
 def test_the_folder_holds_what_is_needed_and_nothing_else(generations, generation, kind):
@@ -150,6 +151,7 @@ def test_the_folder_holds_what_is_needed_and_nothing_else(generations, generatio
     assert json.loads((folder / "config.json").read_text()) == json.loads((first / "config.json").read_text())
 
 
+@pytest.mark.programs
 def test_package_and_remote_code_share_caches_in_one_process(saved, tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_MODULES_CACHE", None)
