@@ -31,13 +31,15 @@ help: ## show this list
 
 env: $(VENV)/.stamp ## make or refresh the environment in .venv
 
-# The stamp makes the second call instant, and the environment anew when the dependencies change.
+# The stamp makes the second call instant, and the environment anew when the dependencies change. Left to pip, bytecode
+# takes one core half of the time; here all cores make it, but for templates of packages, which are no Python.
 $(VENV)/.stamp: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "[env] $(TORCH)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(TORCH)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile $(TORCH)
 	@echo "[env] modeling-sleep[dev], editable"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --editable '.[dev]'
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 demo: env ## watch a small model sleep, on a CPU
