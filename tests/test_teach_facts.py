@@ -89,6 +89,12 @@ def test_no_question_has_a_word_that_might_be_its_answer():
                 assert not words_of(SLOT.sub(" ", question)) & values, question
 
 
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_words_of_lists_are_on_one_line(split):
+    for kind in names.LISTS:
+        assert all(word == " ".join(word.split()) for word in names.listed(kind, split)), kind
+
+
 @pytest.mark.parametrize("kind", names.MADE)
 def test_made_values_of_the_splits_differ(kind):
     rng = random.Random(0)

@@ -381,7 +381,7 @@ MIDDLES = (*"bdgklmnrstvz", "br", "gr", "kr", "tr")  # of invented words
 def listed(kind: str, split: str) -> tuple[str, ...]:
     """The words of a kind that belong to a split."""
     words = LISTS[kind].split("|")[split == "eval"]
-    return tuple(word.strip() for word in words.split(",")) if "," in words else tuple(words.split())
+    return tuple(" ".join(word.split()) for word in words.split(",")) if "," in words else tuple(words.split())
 
 
 @functools.cache
