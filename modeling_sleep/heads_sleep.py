@@ -238,23 +238,24 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
         return sum(checkpoint(loss_of, *pair, use_reentrant=False) for pair in labelled)
 
 
-class SleepForSequenceClassification(SleepPreTrainedModel):
+class SleepClassifier(SleepPreTrainedModel):
     """
-    [`SleepModel`] with a linear head on the last token: one label for a text, however many windows it has.
+    [`SleepModel`] with a linear head, `score`; what it scores is the subclass's.
 
     Parameters
     ----------
     config : SleepConfig
-        `num_labels` and `problem_type` as for any other model.
+        `num_labels` as for any other model.
     """
 
-    accepts_loss_kwargs = False  # the loss is a mean over the call's rows: accumulating, `Trainer` has to divide
+    accepts_loss_kwargs = False  # the loss is a mean over the call's rows or tokens: accumulating, `Trainer` divides
+    score_bias = True
 
     def __init__(self, config: SleepConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = SleepModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=self.score_bias)
         self.post_init()
 
     @can_return_tuple
@@ -269,23 +270,21 @@ class SleepForSequenceClassification(SleepPreTrainedModel):
         use_cache: bool | None = None,
         cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> SleepSequenceClassifierOutput:
+    ) -> SleepSequenceClassifierOutput | TokenClassifierOutput:
         """
-        Classify texts. Parameters are those of [`SleepModel.forward`], and:
+        Classify. Parameters are those of [`SleepModel.forward`], and:
 
         Parameters
         ----------
         labels : torch.Tensor, optional
-            (batch,): classes, or numbers for a regression; (batch, num_labels) for several classes per text.
+            See the class.
 
         Returns
         -------
-        SleepSequenceClassifierOutput
-            `logits` is (batch, num_labels), of the last token that is no padding.
+        SleepSequenceClassifierOutput | TokenClassifierOutput
+            With `logits` as the class says.
         """
-        if attention_mask is None:
-            attention_mask = self._padding_mask(input_ids)
-        outputs = self.model(
+        inputs = dict(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -293,11 +292,32 @@ class SleepForSequenceClassification(SleepPreTrainedModel):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             cache=cache,
-            return_dict=True,
-            **kwargs,
         )
-        shape = outputs.last_hidden_state.shape[:2]
-        if documents_of(position_ids, attention_mask, past_key_values, shape, kwargs) is not None:
+        return self.classify(inputs, labels, kwargs)
+
+
+class SleepForSequenceClassification(SleepClassifier):
+    """
+    [`SleepModel`] with a linear head on the last token: one label for a text, however many windows it has.
+
+    `labels` are (batch,), classes, or numbers for a regression; or (batch, num_labels), for several classes per text.
+    `logits` are (batch, num_labels), of the last token that is no padding.
+
+    Parameters
+    ----------
+    config : SleepConfig
+        `num_labels` and `problem_type` as for any other model.
+    """
+
+    score_bias = False
+
+    def classify(self, inputs: dict, labels: torch.Tensor | None, kwargs: dict) -> SleepSequenceClassifierOutput:
+        """What `forward` does with its inputs."""
+        if inputs["attention_mask"] is None:
+            inputs["attention_mask"] = self._padding_mask(inputs["input_ids"])
+        outputs = self.model(**inputs, return_dict=True, **kwargs)
+        told = (inputs["position_ids"], inputs["attention_mask"], inputs["past_key_values"])
+        if documents_of(*told, outputs.last_hidden_state.shape[:2], kwargs) is not None:
             raise ValueError("A row is classified as one text: give every document a row of its own, not packed ones.")
         logits = self.score(outputs.last_hidden_state[:, -1])  # padding repeats the last token before it
         loss = None
@@ -323,68 +343,20 @@ class SleepForSequenceClassification(SleepPreTrainedModel):
         return (input_ids != self.config.pad_token_id).long()
 
 
-class SleepForTokenClassification(SleepPreTrainedModel):
+class SleepForTokenClassification(SleepClassifier):
     """
     [`SleepModel`] with a linear head on every token, which knows what came before it, slept over or not.
 
-    Parameters
-    ----------
-    config : SleepConfig
-        `num_labels` as for any other model.
+    `labels` are (batch, length), -100 where there is none; `logits` are (batch, length, num_labels).
     """
 
-    accepts_loss_kwargs = False  # as above, a mean over the call's tokens
-
-    def __init__(self, config: SleepConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.model = SleepModel(config)
-        self.score = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
-        cache: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TokenClassifierOutput:
-        """
-        Classify tokens. Parameters are those of [`SleepModel.forward`], and:
-
-        Parameters
-        ----------
-        labels : torch.LongTensor, optional
-            (batch, length), -100 where there is none.
-
-        Returns
-        -------
-        TokenClassifierOutput
-            `logits` is (batch, length, num_labels).
-        """
-        if use_cache is None and past_key_values is None and cache is None:
-            use_cache = False  # which nobody would see
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            cache=cache,
-            return_dict=True,
-            **kwargs,
-        )
+    def classify(self, inputs: dict, labels: torch.Tensor | None, kwargs: dict) -> TokenClassifierOutput:
+        """What `forward` does with its inputs."""
+        if all(inputs[name] is None for name in ("use_cache", "past_key_values", "cache")):
+            inputs["use_cache"] = False  # nobody would see it
+        outputs = self.model(**inputs, return_dict=True, **kwargs)
         logits = self.score(outputs.last_hidden_state)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
