@@ -240,7 +240,7 @@ class SleepForCausalLM(SleepGenerationMixin, SleepPreTrainedModel, GenerationMix
 
 class SleepClassifier(SleepPreTrainedModel):
     """
-    [`SleepModel`] with a linear head, `score`; what it scores is the subclass's.
+    [`SleepModel`] with a linear head, `score`; `_classify`, which says what it scores, is the subclass's.
 
     Parameters
     ----------
@@ -293,7 +293,7 @@ class SleepClassifier(SleepPreTrainedModel):
             use_cache=use_cache,
             cache=cache,
         )
-        return self.classify(inputs, labels, kwargs)
+        return self._classify(inputs, labels, kwargs)
 
 
 class SleepForSequenceClassification(SleepClassifier):
@@ -311,7 +311,7 @@ class SleepForSequenceClassification(SleepClassifier):
 
     score_bias = False
 
-    def classify(self, inputs: dict, labels: torch.Tensor | None, kwargs: dict) -> SleepSequenceClassifierOutput:
+    def _classify(self, inputs: dict, labels: torch.Tensor | None, kwargs: dict) -> SleepSequenceClassifierOutput:
         """What `forward` does with its inputs."""
         if inputs["attention_mask"] is None:
             inputs["attention_mask"] = self._padding_mask(inputs["input_ids"])
@@ -350,7 +350,7 @@ class SleepForTokenClassification(SleepClassifier):
     `labels` are (batch, length), -100 where there is none; `logits` are (batch, length, num_labels).
     """
 
-    def classify(self, inputs: dict, labels: torch.Tensor | None, kwargs: dict) -> TokenClassifierOutput:
+    def _classify(self, inputs: dict, labels: torch.Tensor | None, kwargs: dict) -> TokenClassifierOutput:
         """What `forward` does with its inputs."""
         if all(inputs[name] is None for name in ("use_cache", "past_key_values", "cache")):
             inputs["use_cache"] = False  # nobody would see it
